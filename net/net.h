@@ -1,0 +1,146 @@
+/*
+** net.h: listener, peers, framing and reconnects of one node, on libuv.
+**
+** Everything runs on the thread of the loop that the owner passes in; no
+** function here may be called from another thread. The owner's callbacks run
+** on it too; they may call any function of this header except net_close.
+**
+** Connections. Each node dials each peer and sends its own requests on that
+** connection; answers come back on the same one. A snapshot travels on a
+** connection of its own. All are TLS 1.3 with both certificates, except that a
+** client without one may send a single NET_JOIN request and get its answer.
+**
+** Frames (little-endian): length u32 of the body, type u8, version u8 = 1,
+** flags u16 = 0; then the body. Each type has a bound on its length that is
+** checked before anything is allocated; an unknown type, version or flag, or
+** a type that the connection's state does not allow, closes the connection.
+**
+** Bounds: handshake 5 s; a frame that began must end within 30 s; at most 32
+** connections without a verified certificate, each with at most 64 KiB of
+** buffers and 10 s of life; a peer's unsent output at most 64 MiB (above it
+** messages to that peer are dropped, which Raft allows).
+**
+** Errors: 0 or -1 with a line for people in *error.
+*/
+#ifndef NET_H
+#define NET_H
+
+#include "raft.h"
+#include "tls.h"
+
+#include <uv.h>
+
+struct net;
+
+struct net_error {
+  char text[256];
+};
+
+/* A request that waits for its answer; lives until net_reply(). */
+struct net_request;
+
+#define NET_REQUEST_MAX (64u * 1024u) /* body of a call, join or answer */
+#define NET_CHUNK_MAX (256u * 1024u)  /* data in one snapshot chunk */
+
+struct net_callbacks {
+  void *ctx;
+  /* A raft message from an authenticated member; from is verified. The
+     callee owns *message (raft_message_clear). */
+  void (*message)(void *ctx, struct raft_message *message);
+  /* A connection to or from a peer is up / the last one was closed by the
+     other side or its kernel (not by a time-out of ours). */
+  void (*up)(void *ctx, raft_id peer);
+  void (*down)(void *ctx, raft_id peer);
+  /* May this node, whose certificate is valid, talk to us? */
+  bool (*allowed)(void *ctx, raft_id peer);
+  /* A join request (from 0) or a call from a member; answer it with
+     net_reply(), now or later. Bodies are the owner's business. */
+  void (*request)(void *ctx, raft_id from, const uint8_t *body, size_t len,
+                  struct net_request *request);
+  /* An incoming snapshot: begin() gets what the sender's owner gave as head
+     and accepts with true; chunk() gets its bytes in order; end() comes once,
+     ok only when all of it arrived, and is answered with net_reply(), whose
+     body is ignored and whose status tells the sender. One at a time; a new
+     begin() ends an older one with ok = false (and request NULL). */
+  bool (*snapshot_begin)(void *ctx, raft_id from, const uint8_t *head,
+                         size_t len);
+  bool (*snapshot_chunk)(void *ctx, const uint8_t *data, size_t len);
+  void (*snapshot_end)(void *ctx, bool ok, struct net_request *request);
+  /* Something worth telling: a refused connection, a failed handshake. */
+  void (*event)(void *ctx, const char *line);
+};
+
+struct net_options {
+  uv_loop_t *loop;
+  raft_id self;
+  struct tls_context *tls; /* net keeps a reference */
+  const char *listen;      /* "host:port", "[v6]:port"; port 0: any */
+  const struct net_callbacks *callbacks; /* copied */
+};
+
+/* Binds and listens. On error nothing is left behind. */
+int net_open(const struct net_options *options, struct net **out,
+             struct net_error *error);
+/* "host:port" really listened on. */
+const char *net_listening(const struct net *net);
+/* Ends everything: pending requests are answered with an error, calls get
+   their callback with status -1; closed(ctx) comes when the last handle is
+   gone, and frees nothing of the owner's. */
+void net_close(struct net *net, void (*closed)(void *ctx), void *ctx);
+/* A renewed certificate: new connections use it. */
+void net_set_tls(struct net *net, struct tls_context *tls);
+
+/* The peers to be connected to; self is skipped. Added ones are dialled,
+   missing ones cut, changed addresses redialled. Reconnects back off from 20
+   ms to 1 s with jitter; names are resolved anew at each attempt. */
+void net_set_peers(struct net *net, const struct raft_configuration *peers);
+
+/* Queues a raft message (copied or encoded before it returns). False: there
+   is no connection, or too much is queued; the message is dropped. */
+bool net_send(struct net *net, const struct raft_message *message);
+/* Hands what was queued since the last flush to the kernel, one write a
+   connection. Call it after each batch of net_send(). */
+void net_flush(struct net *net);
+
+/* Answers a request. status 0 or a small positive code of the owner's. */
+void net_reply(struct net_request *request, int status, const void *body,
+               size_t len);
+
+/* Sends a call to a member; done() comes exactly once: status -1: not
+   delivered or no answer in time (body: a text saying why). */
+typedef void (*net_done)(void *ctx, int status, const uint8_t *body,
+                         size_t len);
+void net_call(struct net *net, raft_id peer, const void *body, size_t len,
+              unsigned timeout_ms, net_done done, void *ctx);
+
+/* Sends a snapshot to a peer on a connection of its own. read() is called on
+   the loop when there is room: it fills buf with at most max (NET_CHUNK_MAX)
+   bytes and returns their number, 0 at the end, -1 to give up. done() comes
+   exactly once: status 0 when the other side's owner said so. */
+void net_send_snapshot(struct net *net, raft_id peer, const void *head,
+                       size_t len,
+                       ssize_t (*read)(void *ctx, uint8_t *buf, size_t max),
+                       net_done done, void *ctx);
+
+struct net_peer_status {
+  bool connected;         /* our own connection to it is up */
+  uint64_t last_received; /* uv_now() of its last byte; 0: never */
+  uint64_t sent_bytes, received_bytes;
+};
+bool net_peer_status(const struct net *net, raft_id peer,
+                     struct net_peer_status *status);
+
+/*
+** One join request to an address, without a struct net, on a loop of its own
+** that it makes and ends: blocks the calling thread for at most timeout_ms.
+** *body is malloc'd. Returns the answer's status, or -1 with *error.
+*/
+int net_join(struct tls_context *joiner, const char *address,
+             const void *request, size_t len, unsigned timeout_ms,
+             uint8_t **body, size_t *body_len, struct net_error *error);
+
+/* Splits "host:port" or "[v6]:port". False: not of that form. */
+bool net_split_address(const char *address, char *host, size_t host_size,
+                       char *port, size_t port_size);
+
+#endif

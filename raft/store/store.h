@@ -1,0 +1,115 @@
+/*
+** store.h: the durable log, the vote and the checkpoint file of one node.
+**
+**   DIR/vote              term and vote, two alternating slots
+**   DIR/log/<16 hex>.seg  segments, named by their first index
+**   DIR/checkpoint        see struct store_checkpoint
+**
+** The byte formats are described at the head of segment.c, vote.c and
+** checkpoint.c; they carry a format version and are final.
+**
+** A log thread takes submissions in order, makes one write and one fdatasync
+** of everything that has piled up, and reports the newest durable sequence
+** number. All memory that a submission needs is taken by the caller's thread.
+**
+** Errors: 0 or a negated errno value (-EBADMSG: damaged file), and where
+** there is a `char **error`, a malloc'd line that names the file and, for
+** damage, the offset.
+*/
+#ifndef STORE_H
+#define STORE_H
+
+#include "io.h"
+#include "raft.h"
+
+struct store; /* opaque */
+
+struct store_options {
+  const char *dir; /* exists */
+  const struct io *io;
+  uint64_t segment_bytes; /* 8 MiB */
+  uint64_t cluster;       /* written in headers, checked when opened */
+  raft_id node;
+  /* Called on the log thread: everything up to seq is durable (status 0), or
+     the disk failed for good (negated errno; nothing after that is ever
+     durable). `error` is a line for people, valid during the call. */
+  void (*done)(void *ctx, uint64_t seq, int status, const char *error);
+  void *ctx;
+};
+
+/*
+** The checkpoint: everything up to `index` is in the database file and synced.
+** `floor` is the replay floor: at least the index of any page that may
+** already be in the database file. `settings` is the state of the cluster's
+** settings at `index`, opaque here.
+*/
+struct store_checkpoint {
+  raft_index index;
+  raft_term term;
+  raft_index floor;
+  struct raft_configuration configuration;
+  raft_index configuration_index;
+  uint8_t *settings; /* malloc'd, owned by the struct */
+  size_t settings_len;
+};
+
+/* Writes it in one step (io_replace_file). Any thread, one at a time. */
+int store_checkpoint_write(const struct io *io, const char *dir,
+                           const struct store_checkpoint *checkpoint,
+                           char **error);
+/* -ENOENT: there is none; -EBADMSG: damaged. */
+int store_checkpoint_read(const struct io *io, const char *dir,
+                          struct store_checkpoint *checkpoint, char **error);
+void store_checkpoint_clear(struct store_checkpoint *checkpoint);
+
+/*
+** Opens or creates the log after `snapshot` (index and term of the
+** checkpoint), repairs a torn tail, starts the log thread, and fills
+** *recovered for raft_new(): terms, vote, last index, and the newest two
+** configurations of checkpoint and log. *recovered->terms belongs to the
+** store and is valid until the first submission. recovered->commit is the
+** checkpoint's index.
+**
+** On start a bad record with no good record after it and above the durable
+** mark is a torn tail and is cut; anything else is -EBADMSG with the file and
+** the offset in *error.
+*/
+int store_open(const struct store_options *options,
+               const struct store_checkpoint *checkpoint, struct store **out,
+               struct raft_recovered *recovered, char **error);
+
+/* Hands a batch to the log thread; takes its own references to bodies.
+   Owner's thread only. -ENOMEM: nothing was taken. */
+int store_submit(struct store *store, const struct raft_persist *persist);
+
+/*
+** Reads entries first .. at most last back from the segments, at least one,
+** at most max_bytes of bodies and max entries; checks their checksums. Sees
+** every entry that has been reported durable. The caller unrefs the bodies.
+** Any thread. Returns the count or -ENOENT (outside the log), -EBADMSG, ...
+*/
+int store_read(struct store *store, raft_index first, raft_index last,
+               size_t max_bytes, unsigned max, struct raft_entry *entries,
+               char **error);
+
+/* Drops the whole log: it now begins after (index, term). For a node that
+   took a snapshot. Waits for the log thread. Owner's thread only. */
+int store_reset(struct store *store, raft_index index, raft_term term);
+
+/* Segments that hold only entries up to `upto` may be recycled. Any thread;
+   carried out by the log thread. Entries above it are never touched. */
+void store_compact(struct store *store, raft_index upto);
+
+struct store_stats {
+  raft_index first, last; /* on disk; first > last: empty */
+  uint64_t bytes;         /* of all segments */
+  uint64_t writes, syncs; /* since opened */
+  uint64_t entries;
+};
+void store_stats(struct store *store, struct store_stats *stats);
+
+/* Waits until everything submitted is durable (or the disk failed), stops the
+   thread, closes the files. */
+void store_close(struct store *store);
+
+#endif
