@@ -92,6 +92,8 @@ int tls_context_new(const char *ca, const char *cert, const char *key,
    SAN names this cluster. */
 int tls_context_new_joiner(uint64_t cluster, const uint8_t fingerprint[32],
                            struct tls_context **out, struct tls_error *error);
+/* One more reference, for whoever keeps the context; returns it. */
+struct tls_context *tls_context_ref(struct tls_context *context);
 void tls_context_unref(struct tls_context *context); /* NULL is allowed */
 
 /* ---- streams ----------------------------------------------------------- */
