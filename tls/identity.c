@@ -187,6 +187,24 @@ static int add_extension(X509 *cert, X509 *issuer, int nid, const char *value)
   return ok;
 }
 
+/* The first 160 bits of the SHA-256 of the public key (RFC 7093, section 2).
+   OpenSSL's "hash" would take SHA-1, and from the host's library context. */
+static int add_key_identifier(OSSL_LIB_CTX *lib, X509 *cert)
+{
+  const ASN1_BIT_STRING *key = X509_get0_pubkey_bitstr(cert);
+  ASN1_OCTET_STRING *id = ASN1_OCTET_STRING_new();
+  uint8_t digest[32];
+  size_t len;
+  int ok = id != NULL && key != NULL &&
+           EVP_Q_digest(lib, "SHA256", NULL, ASN1_STRING_get0_data(key),
+                        (size_t)ASN1_STRING_length(key), digest, &len) &&
+           ASN1_OCTET_STRING_set(id, digest, 20) &&
+           X509_add1_ext_i2d(cert, NID_subject_key_identifier, id, 0, 0) == 1;
+
+  ASN1_OCTET_STRING_free(id);
+  return ok;
+}
+
 /* The parts that a CA's and a node's certificate share. */
 static X509 *new_certificate(OSSL_LIB_CTX *lib, EVP_PKEY *key, unsigned days)
 {
@@ -251,8 +269,7 @@ static X509 *build_ca(OSSL_LIB_CTX *lib, EVP_PKEY *key, uint64_t cluster)
                      "critical,CA:TRUE,pathlen:0") ||
       !add_extension(cert, cert, NID_key_usage,
                      "critical,keyCertSign,cRLSign") ||
-      !add_extension(cert, cert, NID_subject_key_identifier, "hash") ||
-      !sign_with(lib, cert, key)) {
+      !add_key_identifier(lib, cert) || !sign_with(lib, cert, key)) {
     X509_free(cert);
     return NULL;
   }
@@ -361,36 +378,58 @@ static bool is_good_key(OSSL_LIB_CTX *lib, EVP_PKEY *key)
   return good;
 }
 
-/* The public key of a request that is signed with it. Owned by *request. */
+/* The key of a parsed request. What the parser itself made of it belongs to
+   the host's library context, so it is read once more. */
+static EVP_PKEY *key_of_request(OSSL_LIB_CTX *lib, X509_REQ *request)
+{
+  uint8_t *der = NULL;
+  const uint8_t *at;
+  EVP_PKEY *key = NULL;
+  int len = i2d_X509_PUBKEY(X509_REQ_get_X509_PUBKEY(request), &der);
+
+  if (len <= 0) return NULL;
+  at = der;
+  key = d2i_PUBKEY_ex(NULL, &at, len, lib, NULL);
+  OPENSSL_free(der);
+  return key;
+}
+
+/* The public key of a request that is signed with it; NULL with *error. */
 static EVP_PKEY *read_request(OSSL_LIB_CTX *lib, const char *text,
-                              X509_REQ **request, struct tls_error *error)
+                              struct tls_error *error)
 {
   BIO *bio = tls_bio_of_text(text, "request", error);
-  EVP_PKEY *key;
+  X509_REQ *request = X509_REQ_new_ex(lib, NULL);
+  EVP_PKEY *key = NULL;
 
-  if (bio == NULL) return NULL;
-  *request = X509_REQ_new_ex(lib, NULL);
-  if (*request != NULL &&
-      PEM_read_bio_X509_REQ(bio, request, NULL, NULL) == NULL) {
-    X509_REQ_free(*request);
-    *request = NULL;
-  }
-  BIO_free(bio);
-  if (*request == NULL) {
+  if (bio == NULL) goto fail;
+  if (request == NULL ||
+      PEM_read_bio_X509_REQ(bio, &request, NULL, NULL) == NULL) {
     tls_fail_openssl(error, "request: not a signing request in PEM");
-    return NULL;
+    goto fail;
   }
-  key = X509_REQ_get0_pubkey(*request);
+  key = key_of_request(lib, request);
   if (key == NULL) {
     tls_fail_openssl(error, "request: its key is malformed");
-  } else if (!is_good_key(lib, key)) {
-    tls_fail(error, "request: its key is weak or of a kind not accepted");
-    key = NULL;
-  } else if (X509_REQ_verify_ex(*request, key, lib, NULL) != 1) {
-    tls_fail(error, "request: its signature is wrong");
-    key = NULL;
+    goto fail;
   }
+  if (!is_good_key(lib, key)) {
+    tls_fail(error, "request: its key is weak or of a kind not accepted");
+    goto fail;
+  }
+  if (X509_REQ_verify_ex(request, key, lib, NULL) != 1) {
+    tls_fail(error, "request: its signature is wrong");
+    goto fail;
+  }
+  X509_REQ_free(request);
+  BIO_free(bio);
   return key;
+
+fail:
+  EVP_PKEY_free(key);
+  X509_REQ_free(request);
+  BIO_free(bio);
+  return NULL;
 }
 
 /* A node's certificate ends with its CA's at the latest. */
@@ -420,7 +459,7 @@ static int build_node(OSSL_LIB_CTX *lib, X509 *ca, EVP_PKEY *ca_key, X509 *cert,
          add_extension(cert, ca, NID_key_usage, "critical,digitalSignature") &&
          add_extension(cert, ca, NID_ext_key_usage, "serverAuth,clientAuth") &&
          add_extension(cert, ca, NID_subject_alt_name, san) &&
-         add_extension(cert, ca, NID_subject_key_identifier, "hash") &&
+         add_key_identifier(lib, cert) &&
          add_extension(cert, ca, NID_authority_key_identifier, "keyid") &&
          sign_with(lib, cert, ca_key);
 }
@@ -449,8 +488,7 @@ int tls_sign_request(const char *ca_cert, const char *ca_key,
 {
   OSSL_LIB_CTX *lib = tls_enter(error);
   X509 *ca = NULL, *cert = NULL;
-  EVP_PKEY *key = NULL, *public_key;
-  X509_REQ *req = NULL;
+  EVP_PKEY *key = NULL, *public_key = NULL;
   int rc = -1;
 
   *out = NULL;
@@ -461,7 +499,7 @@ int tls_sign_request(const char *ca_cert, const char *ca_key,
   key = tls_read_key(ca_key, "CA key", error);
   if (key == NULL) goto out;
   if (check_ca(ca, key, error) != 0) goto out;
-  public_key = read_request(lib, request, &req, error);
+  public_key = read_request(lib, request, error);
   if (public_key == NULL) goto out;
 
   cert = new_certificate(lib, public_key, days);
@@ -475,7 +513,7 @@ int tls_sign_request(const char *ca_cert, const char *ca_key,
 
 out:
   X509_free(cert);
-  X509_REQ_free(req);
+  EVP_PKEY_free(public_key);
   EVP_PKEY_free(key);
   X509_free(ca);
   return tls_leave(rc);
