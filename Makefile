@@ -5,15 +5,25 @@
 #   make demo          the quickstart (demo/run installs what is missing first)
 #   make test          everything that must hold (sql-tests/run likewise)
 #   make unit          only the C tests
+#   make suites        only the Tcl suites; SUITES='session errors' for some
 #   make bench         timings, as ratios to stock SQLite
 #   make check-style   formatter, warnings of both compilers, house rules
 #   make SAN=address,undefined ...   the same with sanitizers; or SAN=thread
+#   make CC=clang ...  the same with another compiler, WERROR=1 with warnings
+#                      as errors; each of these has objects of its own
 #   make clean
 
 CC     ?= cc
 SAN    ?=
 comma  := ,
-B      := build$(if $(SAN),/$(subst $(comma),-,$(SAN)))
+empty  :=
+space  := $(empty) $(empty)
+# Objects made with other flags never meet: each variant has its own folder.
+VARIANT := $(subst $(comma),-,$(SAN)) \
+           $(if $(findstring clang,$(notdir $(CC))),clang) \
+           $(if $(WERROR),werror)
+VARIANT := $(subst $(space),-,$(strip $(VARIANT)))
+B      := build$(if $(VARIANT),/$(VARIANT))
 
 WARN   := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion \
           -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith \
@@ -77,9 +87,47 @@ $(foreach r,$(ROOMS),$(eval $(call room,$(r))))
 unit: $(UNITS)
 	@set -e; for t in $(UNITS); do echo "== $$t"; $$t; done
 
+# A library with a sanitizer in it needs that sanitizer's runtime loaded first
+# into a process (sqlite3, tclsh) that was built without.
+PRELOAD := $(if $(SAN),$(shell $(CC) -print-file-name=$(if \
+             $(findstring thread,$(SAN)),libtsan.so,$(if \
+             $(findstring address,$(SAN)),libasan.so,libubsan.so))))
+SUITE_ENV = QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' \
+            QUORATE_PRELOAD='$(PRELOAD)'
+
+# Unit tests and suites in one run with one summary, all of them even if some
+# fail.
+test: all $(UNITS)
+	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(wildcard sql-tests/*.test)
+
+SUITES ?= $(notdir $(basename $(wildcard sql-tests/*.test)))
+suites: all
+	@$(SUITE_ENV) sh sql-tests/all \
+	  $(foreach s,$(SUITES),sql-tests/$(s).test)
+
+demo: all
+	@QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' sh demo/quickstart
+
+# The benchmark knows the extension as any program does: by its file.
+BENCH     := $(B)/demo/bench/bench
+BENCH_OBJ := $(call objs,demo/bench)
+$(B)/demo/bench/%.o: demo/bench/%.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+$(BENCH): $(BENCH_OBJ)
+	$(CC) -o $@ $^ $(LDFLAGS) -lsqlite3 -pthread
+
+bench: all $(BENCH)
+	@$(BENCH) $(B)/quorate.so
+
+compile: all $(UNITS) $(BENCH)
+
+check-style:
+	@bash .ci/style
+
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 
 clean:
 	rm -rf build
 
-.PHONY: all unit clean $(addprefix unit-,$(ROOMS))
+.PHONY: all unit test suites demo bench compile check-style clean $(addprefix unit-,$(ROOMS))

@@ -1,0 +1,101 @@
+# Runs test programs, a few at a time, and adds up what they say.
+#
+#   tclsh runner.tcl [program | suite.test]...
+#
+# A *.test file is run by tclsh and ends with tcltest's summary; any other is
+# a cmocka program.  The output of each is printed when it ends, so that those
+# of two never mix.  A program that gives no summary, or does not end in its
+# time, counts as one failure.  The last line is "N passed, N failed".
+
+set here [file dirname [file normalize [info script]]]
+set jobs [expr {[info exists env(JOBS)] ? $env(JOBS) : 2}]
+set limit_ms [expr {[info exists env(SUITE_SECONDS)]
+                    ? $env(SUITE_SECONDS) * 1000 : 600000}]
+set queue $argv
+set running 0
+set passed 0
+set failed 0
+set bad {}
+
+# passed and failed cases according to a program's output, or an empty list.
+proc counts {output} {
+  if {[regexp {Total\s+\d+\s+Passed\s+(\d+)\s+Skipped\s+\d+\s+Failed\s+(\d+)} \
+         $output -> p f]} {
+    return [list $p $f]
+  }
+  set p 0
+  set f 0
+  foreach {- n} [regexp -all -inline {\[  PASSED  \] (\d+) test} $output] {
+    incr p $n
+  }
+  foreach {- n} [regexp -all -inline {\[  FAILED  \] (\d+) test} $output] {
+    incr f $n
+  }
+  if {$p + $f == 0} {
+    return {}
+  }
+  return [list $p $f]
+}
+
+proc start {program} {
+  global here
+  if {[file extension $program] eq ".test"} {
+    set command [list [info nameofexecutable] $program]
+  } else {
+    set command [list [file normalize $program]]
+  }
+  set chan [open "|$command 2>@1" r]
+  fconfigure $chan -blocking 0 -buffering none
+  set ::output($chan) ""
+  set ::began($chan) [clock milliseconds]
+  set ::program($chan) $program
+  fileevent $chan readable [list readable $chan]
+  set ::timer($chan) [after $::limit_ms [list out_of_time $chan]]
+  incr ::running
+}
+
+proc readable {chan} {
+  append ::output($chan) [read $chan]
+  if {[eof $chan]} {
+    finish $chan
+  }
+}
+
+proc out_of_time {chan} {
+  append ::output($chan) "\nno end after $::limit_ms ms: killed\n"
+  exec sh -c "kill -9 [pid $chan]"
+}
+
+proc finish {chan} {
+  after cancel $::timer($chan)
+  fconfigure $chan -blocking 1
+  set died [catch {close $chan} why]
+  set seconds [expr {([clock milliseconds] - $::began($chan)) / 1000.0}]
+  set n [counts $::output($chan)]
+  if {$n eq "" || ($died && [lindex $n 1] == 0)} {
+    append ::output($chan) "\nended early: $why\n"
+    set n [list [lindex [concat $n 0] 0] 1]
+  }
+  puts [format "== %s (%.1f s)" $::program($chan) $seconds]
+  puts [string trimright $::output($chan)]
+  flush stdout
+  incr ::passed [lindex $n 0]
+  incr ::failed [lindex $n 1]
+  if {[lindex $n 1] > 0} {
+    lappend ::bad $::program($chan)
+  }
+  incr ::running -1
+}
+
+while {$running > 0 || [llength $queue] > 0} {
+  while {$running < $jobs && [llength $queue] > 0} {
+    set queue [lassign $queue next]
+    start $next
+  }
+  vwait running
+}
+foreach name $bad {
+  puts "failed: $name"
+}
+puts "$passed passed, $failed failed"
+exit [expr {$failed > 0 || $passed == 0}]
