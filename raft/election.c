@@ -1,0 +1,275 @@
+/*
+** election.c: roles, timers and votes.
+**
+**             timeout                 quorum of pre-votes        quorum
+**   FOLLOWER ---------> PRECANDIDATE ---------------> CANDIDATE -------> LEADER
+**       ^                    |  ^                         |                 |
+**       |                    |  +-------- timeout --------+                 |
+**       +---- leader or later term heard of, quorum or disk lost -----------+
+**
+** Pre-vote (dissertation, 9.6): a node asks whether it could win before it
+** moves to a new term. A pre-vote changes nothing on either side, so it needs
+** no write and a node cut off from the others comes back in the old term.
+**
+** Stickiness (dissertation, 4.2.3): requests for votes are refused, and a
+** later term in them is not taken over, while a leader was heard from within
+** the minimal election timeout. A removed or deaf node cannot disturb the
+** others. There is one exception: when the connection to the leader was
+** closed (a crashed process does that at once), the leader is forgotten, the
+** node grants pre-votes from that moment, and asks for them itself after a
+** small jitter.
+**
+** Together they could lock a node out: it stands in a later term than the
+** leader, so it takes no entries, and it gets no pre-votes, since the others
+** hear the leader. Therefore a leader of an earlier term gets an answer
+** (raft_refuse_leader()), learns of the later term and steps down.
+**
+** A vote counts when it is durable, the candidate's own too. Votes of others
+** arrive only after they were durable there.
+*/
+#include "internal.h"
+
+/* ---- chance and time --------------------------------------------------- */
+
+/* Splitmix64: a generator of its own, so that a seed gives one trace. */
+uint64_t raft_random(struct raft *r)
+{
+  uint64_t z = (r->random += 0x9e3779b97f4a7c15u);
+
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+void raft_reset_election_timer(struct raft *r)
+{
+  uint64_t timeout = r->options.election_timeout_ms;
+
+  r->election_deadline = r->now + timeout + raft_random(r) % timeout;
+}
+
+/* Whether the leader, as far as this node knows, is alive. */
+static bool has_leader(const struct raft *r)
+{
+  if (r->role == RAFT_LEADER) return true;
+  return r->leader != 0 &&
+         r->now - r->leader_heard < r->options.election_timeout_ms;
+}
+
+/* A voter, and the very one that the configuration means. */
+bool raft_may_campaign(const struct raft *r)
+{
+  const struct raft_member *self =
+      raft_configuration_find(&r->configuration, r->options.id);
+
+  return !r->disk_failed && self && self->role == RAFT_VOTER &&
+         self->incarnation == r->options.incarnation;
+}
+
+/* ---- roles ------------------------------------------------------------- */
+
+static void forget_votes(struct raft *r)
+{
+  unsigned i;
+
+  for (i = 0; i < r->configuration.n; i++)
+    r->peers[i].granted = raft_is_self(r, &r->peers[i]);
+}
+
+/* From any role: a later term, a leader in this one, or stepping down. */
+void raft_become_follower(struct raft *r, raft_term term, raft_id leader)
+{
+  bool led = r->role == RAFT_LEADER;
+
+  assert(term >= r->term);
+  assert(leader != r->options.id);
+  assert(!led || term > r->term || leader == 0);
+  if (led || term > r->term || leader != r->leader)
+    raft_reads_fail(r, RAFT_ELOST);
+  if (term > r->term) {
+    r->term = term;
+    r->voted_for = 0;
+    r->agreed = r->commit;
+    raft_write_vote(r);
+  }
+  if (led) {
+    while (r->batches.n > 0)
+      raft_ring_pop_front(&r->batches);
+    r->uncommitted = 0;
+    r->agreed = r->commit;
+    raft_reset_election_timer(r);
+  }
+  r->role = RAFT_FOLLOWER;
+  r->leader = leader;
+}
+
+void raft_become_precandidate(struct raft *r)
+{
+  assert(r->role != RAFT_LEADER);
+  assert(raft_may_campaign(r));
+  raft_reads_fail(r, RAFT_ELOST);
+  r->role = RAFT_PRECANDIDATE;
+  r->leader = 0;
+  forget_votes(r);
+  raft_reset_election_timer(r);
+}
+
+void raft_become_candidate(struct raft *r)
+{
+  assert(r->role == RAFT_PRECANDIDATE);
+  assert(raft_may_campaign(r));
+  r->role = RAFT_CANDIDATE;
+  r->term++;
+  r->voted_for = r->options.id;
+  r->agreed = r->commit;
+  raft_write_vote(r);
+  forget_votes(r);
+  raft_reset_election_timer(r);
+}
+
+void raft_become_leader(struct raft *r)
+{
+  struct raft_entry noop = {.term = r->term, .type = RAFT_NOOP};
+  raft_index next = r->log.last + 1;
+  unsigned i;
+
+  assert(r->role == RAFT_CANDIDATE);
+  assert(r->voted_for == r->options.id);
+  assert(r->batches.n == 0 && r->reads.n == 0);
+  r->role = RAFT_LEADER;
+  r->leader = r->options.id;
+  for (i = 0; i < r->configuration.n; i++) {
+    raft_peer_reset(r, &r->peers[i], next);
+    r->peers[i].read_ack = r->read_round; /* no round is under way */
+  }
+  r->heartbeat_due = r->now + r->options.heartbeat_ms;
+  /* Entries of earlier terms are committed by way of this one (figure 8). */
+  r->term_start = next;
+  noop.index = next;
+  raft_append(r, &noop);
+}
+
+/* ---- campaigns --------------------------------------------------------- */
+
+static void ask_for_votes(struct raft *r, uint8_t type, raft_term term)
+{
+  struct raft_message message;
+  unsigned i;
+
+  for (i = 0; i < r->configuration.n; i++) {
+    if (r->configuration.members[i].role != RAFT_VOTER) continue;
+    if (raft_is_self(r, &r->peers[i])) continue;
+    message = (struct raft_message){
+        .type = type,
+        .term = term,
+        .prev_index = r->log.last,
+        .prev_term = raft_log_term(&r->log, r->log.last),
+    };
+    raft_send(r, r->peers[i].id, &message, 0);
+  }
+}
+
+static bool quorum_granted(const struct raft *r)
+{
+  uint64_t votes[RAFT_MEMBERS_MAX];
+  unsigned i;
+
+  for (i = 0; i < r->configuration.n; i++) {
+    votes[i] = r->peers[i].granted;
+    /* This node's own vote, once it is durable; pre-votes need not be. */
+    if (raft_is_self(r, &r->peers[i]) && r->role == RAFT_CANDIDATE)
+      votes[i] = r->vote_seq <= r->durable_seq;
+  }
+  return raft_configuration_quorum(&r->configuration, votes) > 0;
+}
+
+void raft_count_votes(struct raft *r)
+{
+  if (r->role == RAFT_PRECANDIDATE && quorum_granted(r)) {
+    raft_become_candidate(r);
+    ask_for_votes(r, RAFT_VOTE_REQUEST, r->term);
+  }
+  if (r->role == RAFT_CANDIDATE && quorum_granted(r)) raft_become_leader(r);
+}
+
+void raft_election_tick(struct raft *r)
+{
+  if (r->now < r->election_deadline) return;
+  if (!raft_may_campaign(r)) {
+    /* It can only wait, but should not name a leader that is gone. */
+    if (r->leader != 0) raft_become_follower(r, r->term, 0);
+    raft_reset_election_timer(r);
+    return;
+  }
+  raft_become_precandidate(r);
+  ask_for_votes(r, RAFT_PREVOTE_REQUEST, r->term + 1);
+  raft_count_votes(r);
+}
+
+/*
+** The closed-connection hint. The node forgets its leader, so that it grants
+** pre-votes, and asks for them soon; if the leader is alive after all, the
+** others refuse and its next heartbeat makes this node a follower again.
+*/
+void raft_peer_closed(struct raft *r, raft_id id)
+{
+  unsigned jitter = r->options.hint_jitter_ms;
+  uint64_t deadline;
+
+  if (jitter == 0 || r->role != RAFT_FOLLOWER) return;
+  if (id == 0 || id != r->leader) return;
+  raft_become_follower(r, r->term, 0);
+  deadline = r->now + raft_random(r) % jitter;
+  if (deadline < r->election_deadline) r->election_deadline = deadline;
+}
+
+/* ---- votes ------------------------------------------------------------- */
+
+/* Section 5.4.1: the candidate's log holds all that this one holds. */
+static bool is_up_to_date(const struct raft *r, const struct raft_message *m)
+{
+  raft_term term = raft_log_term(&r->log, r->log.last);
+
+  if (m->prev_term != term) return m->prev_term > term;
+  return m->prev_index >= r->log.last;
+}
+
+/* Whether the candidate gets a vote in m->term, were that the term now. */
+static bool may_grant(const struct raft *r, const struct raft_message *m)
+{
+  if (r->disk_failed || m->term < r->term) return false;
+  if (m->term == r->term && r->voted_for != m->from &&
+      (r->voted_for != 0 || r->leader != 0))
+    return false;
+  return is_up_to_date(r, m);
+}
+
+void raft_on_vote_request(struct raft *r, const struct raft_message *m)
+{
+  bool real = m->type == RAFT_VOTE_REQUEST;
+  /* A leader that asks for votes in a later term leads no more. */
+  bool sticky = has_leader(r) && m->from != r->leader;
+  struct raft_message answer = {.type = real ? RAFT_VOTE_RESPONSE
+                                             : RAFT_PREVOTE_RESPONSE};
+
+  if (real && !sticky && m->term > r->term) raft_become_follower(r, m->term, 0);
+  answer.granted = !sticky && may_grant(r, m);
+  if (real && answer.granted && r->voted_for != m->from) {
+    r->voted_for = m->from;
+    raft_write_vote(r);
+  }
+  if (real && answer.granted) raft_reset_election_timer(r);
+  raft_send(r, m->from, &answer, 0);
+}
+
+/* Whether it is of a later term, the caller has seen to. */
+void raft_on_vote_response(struct raft *r, const struct raft_message *m)
+{
+  struct raft_peer *peer = raft_peer(r, m->from);
+  uint8_t role =
+      m->type == RAFT_VOTE_RESPONSE ? RAFT_CANDIDATE : RAFT_PRECANDIDATE;
+
+  if (!peer || !m->granted || r->role != role) return;
+  peer->granted = true;
+  raft_count_votes(r);
+}

@@ -1,0 +1,559 @@
+/*
+** leader.c: replication, commit, and what a leader knows of each follower.
+**
+** A follower is in one of three states:
+**
+**   PROBE      where the logs meet is not known: one append at a time, the
+**              next one after an answer, or after a heartbeat was answered
+**   REPLICATE  it is: entries are sent as they come, `next` runs ahead of
+**              what is acknowledged, bounded by a window of messages and
+**              bytes ("flights")
+**   SNAPSHOT   what it needs is no longer in the log: the host sends a
+**              snapshot; only heartbeats go on
+**
+**        rejected, connection gone                match >= next - 1
+**   REPLICATE ---------------------> PROBE <---------------------> REPLICATE
+**                                    |   ^
+**              next <= log's snapshot|   | sent, failed, or caught up
+**                                    v   |
+**                                  SNAPSHOT
+**
+** Backing up (section 5.3, last paragraphs): a rejection tells the follower's
+** greatest index that could match, and its term there; the leader skips the
+** entries of its own that cannot match that. Each side skips whole terms, so
+** a round trip settles at least one term.
+**
+** Losses: an append that is lost is noticed when the next one is rejected.
+** Was it the last one, then two heartbeat answers in a row report the same
+** match, short of what was sent, and an empty append asks again.
+**
+** Commit: the greatest index that is durable on a quorum, where this node
+** counts by its own durable index like any other, and only if the entry there
+** is of this term.
+*/
+#include "internal.h"
+
+/* ---- flights ----------------------------------------------------------- */
+
+static struct raft_flight *flight_at(const struct raft *r,
+                                     const struct raft_peer *peer, unsigned i)
+{
+  unsigned window = r->options.inflight_messages;
+
+  return &r->flights[(size_t)peer->slot * window +
+                     (peer->flight_head + i) % window];
+}
+
+static void flights_clear(struct raft_peer *peer)
+{
+  peer->flight_head = 0;
+  peer->n_flights = 0;
+  peer->flight_bytes = 0;
+}
+
+static void flights_land(const struct raft *r, struct raft_peer *peer,
+                         raft_index match)
+{
+  struct raft_flight *flight;
+
+  while (peer->n_flights > 0) {
+    flight = flight_at(r, peer, 0);
+    if (flight->last > match) break;
+    peer->flight_bytes -= flight->bytes;
+    peer->flight_head = (peer->flight_head + 1) % r->options.inflight_messages;
+    peer->n_flights--;
+  }
+}
+
+static void flights_add(const struct raft *r, struct raft_peer *peer,
+                        raft_index last, size_t bytes)
+{
+  struct raft_flight *flight = flight_at(r, peer, peer->n_flights);
+
+  assert(peer->n_flights < r->options.inflight_messages);
+  flight->last = last;
+  flight->bytes = bytes;
+  peer->n_flights++;
+  peer->flight_bytes += bytes;
+}
+
+/* ---- states of a follower ---------------------------------------------- */
+
+void raft_peer_reset(struct raft *r, struct raft_peer *peer, raft_index next)
+{
+  peer->state = RAFT_PROBE;
+  peer->paused = false;
+  peer->load_failed = false;
+  peer->reported_once = false;
+  peer->caught_up = false;
+  peer->match = 0;
+  peer->next = next;
+  peer->commit = 0;
+  peer->round_end = r->log.last;
+  peer->round_start = r->now;
+  peer->heard = r->now;
+  peer->read_ack = 0;
+  peer->reads = 0;
+  flights_clear(peer);
+}
+
+static void become_probe(struct raft_peer *peer, raft_index next)
+{
+  peer->state = RAFT_PROBE;
+  peer->next = next > peer->match ? next : peer->match + 1;
+  peer->paused = false;
+  flights_clear(peer);
+}
+
+static void become_replicate(struct raft_peer *peer)
+{
+  assert(peer->state == RAFT_PROBE);
+  peer->state = RAFT_REPLICATE;
+  peer->next = peer->match + 1;
+  peer->paused = false;
+}
+
+static void become_snapshot(struct raft *r, struct raft_peer *peer)
+{
+  struct raft_output *out = &r->out;
+
+  assert(peer->state != RAFT_SNAPSHOT);
+  assert(out->n_snapshots < RAFT_MEMBERS_MAX);
+  peer->state = RAFT_SNAPSHOT;
+  peer->paused = false;
+  flights_clear(peer);
+  out->snapshots[out->n_snapshots++] = peer->id;
+}
+
+/*
+** Catching up goes in rounds (dissertation, 4.2.1): a round is over when the
+** learner has all that the leader had at its beginning. It may be promoted
+** when its last round took less than an election timeout.
+*/
+static void track_round(const struct raft *r, struct raft_peer *peer)
+{
+  if (peer->round_end > 0 && peer->match >= peer->round_end) {
+    peer->caught_up =
+        r->now - peer->round_start <= r->options.election_timeout_ms;
+    peer->round_end = 0;
+  }
+  if (peer->round_end == 0 && peer->match < r->log.last) {
+    peer->round_end = r->log.last;
+    peer->round_start = r->now;
+  }
+}
+
+bool raft_peer_caught_up(const struct raft *r, const struct raft_peer *peer)
+{
+  uint64_t limit = r->options.election_timeout_ms;
+
+  return peer->caught_up && r->now - peer->heard <= limit &&
+         (peer->round_end == 0 || r->now - peer->round_start <= limit);
+}
+
+static void learn_match(struct raft *r, struct raft_peer *peer,
+                        raft_index match)
+{
+  if (match > peer->match) peer->match = match;
+  if (peer->next <= peer->match) peer->next = peer->match + 1;
+  flights_land(r, peer, peer->match);
+  track_round(r, peer);
+  if (peer->state == RAFT_PROBE && match + 1 >= peer->next)
+    become_replicate(peer);
+  else if (peer->state == RAFT_SNAPSHOT &&
+           peer->match >= raft_log_snapshot(&r->log))
+    become_probe(peer, peer->match + 1);
+}
+
+/* ---- sending ----------------------------------------------------------- */
+
+/* An append of what raft_out_entry() has put in place. */
+static void send_append(struct raft *r, struct raft_peer *peer, uint32_t n)
+{
+  struct raft_message message = {
+      .type = RAFT_APPEND_REQUEST,
+      .prev_index = peer->next - 1,
+      .prev_term = raft_log_term(&r->log, peer->next - 1),
+      .commit = r->commit,
+      .n_entries = n,
+  };
+
+  assert(peer->next > raft_log_snapshot(&r->log));
+  peer->commit = r->commit;
+  raft_send(r, peer->id, &message, 0);
+}
+
+static size_t body_bytes(const struct raft_entry *entry)
+{
+  return entry->body ? entry->body->len : 0;
+}
+
+/*
+** Sends entries that follow each other, from next on, as many as message and
+** window allow; one always goes when nothing is on its way. Returns how many.
+*/
+static uint32_t send_entries(struct raft *r, struct raft_peer *peer,
+                             const struct raft_entry *given, raft_index last)
+{
+  const struct raft_entry *entry;
+  size_t bytes = 0, more;
+  uint32_t n = 0;
+
+  while (n < RAFT_MESSAGE_ENTRIES_MAX && peer->next + n <= last) {
+    entry = given ? &given[n] : raft_log_entry(&r->log, peer->next + n);
+    more = bytes + body_bytes(entry);
+    if (n > 0 && more > r->options.message_bytes) break;
+    if (n + peer->n_flights > 0 &&
+        more > r->options.inflight_bytes - peer->flight_bytes)
+      break;
+    bytes = more;
+    raft_out_entry(r, entry);
+    n++;
+  }
+  if (n == 0 || r->failed) return 0;
+  send_append(r, peer, n);
+  if (peer->state == RAFT_REPLICATE) {
+    flights_add(r, peer, peer->next + n - 1, bytes);
+    peer->next += n;
+  }
+  return n;
+}
+
+static bool window_is_open(const struct raft *r, const struct raft_peer *peer)
+{
+  return peer->n_flights < r->options.inflight_messages &&
+         peer->flight_bytes < r->options.inflight_bytes;
+}
+
+/*
+** Entries that have left the tail are asked for, once at a time, and only
+** when the window will take whatever comes: it is not read twice.
+*/
+static void load(struct raft *r, struct raft_peer *peer)
+{
+  struct raft_output *out = &r->out;
+  size_t room = r->options.inflight_bytes - peer->flight_bytes;
+
+  if (peer->loading || peer->load_failed) return;
+  if (peer->n_flights > 0 &&
+      (room < RAFT_BODY_MAX || room < r->options.message_bytes))
+    return;
+  assert(out->n_loads < RAFT_MEMBERS_MAX);
+  out->loads[out->n_loads].peer = peer->id;
+  out->loads[out->n_loads].first = peer->next;
+  out->loads[out->n_loads].max_bytes = r->options.message_bytes;
+  out->n_loads++;
+  peer->loading = true;
+}
+
+/* One append that finds out whether next is right; with entries, if they are
+   at hand, since it mostly is. */
+static void probe(struct raft *r, struct raft_peer *peer)
+{
+  if (peer->paused) return;
+  peer->paused = true;
+  if (raft_log_entry(&r->log, peer->next))
+    send_entries(r, peer, NULL, r->log.last);
+  else
+    send_append(r, peer, 0);
+}
+
+static void replicate(struct raft *r, struct raft_peer *peer)
+{
+  while (peer->next <= r->log.last && window_is_open(r, peer)) {
+    if (!raft_log_entry(&r->log, peer->next)) {
+      load(r, peer);
+      break;
+    }
+    if (send_entries(r, peer, NULL, r->log.last) == 0) break;
+  }
+  /* A commit index that no append has told yet does not wait for the next
+     one: somebody may be waiting on that follower. */
+  if (peer->commit < r->commit && peer->commit < peer->next - 1)
+    send_append(r, peer, 0);
+}
+
+static void serve(struct raft *r, struct raft_peer *peer)
+{
+  if (peer->state == RAFT_SNAPSHOT) return;
+  if (peer->next <= raft_log_snapshot(&r->log)) {
+    become_snapshot(r, peer);
+    return;
+  }
+  if (peer->state == RAFT_PROBE)
+    probe(r, peer);
+  else
+    replicate(r, peer);
+}
+
+static void heartbeat(struct raft *r, struct raft_peer *peer)
+{
+  struct raft_message message = {
+      .type = RAFT_HEARTBEAT_REQUEST,
+      .commit = r->commit < peer->match ? r->commit : peer->match,
+      .read = r->read_round,
+  };
+
+  raft_send(r, peer->id, &message, 0);
+}
+
+/* ---- commit ------------------------------------------------------------ */
+
+static void advance_commit(struct raft *r)
+{
+  uint64_t durable[RAFT_MEMBERS_MAX];
+  raft_index index;
+  unsigned i;
+
+  for (i = 0; i < r->configuration.n; i++)
+    durable[i] =
+        raft_is_self(r, &r->peers[i]) ? r->log.durable : r->peers[i].match;
+  index = raft_configuration_quorum(&r->configuration, durable);
+  assert(index <= r->log.last);
+  if (index > r->commit && raft_log_term(&r->log, index) == r->term)
+    r->commit = index;
+}
+
+static void release_batches(struct raft *r)
+{
+  struct raft_batch *batch;
+
+  while (r->batches.n > 0) {
+    batch = raft_ring_at(&r->batches, 0);
+    if (batch->last > r->commit) break;
+    assert(r->uncommitted >= batch->bytes);
+    r->uncommitted -= batch->bytes;
+    raft_ring_pop_front(&r->batches);
+  }
+}
+
+/* Its own removal is committed: it has done its work (dissertation 4.2.2). */
+static bool is_removed(const struct raft *r)
+{
+  const struct raft_member *self =
+      raft_configuration_find(&r->configuration, r->options.id);
+
+  return r->configuration_index <= r->commit &&
+         (!self || self->role != RAFT_VOTER);
+}
+
+void raft_leader_finish(struct raft *r)
+{
+  unsigned i;
+
+  assert(r->role == RAFT_LEADER);
+  advance_commit(r);
+  release_batches(r);
+  raft_reads_advance(r);
+  for (i = 0; i < r->configuration.n && !r->failed; i++) {
+    if (raft_is_self(r, &r->peers[i])) continue;
+    serve(r, &r->peers[i]);
+    if (r->out.heartbeat) heartbeat(r, &r->peers[i]);
+  }
+  if (r->out.heartbeat) r->heartbeat_due = r->now + r->options.heartbeat_ms;
+  raft_log_evict(&r->log);
+  if (is_removed(r)) raft_become_follower(r, r->term, 0);
+}
+
+/* ---- proposals --------------------------------------------------------- */
+
+static bool proposals_valid(unsigned n, const struct raft_proposal *items)
+{
+  unsigned i;
+
+  if (n == 0) return false;
+  for (i = 0; i < n; i++) {
+    if (items[i].type < RAFT_NOOP || items[i].type > RAFT_SETTING) return false;
+    if (items[i].type == RAFT_CONFIGURATION) return false;
+    if (items[i].body && items[i].body->len > RAFT_BODY_MAX) return false;
+  }
+  return true;
+}
+
+static size_t charge(unsigned n, const struct raft_proposal *items)
+{
+  size_t bytes = 0;
+  unsigned i;
+
+  for (i = 0; i < n; i++)
+    if (items[i].type != RAFT_NOOP && items[i].body)
+      bytes += items[i].body->len;
+  return bytes;
+}
+
+int raft_leader_propose(struct raft *r, raft_term term, unsigned n,
+                        const struct raft_proposal *items)
+{
+  struct raft_entry entry = {.term = r->term};
+  struct raft_batch *batch;
+  size_t bytes;
+  unsigned i;
+
+  if (r->disk_failed) return RAFT_EDISK;
+  if (r->role != RAFT_LEADER) return RAFT_ENOTLEADER;
+  if (term != 0 && term != r->term) return RAFT_ENOTLEADER;
+  if (!proposals_valid(n, items)) return RAFT_EINVAL;
+  bytes = charge(n, items);
+  if (bytes > 0 && r->uncommitted > 0 &&
+      r->uncommitted + bytes > r->options.uncommitted_bytes)
+    return RAFT_EBUSY;
+  if (bytes > 0 && raft_ring_reserve(&r->batches, 1)) {
+    r->failed = true;
+    return RAFT_ENOMEM;
+  }
+
+  r->out.proposed_first = r->log.last + 1;
+  for (i = 0; i < n; i++) {
+    entry.index = r->log.last + 1;
+    entry.type = items[i].type;
+    entry.body = items[i].body;
+    if (raft_append(r, &entry)) return RAFT_ENOMEM;
+  }
+  r->out.proposed_last = r->log.last;
+  if (bytes == 0) return 0;
+  batch = raft_ring_push(&r->batches);
+  batch->last = r->log.last;
+  batch->bytes = bytes;
+  r->uncommitted += bytes;
+  return 0;
+}
+
+/* ---- time -------------------------------------------------------------- */
+
+/* When a quorum was last heard from. */
+static uint64_t quorum_heard(const struct raft *r)
+{
+  uint64_t heard[RAFT_MEMBERS_MAX];
+  unsigned i;
+
+  for (i = 0; i < r->configuration.n; i++)
+    heard[i] = raft_is_self(r, &r->peers[i]) ? r->now : r->peers[i].heard;
+  return raft_configuration_quorum(&r->configuration, heard);
+}
+
+void raft_leader_tick(struct raft *r)
+{
+  assert(r->role == RAFT_LEADER);
+  if (r->now - quorum_heard(r) > r->options.election_timeout_ms) {
+    raft_become_follower(r, r->term, 0);
+    return;
+  }
+  if (r->now >= r->heartbeat_due) {
+    raft_reads_join(r);
+    r->out.heartbeat = true;
+  }
+}
+
+uint64_t raft_leader_deadline(const struct raft *r)
+{
+  uint64_t deadline = quorum_heard(r) + r->options.election_timeout_ms + 1;
+
+  return deadline < r->heartbeat_due ? deadline : r->heartbeat_due;
+}
+
+/* ---- answers ----------------------------------------------------------- */
+
+/* The follower's log differs at m->prev_index, or ends before it. */
+static void on_rejection(struct raft *r, struct raft_peer *peer,
+                         const struct raft_message *m)
+{
+  raft_index next;
+
+  /* Stale: since then the logs were found to meet there or beyond, or the
+     probe is another one by now. */
+  if (m->prev_index <= peer->match || m->prev_index >= peer->next) return;
+  if (peer->state == RAFT_SNAPSHOT) return;
+  if (peer->state == RAFT_PROBE && m->prev_index != peer->next - 1) return;
+
+  next = raft_log_conflict(&r->log, m->hint_index, m->hint_term) + 1;
+  if (next > m->prev_index) next = m->prev_index;
+  become_probe(peer, next);
+}
+
+int raft_on_append_response(struct raft *r, const struct raft_message *m)
+{
+  struct raft_peer *peer = raft_peer(r, m->from);
+
+  if (r->role != RAFT_LEADER || !peer) return 0;
+  if (m->match > r->log.last) return RAFT_EMALFORMED;
+  if (m->granted)
+    learn_match(r, peer, m->match);
+  else
+    on_rejection(r, peer, m);
+  return 0;
+}
+
+/* Something was sent, and two answers in a row say that it did not arrive. */
+static void notice_loss(struct raft *r, struct raft_peer *peer,
+                        raft_index match)
+{
+  bool stuck = peer->reported_once && peer->reported == match;
+
+  peer->reported_once = true;
+  peer->reported = match;
+  if (stuck && peer->state == RAFT_REPLICATE && match < peer->next - 1 &&
+      peer->next > raft_log_snapshot(&r->log))
+    send_append(r, peer, 0);
+}
+
+int raft_on_heartbeat_response(struct raft *r, const struct raft_message *m)
+{
+  struct raft_peer *peer = raft_peer(r, m->from);
+
+  if (r->role != RAFT_LEADER || !peer) return 0;
+  if (m->match > r->log.last || m->read > r->read_round) return RAFT_EMALFORMED;
+  if (m->read > peer->read_ack) peer->read_ack = m->read;
+  peer->paused = false;
+  peer->load_failed = false;
+  learn_match(r, peer, m->match);
+  notice_loss(r, peer, m->match);
+  return 0;
+}
+
+/* ---- what the host answers --------------------------------------------- */
+
+int raft_loaded(struct raft *r, raft_id id, raft_index first, unsigned n,
+                const struct raft_entry *entries)
+{
+  struct raft_peer *peer = raft_peer(r, id);
+  raft_index last;
+
+  if (!peer) return 0;
+  peer->loading = false;
+  if (r->role != RAFT_LEADER || peer->state != RAFT_REPLICATE) return 0;
+  if (first != peer->next || !window_is_open(r, peer)) return 0;
+  /* Only what the log still holds: it may have been cut in the meantime. */
+  for (last = first - 1; last - first + 1 < n; last++) {
+    const struct raft_entry *entry = &entries[last - first + 1];
+
+    if (entry->index != last + 1 || entry->index > r->log.last) break;
+    if (entry->term != raft_log_term(&r->log, entry->index)) break;
+  }
+  if (first <= raft_log_snapshot(&r->log)) return 0;
+  /* Not asked for at once again: the file may be damaged. */
+  peer->load_failed = last < first;
+  if (last >= first) send_entries(r, peer, entries, last);
+  return 0;
+}
+
+void raft_snapshot_sent(struct raft *r, raft_id id, raft_index index, bool ok)
+{
+  struct raft_peer *peer = raft_peer(r, id);
+
+  if (r->role != RAFT_LEADER || !peer || peer->state != RAFT_SNAPSHOT) return;
+  if (index > r->log.last) return;
+  become_probe(peer, ok ? index + 1 : peer->match + 1);
+  /* After a failure not at once again, but when it answers a heartbeat. */
+  peer->paused = !ok;
+}
+
+/* What was on its way is lost, or a new connection wants to be tried. */
+void raft_peer_connection(struct raft *r, raft_id id, bool up)
+{
+  struct raft_peer *peer = raft_peer(r, id);
+
+  if (r->role != RAFT_LEADER || !peer || raft_is_self(r, peer)) return;
+  if (peer->state == RAFT_SNAPSHOT) return;
+  become_probe(peer, peer->match + 1);
+  peer->paused = !up;
+}
