@@ -51,6 +51,10 @@ struct store_checkpoint {
   raft_index configuration_index;
   uint8_t *settings; /* malloc'd, owned by the struct */
   size_t settings_len;
+  bool from_snapshot; /* the database came from another node: if the log's
+                         entry at `index` has another term, the log is old
+                         and is dropped (Raft, InstallSnapshot); else such a
+                         difference is damage */
 };
 
 /* Writes it in one step (io_replace_file). Any thread, one at a time. */
