@@ -344,6 +344,7 @@ struct raw {
   SSL *ssl;
   int alert; /* the last fatal one received; -1: none */
   unsigned key_updates, tickets;
+  size_t received; /* bytes of data */
   bool done;
 };
 
@@ -449,7 +450,8 @@ static inline void raw_shake(struct raw *raw, struct tls_stream *stream)
     if (n > 0) BIO_write(SSL_get_rbio(raw->ssl), data, (int)n);
     tls_stream_sent(stream, n);
     if (!raw->done) raw->done = SSL_do_handshake(raw->ssl) == 1;
-    if (raw->done) (void)SSL_read(raw->ssl, &byte, 1);
+    while (raw->done && SSL_read(raw->ssl, &byte, 1) == 1)
+      raw->received++;
     n = (size_t)BIO_get_mem_data(SSL_get_wbio(raw->ssl), &bytes);
     if (n > 0) {
       (void)tls_stream_feed(stream, bytes, n);
