@@ -130,4 +130,5 @@ check-style:
 clean:
 	rm -rf build
 
-.PHONY: all unit test suites demo bench compile check-style clean $(addprefix unit-,$(ROOMS))
+.PHONY: all unit test suites demo bench compile check-style clean \
+        $(addprefix unit-,$(ROOMS))

@@ -68,7 +68,7 @@ proc turn {ms} {
 }
 
 proc deadline {ms} {
-  expr {[clock milliseconds] + $ms * $::cluster(PATIENCE)}
+  expr {[clock milliseconds] + int($ms * $::cluster(PATIENCE))}
 }
 
 proc wait_until {condition {ms 20000}} {
@@ -97,6 +97,8 @@ proc wait_until {condition {ms 20000}} {
 
 proc spawn {name kind args} {
   global proc env
+  # One that a failed test left behind.
+  kill9 $name
   if {$kind eq "shell"} {
     set command [list $::cluster(SQLITE3) -batch {*}$args]
   } else {
@@ -124,6 +126,7 @@ proc spawn {name kind args} {
 
 proc readable {name} {
   global proc
+  if {![info exists proc($name,chan)]} return
   append proc($name,in) [read $proc($name,chan)]
   if {[eof $proc($name,chan)]} {
     fileevent $proc($name,chan) readable {}
@@ -239,6 +242,7 @@ proc signal {name which} {
 # Forgets a process that has ended, or is about to.
 proc reap {name} {
   global proc
+  if {$name ni $::processes} return
   fconfigure $proc($name,chan) -blocking 1
   catch {close $proc($name,chan)}
   file delete $::top/pids/$proc($name,pid)
@@ -247,6 +251,7 @@ proc reap {name} {
   set ::processes [lreplace $::processes $at $at]
 }
 
+# A name without a process is skipped.
 proc kill9 {args} {
   # All of them first: "at once" is meant.
   foreach name $args {
