@@ -3,7 +3,9 @@
 **
 ** Everything runs on the thread of the loop that the owner passes in; no
 ** function here may be called from another thread. The owner's callbacks run
-** on it too; they may call any function of this header except net_close.
+** on it too, always from libuv and never from inside a function of this header
+** (calls and snapshots refused for want of memory or after net_close apart);
+** they may call any function of this header except net_close.
 **
 ** Connections. Each node dials each peer and sends its own requests on that
 ** connection; answers come back on the same one. A snapshot travels on a
@@ -36,11 +38,13 @@ struct net_error {
   char text[256];
 };
 
-/* A request that waits for its answer; lives until net_reply(). */
+/* A request that waits for its answer; lives until net_reply(), which must
+   come once for each, also when its connection or its net is gone by then. */
 struct net_request;
 
 #define NET_REQUEST_MAX (64u * 1024u) /* body of a call, join or answer */
 #define NET_CHUNK_MAX (256u * 1024u)  /* data in one snapshot chunk */
+#define NET_MESSAGE_MAX (8u * 1024u * 1024u) /* one encoded raft message */
 
 struct net_callbacks {
   void *ctx;

@@ -1,0 +1,344 @@
+/*
+** peer.c: the peers of this node: dialling, back-off, and raft messages out.
+**
+** A struct net_peer is a member that the owner wants to be connected to, or
+** one from which a verified connection came in (or both). Requests go out on
+** the connection that this node dialled, responses on the newest one that the
+** peer dialled and has used; the peer reads both from either.
+**
+** up() and down() are hints. up(): a handshake was finished. down(): the other
+** side, or its kernel, closed an established connection in either direction.
+** Of the several connections that die with a process only the first is told.
+*/
+#include "internal.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* The same failure of one peer is told again after this time. */
+#define RETELL_MS 30000
+
+/* ---- the list ------------------------------------------------------------ */
+
+struct net_peer *net_peer_find(const struct net *net, raft_id id)
+{
+  struct net_peer *peer = net->peers;
+
+  while (peer && peer->id != id)
+    peer = peer->next;
+  return peer;
+}
+
+struct net_peer *net_peer_get(struct net *net, raft_id id)
+{
+  struct net_peer *peer = net_peer_find(net, id);
+
+  if (peer) return peer;
+  peer = calloc(1, sizeof *peer);
+  if (!peer) return NULL;
+  peer->net = net;
+  peer->id = id;
+  peer->redial_at = NET_NEVER;
+  peer->backoff_ms = net->hub.limits.backoff_min_ms;
+  peer->next = net->peers;
+  net->peers = peer;
+  return peer;
+}
+
+void net_peer_sweep(struct net *net)
+{
+  struct net_peer **link = &net->peers, *peer;
+
+  while ((peer = *link) != NULL) {
+    if (peer->wanted || peer->dialled || peer->n_inbound) {
+      link = &peer->next;
+    } else {
+      *link = peer->next;
+      free(peer);
+    }
+  }
+}
+
+void net_peer_end(struct net *net)
+{
+  for (struct net_peer *peer = net->peers; peer; peer = peer->next)
+    peer->wanted = false;
+}
+
+/* ---- inbound connections of a peer --------------------------------------- */
+
+void net_peer_attach(struct net_peer *peer, struct net_connection *inbound)
+{
+  struct net *net = peer->net;
+
+  if (peer->n_inbound == NET_INBOUND_MAX) {
+    struct net_connection *oldest = peer->inbound[NET_INBOUND_MAX - 1];
+
+    net_peer_detach(peer, oldest);
+    net_connection_end(oldest, NET_CUT, "replaced by newer connections");
+  }
+  memmove(peer->inbound + 1, peer->inbound,
+          peer->n_inbound * sizeof *peer->inbound);
+  peer->inbound[0] = inbound;
+  peer->n_inbound++;
+  if (peer->told_down && net_usable(peer->dialled)) {
+    peer->told_down = false;
+    net->callbacks.up(net->callbacks.ctx, peer->id);
+  }
+  peer->told_down = false;
+}
+
+void net_peer_detach(struct net_peer *peer, struct net_connection *inbound)
+{
+  for (unsigned i = 0; peer && i < peer->n_inbound; i++) {
+    if (peer->inbound[i] != inbound) continue;
+    peer->n_inbound--;
+    memmove(peer->inbound + i, peer->inbound + i + 1,
+            (peer->n_inbound - i) * sizeof *peer->inbound);
+    return;
+  }
+}
+
+void net_peer_lost(struct net_peer *peer)
+{
+  struct net *net = peer->net;
+
+  if (peer->told_down || net->hub.closing) return;
+  peer->told_down = true;
+  net->callbacks.down(net->callbacks.ctx, peer->id);
+}
+
+/* ---- the dialled connection ---------------------------------------------- */
+
+static uint64_t random_below(struct net *net, uint64_t n)
+{
+  uint64_t x = net->random;
+
+  x ^= x << 13;
+  x ^= x >> 7;
+  x ^= x << 17;
+  net->random = x;
+  return n ? x % n : 0;
+}
+
+/* Waits half of the back-off for sure and the rest by chance; then doubles. */
+static void redial(struct net_peer *peer)
+{
+  struct net *net = peer->net;
+  const struct net_limits *limits = &net->hub.limits;
+  uint64_t wait = 0;
+
+  if (!peer->redial_now) {
+    wait = peer->backoff_ms / 2;
+    wait += random_below(net, peer->backoff_ms - wait + 1);
+    peer->backoff_ms = MIN(peer->backoff_ms * 2, limits->backoff_max_ms);
+  }
+  peer->redial_now = false;
+  peer->redial_at = uv_now(net->hub.loop) + wait;
+  net_hub_arm(&net->hub, peer->redial_at);
+}
+
+/* Tells a failure, but the same one of the same peer only now and then. */
+static void tell(struct net_peer *peer, const struct net_connection *c)
+{
+  struct net *net = peer->net;
+  uint64_t now = uv_now(net->hub.loop), ago = now - peer->told_at;
+  char line[NET_TEXT + RAFT_ADDRESS_MAX + 64];
+
+  snprintf(line, sizeof line, "%s node %" PRIu64 " at %s: %s",
+           c->peer ? "lost" : "cannot connect to", peer->id, c->remote, c->why);
+  if (peer->told_at && ago < net->hub.limits.event_ms) return;
+  if (peer->told_at && ago < RETELL_MS && strcmp(peer->told, c->why) == 0)
+    return;
+  peer->told_at = now ? now : 1;
+  memcpy(peer->told, c->why, sizeof peer->told);
+  if (net->callbacks.event && !net->hub.closing)
+    net->callbacks.event(net->callbacks.ctx, line);
+}
+
+static void dialled_ready(struct net_connection *c)
+{
+  struct net_peer *peer = c->owner;
+  struct net *net = peer->net;
+  raft_id id = tls_stream_peer(c->tls);
+
+  if (id != peer->id) {
+    net_connection_end(c, NET_FAILED,
+                       "it shows the certificate of node %" PRIu64, id);
+    return;
+  }
+  if (!net->callbacks.allowed(net->callbacks.ctx, id)) {
+    net_connection_end(c, NET_FAILED, "it is not a member");
+    return;
+  }
+  c->peer = id;
+  net_connection_count(c, &peer->counters);
+  c->reader.allowed = NET_ALLOW(NET_FRAME_RAFT) | NET_ALLOW(NET_FRAME_ANSWER);
+  peer->told_down = false;
+  if (!c->ended) net->callbacks.up(net->callbacks.ctx, id);
+}
+
+static void dialled_frame(struct net_connection *c,
+                          const struct net_frame *frame)
+{
+  struct net_peer *peer = c->owner;
+
+  if (frame->type == NET_FRAME_RAFT)
+    net_deliver(peer->net, c, frame);
+  else
+    net_call_answer(c, frame);
+}
+
+static void dialled_closed(struct net_connection *c)
+{
+  struct net_peer *peer = c->owner;
+  struct net *net = peer->net;
+  const struct net_limits *limits = &net->hub.limits;
+  uint64_t now = uv_now(net->hub.loop);
+
+  assert(peer->dialled == c);
+  peer->dialled = NULL;
+  /* A handshake alone is no success: the other side may refuse us after it. */
+  if (c->peer && (c->framed || now - c->ready_at >= limits->backoff_max_ms))
+    peer->backoff_ms = limits->backoff_min_ms;
+  if (peer->wanted && !net->hub.closing) redial(peer);
+  net_call_lost(net, c);
+  if (c->cause != NET_CUT) tell(peer, c);
+  if (c->cause == NET_PEER_CLOSED && c->peer) net_peer_lost(peer);
+}
+
+static const struct net_handler dialled = {
+    .ready = dialled_ready,
+    .frame = dialled_frame,
+    .closed = dialled_closed,
+};
+
+uint64_t net_peer_tick(struct net *net, uint64_t now)
+{
+  uint64_t at = NET_NEVER;
+
+  for (struct net_peer *peer = net->peers; peer; peer = peer->next) {
+    if (!peer->wanted || peer->dialled) continue;
+    if (peer->redial_at <= now) {
+      peer->redial_at = NET_NEVER;
+      peer->dialled =
+          net_connection_dial(&net->hub, net->tls, peer->address, NULL,
+                              peer->attempts++, &dialled, peer);
+      if (!peer->dialled) redial(peer);
+    }
+    if (!peer->dialled) at = MIN(at, peer->redial_at);
+  }
+  return at;
+}
+
+/* ---- the owner's side ---------------------------------------------------- */
+
+static void unwant(struct net_peer *peer)
+{
+  peer->wanted = false;
+  if (peer->dialled)
+    net_connection_end(peer->dialled, NET_CUT, "no longer a peer");
+  for (unsigned i = 0; i < peer->n_inbound; i++)
+    net_connection_end(peer->inbound[i], NET_CUT, "no longer a peer");
+  net_snapshot_cut(peer->net, peer->id);
+}
+
+static void want(struct net *net, const struct raft_member *member)
+{
+  struct net_peer *peer = net_peer_get(net, member->id);
+
+  if (!peer) {
+    net_event(net, NET_EVENT_OTHER, "out of memory");
+    return;
+  }
+  if (peer->wanted && strcmp(peer->address, member->address) == 0) return;
+  peer->wanted = true;
+  snprintf(peer->address, sizeof peer->address, "%s", member->address);
+  peer->backoff_ms = net->hub.limits.backoff_min_ms;
+  peer->attempts = 0;
+  peer->redial_now = true;
+  if (peer->dialled)
+    net_connection_end(peer->dialled, NET_CUT, "its address changed");
+  else
+    redial(peer);
+}
+
+void net_set_peers(struct net *net, const struct raft_configuration *peers)
+{
+  if (net->hub.closing) return;
+  for (struct net_peer *peer = net->peers; peer; peer = peer->next)
+    if (peer->wanted && !raft_configuration_find(peers, peer->id)) unwant(peer);
+  for (unsigned i = 0; i < MIN(peers->n, RAFT_MEMBERS_MAX); i++)
+    if (peers->members[i].id != net->self) want(net, &peers->members[i]);
+  net->recheck = true;
+}
+
+static bool is_request(unsigned type)
+{
+  return type == RAFT_PREVOTE_REQUEST || type == RAFT_VOTE_REQUEST ||
+         type == RAFT_APPEND_REQUEST || type == RAFT_HEARTBEAT_REQUEST ||
+         type == RAFT_READ_REQUEST;
+}
+
+static struct net_connection *way_to(const struct net_peer *peer, bool request)
+{
+  if (!request)
+    for (unsigned i = 0; i < peer->n_inbound; i++)
+      if (net_usable(peer->inbound[i]) &&
+          peer->inbound[i]->role == NET_ROLE_MEMBER)
+        return peer->inbound[i];
+  return net_usable(peer->dialled) ? peer->dialled : NULL;
+}
+
+static uint8_t *scratch(struct net *net, size_t size)
+{
+  uint8_t *memory;
+
+  if (size > net->scratch_size) {
+    memory = realloc(net->scratch, size);
+    if (!memory) return NULL;
+    net->scratch = memory;
+    net->scratch_size = size;
+  }
+  return net->scratch;
+}
+
+bool net_send(struct net *net, const struct raft_message *message)
+{
+  struct iovec parts[RAFT_MESSAGE_ENTRIES_MAX + 1];
+  struct net_peer *peer = net_peer_find(net, message->to);
+  struct net_connection *c =
+      peer ? way_to(peer, is_request(message->type)) : NULL;
+  struct raft_body *body;
+  int n = 1;
+
+  if (!c || message->n_entries > RAFT_MESSAGE_ENTRIES_MAX) return false;
+  if (raft_message_size(message) > NET_MESSAGE_MAX) return false;
+  parts[0].iov_len = raft_message_head_size(message);
+  parts[0].iov_base = scratch(net, parts[0].iov_len);
+  if (!parts[0].iov_base) return false;
+  raft_message_encode_head(message, parts[0].iov_base);
+  for (uint32_t i = 0; i < message->n_entries; i++) {
+    body = message->entries[i].body;
+    if (!body || body->len == 0) continue;
+    parts[n].iov_base = body->data;
+    parts[n++].iov_len = body->len;
+  }
+  return net_connection_send(c, NET_FRAME_RAFT, parts, n);
+}
+
+bool net_peer_status(const struct net *net, raft_id id,
+                     struct net_peer_status *status)
+{
+  const struct net_peer *peer = net_peer_find(net, id);
+
+  memset(status, 0, sizeof *status);
+  if (!peer) return false;
+  status->connected = net_usable(peer->dialled);
+  status->last_received = peer->counters.last_received;
+  status->sent_bytes = peer->counters.sent;
+  status->received_bytes = peer->counters.received;
+  return true;
+}
