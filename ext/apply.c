@@ -1,0 +1,465 @@
+/*
+** apply.c: carries out committed entries, in order.
+**
+** An entry is applied when it is committed and durable here: then nothing that
+** was ever published can be missing from this node's log after a crash.
+**
+** A transaction is one COMMIT entry, or PAGES entries that end in a COMMIT of
+** the same origin and sequence number. The parts wait in the log, not in
+** memory; when their COMMIT comes, the worker applies them from the log while
+** the loop goes on with everything else. Parts that are not followed by their
+** COMMIT are dead when the first entry of a later term, or of another
+** transaction, is applied.
+**
+** A COMMIT of this node's own that is still in flight is not applied but
+** confirmed: its frames are in -wal already.
+*/
+#include "node.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define CHECKPOINT_FRAMES 1000 /* in -wal: time to begin it anew */
+
+bool tx_parse(const struct raft_body *body, uint32_t page_size,
+              struct tx_head *head, const uint32_t **pgnos,
+              const uint8_t **pages)
+{
+  if (body == NULL || body->len < sizeof(*head)) return false;
+  memcpy(head, body->data, sizeof(*head));
+  if (head->page_size != page_size || head->count == 0 ||
+      head->count > RAFT_BODY_MAX / page_size)
+    return false;
+  size_t offset = tx_pages_offset(head->count);
+  if (body->len != offset + (size_t)head->count * page_size) return false;
+  *pgnos = (const uint32_t *)(const void *)(body->data + sizeof(*head));
+  *pages = body->data + offset;
+  for (uint32_t i = 0; i < head->count; i++)
+    if ((*pgnos)[i] == 0) return false;
+  return true;
+}
+
+static bool same_transaction(const struct tx_head *a, const struct tx_head *b)
+{
+  return a->node == b->node && a->incarnation == b->incarnation &&
+         a->sequence == b->sequence;
+}
+
+/* Appends the pages of one part to the open append of the WAL. */
+static int append_part(struct wal *wal, const struct raft_body *body,
+                       uint32_t n_page)
+{
+  struct tx_head head;
+  const uint32_t *pgnos;
+  const uint8_t *pages;
+  int rc = 0;
+  if (!tx_parse(body, wal->page_size, &head, &pgnos, &pages)) return -EBADMSG;
+  for (uint32_t i = 0; rc == 0 && i < head.count; i++)
+    if (pgnos[i] <= n_page)
+      rc = wal_append_page(wal, pgnos[i], pages + (size_t)i * wal->page_size);
+  return rc;
+}
+
+/* One entry from the log's files. */
+static int read_one(struct node *node, raft_index index,
+                    struct raft_entry *entry)
+{
+  char *error = NULL;
+  int n =
+      store_read(node->store, index, index, RAFT_BODY_MAX, 1, entry, &error);
+  if (n != 1)
+    events_add(&node->events, "reading the log back: %s",
+               error ? error : strerror(-n));
+  free(error);
+  return n == 1 ? 0 : n < 0 ? n : -ENOENT;
+}
+
+/* One entry from the tail or the log's files, with a reference to its body. */
+static int get_entry(struct node *node, raft_index index,
+                     struct raft_entry *entry)
+{
+  const struct raft_entry *e =
+      node->raft ? raft_entry_at(node->raft, index) : NULL;
+  if (e == NULL) return read_one(node, index, entry);
+  *entry = *e;
+  raft_body_ref(e->body);
+  return 0;
+}
+
+void apply_reject_before(struct node *node, raft_term term)
+{
+  bool any = false;
+  pthread_mutex_lock(&node->mutex);
+  while (node->inflight && node->inflight->term < term) {
+    node_settle(node, node->inflight, TX_REJECTED);
+    any = true;
+  }
+  if (any) pthread_cond_broadcast(&node->changed);
+  pthread_mutex_unlock(&node->mutex);
+}
+
+/* ---- transactions ------------------------------------------------------ */
+
+/* The head of the oldest transaction in flight, if it is this entry. */
+static struct transaction *own(struct node *node,
+                               const struct raft_entry *entry)
+{
+  struct transaction *tx = node->inflight;
+  return tx && tx->index == entry->index && tx->term == entry->term ? tx : NULL;
+}
+
+static int confirm_own(struct node *node, struct transaction *tx,
+                       const struct raft_entry *entry)
+{
+  int rc = wal_confirm(node->wal, &tx->header, tx->pages, entry->index);
+  if (rc) return rc;
+  pthread_mutex_lock(&node->mutex);
+  /* Whoever learns of the commit may ask for the index next. */
+  node->applied = entry->index;
+  node_settle(node, tx, TX_CONFIRMED);
+  pthread_mutex_unlock(&node->mutex);
+  return 0;
+}
+
+static int apply_commit(struct node *node, const struct raft_entry *entry)
+{
+  struct tx_head head;
+  const uint32_t *pgnos;
+  const uint8_t *pages;
+  if (node->wal == NULL) return -EBADMSG;
+  if (!tx_parse(entry->body, node->wal->page_size, &head, &pgnos, &pages) ||
+      head.n_page == 0)
+    return -EBADMSG;
+  if (node->n_open && !same_transaction(&node->open_head, &head))
+    node->n_open = 0;
+  if (head.part != node->n_open) return -EBADMSG;
+  struct transaction *tx = own(node, entry);
+  if (tx) {
+    node->n_open = 0;
+    return confirm_own(node, tx, entry);
+  }
+  apply_reject_before(node, entry->term);
+  if (head.part > 0) {
+    /* As many parts as it may be: not on this thread. */
+    node->apply_busy = true;
+    node->large_n_page = head.n_page;
+    pthread_mutex_lock(&node->mutex);
+    node->worker_apply = true;
+    pthread_cond_signal(&node->worker_cond);
+    pthread_mutex_unlock(&node->mutex);
+    return 0;
+  }
+  wal_append_start(node->wal);
+  int rc = append_part(node->wal, entry->body, head.n_page);
+  return rc ? rc : wal_append_commit(node->wal, head.n_page, entry->index);
+}
+
+static int note_part(struct node *node, const struct raft_entry *entry)
+{
+  struct tx_head head;
+  const uint32_t *pgnos;
+  const uint8_t *pages;
+  if (node->wal == NULL ||
+      !tx_parse(entry->body, node->wal->page_size, &head, &pgnos, &pages))
+    return -EBADMSG;
+  if (node->n_open && !same_transaction(&node->open_head, &head))
+    node->n_open = 0;
+  if (head.part != node->n_open) return -EBADMSG;
+  if (node->n_open == node->cap_open) {
+    unsigned cap = node->cap_open ? node->cap_open * 2 : 64;
+    raft_index *grown = realloc(node->open_parts, cap * sizeof(*grown));
+    if (grown == NULL) return -ENOMEM;
+    node->open_parts = grown;
+    node->cap_open = cap;
+  }
+  node->open_head = head;
+  node->open_parts[node->n_open++] = entry->index;
+  return 0;
+}
+
+static void after_apply(struct node *node);
+
+static void large_done(struct task *task)
+{
+  struct node *node = task->node;
+  node->apply_busy = false;
+  node->n_open = 0;
+  if (node->large_rc) {
+    node_fail(node, "applying entry %llu: %s",
+              (unsigned long long)(node->applied + 1),
+              strerror(-node->large_rc));
+    return;
+  }
+  pthread_mutex_lock(&node->mutex);
+  node->applied++;
+  pthread_mutex_unlock(&node->mutex);
+  after_apply(node);
+  apply_committed(node);
+}
+
+/* Appends the part of the transaction that entry `index` holds. */
+static int append_entry(struct node *node, raft_index index, uint32_t n_page)
+{
+  struct raft_entry entry;
+  int rc = read_one(node, index, &entry);
+  if (rc) return rc;
+  rc = append_part(node->wal, entry.body, n_page);
+  raft_body_unref(entry.body);
+  return rc;
+}
+
+void apply_large(struct node *node)
+{
+  /* The loop does not apply while this runs: what it owns may be read. */
+  raft_index last = node->applied + 1;
+  uint32_t n_page = node->large_n_page;
+  int rc = 0;
+  wal_append_start(node->wal);
+  for (unsigned i = 0; rc == 0 && i < node->n_open; i++)
+    rc = append_entry(node, node->open_parts[i], n_page);
+  if (rc == 0) rc = append_entry(node, last, n_page);
+  if (rc == 0) rc = wal_append_commit(node->wal, n_page, last);
+  node->large_rc = rc;
+  node->large_task.run = large_done;
+  node_post(node, &node->large_task);
+}
+
+/* ---- entries ----------------------------------------------------------- */
+
+/* Parts that wait for their COMMIT are needed again after a restart: only
+   what is before them counts as confirmed. */
+static void advance(struct node *node, raft_index index)
+{
+  if (node->wal && node->n_open == 0) wal_advance(node->wal, index);
+}
+
+static int apply_configuration(struct node *node,
+                               const struct raft_entry *entry)
+{
+  struct raft_configuration c;
+  if (entry->body == NULL ||
+      raft_configuration_decode(entry->body->data, entry->body->len, &c) != 0)
+    return -EBADMSG;
+  pthread_mutex_lock(&node->mutex);
+  node->configuration = c;
+  node->configuration_index = entry->index;
+  pthread_mutex_unlock(&node->mutex);
+  advance(node, entry->index);
+  return 0;
+}
+
+static int apply_setting(struct node *node, const struct raft_entry *entry)
+{
+  pthread_mutex_lock(&node->mutex);
+  int rc = entry->body ? settings_apply(&node->settings, entry->body->data,
+                                        entry->body->len)
+                       : -1;
+  pthread_mutex_unlock(&node->mutex);
+  if (rc) return -EBADMSG;
+  advance(node, entry->index);
+  return 0;
+}
+
+static int apply_entry(struct node *node, const struct raft_entry *entry)
+{
+  switch (entry->type) {
+  case RAFT_NOOP:
+    /* A new term: what was in flight before it and is not committed by now
+       never will be. */
+    node->n_open = 0;
+    apply_reject_before(node, entry->term);
+    advance(node, entry->index);
+    return 0;
+  case RAFT_CONFIGURATION: return apply_configuration(node, entry);
+  case RAFT_SETTING: return apply_setting(node, entry);
+  case RAFT_PAGES: return note_part(node, entry);
+  case RAFT_COMMIT: return apply_commit(node, entry);
+  default: return -EBADMSG;
+  }
+}
+
+static void after_apply(struct node *node)
+{
+  node_progressed(node);
+  if (node->wal == NULL) return;
+  struct wal *wal = node->wal;
+  if (wal->confirmed.mx_frame < CHECKPOINT_FRAMES) return;
+  pthread_mutex_lock(&node->mutex);
+  if (!node->worker_wanted && clock_monotonic_ms() >= node->next_checkpoint) {
+    node->worker_wanted = true;
+    pthread_cond_signal(&node->worker_cond);
+  }
+  pthread_mutex_unlock(&node->mutex);
+}
+
+void apply_committed(struct node *node)
+{
+  raft_index durable = raft_durable(node->raft);
+  raft_index limit = node->commit < durable ? node->commit : durable;
+  bool any = false;
+  while (node->applied < limit && !node->apply_busy && !node->failed) {
+    struct raft_entry entry;
+    int rc = get_entry(node, node->applied + 1, &entry);
+    if (rc == 0) {
+      rc = apply_entry(node, &entry);
+      raft_body_unref(entry.body);
+    }
+    if (rc) {
+      node_fail(node, "applying entry %llu: %s",
+                (unsigned long long)(node->applied + 1), strerror(-rc));
+      return;
+    }
+    if (node->apply_busy) break; /* a large one: counted when it is done */
+    any = true;
+    pthread_mutex_lock(&node->mutex);
+    node->applied = entry.index;
+    pthread_mutex_unlock(&node->mutex);
+  }
+  if (any) after_apply(node);
+}
+
+/* ---- the folded transaction at start ----------------------------------- */
+
+struct image {
+  uint32_t pgno, position; /* position in its entry */
+  raft_index index;
+};
+
+struct fold {
+  struct image *images;
+  size_t n, cap;
+  struct tx_head head;
+  uint32_t n_page;
+};
+
+static int fold_add(struct fold *fold, raft_index index, const uint32_t *pgnos,
+                    uint32_t count)
+{
+  if (fold->n + count > fold->cap) {
+    size_t cap = fold->cap ? fold->cap * 2 : 1024;
+    while (cap < fold->n + count)
+      cap *= 2;
+    struct image *grown = realloc(fold->images, cap * sizeof(*grown));
+    if (grown == NULL) return -ENOMEM;
+    fold->images = grown;
+    fold->cap = cap;
+  }
+  for (uint32_t i = 0; i < count; i++) {
+    struct image *image = &fold->images[fold->n++];
+    image->pgno = pgnos[i];
+    image->position = i;
+    image->index = index;
+  }
+  return 0;
+}
+
+static int by_page_newest_first(const void *a, const void *b)
+{
+  const struct image *x = a, *y = b;
+  if (x->pgno != y->pgno) return x->pgno < y->pgno ? -1 : 1;
+  if (x->index != y->index) return x->index > y->index ? -1 : 1;
+  return x->position < y->position ? -1 : x->position > y->position;
+}
+
+static int by_entry(const void *a, const void *b)
+{
+  const struct image *x = a, *y = b;
+  if (x->index != y->index) return x->index < y->index ? -1 : 1;
+  return x->position < y->position ? -1 : x->position > y->position;
+}
+
+/* Parts are listed as they come; those that no COMMIT follows are taken back
+   when that is known. */
+static int fold_entry(struct node *node, struct fold *fold,
+                      const struct raft_entry *entry, size_t *whole)
+{
+  struct tx_head head;
+  const uint32_t *pgnos;
+  const uint8_t *pages;
+  if (entry->type == RAFT_NOOP) fold->n = *whole;
+  if (entry->type != RAFT_PAGES && entry->type != RAFT_COMMIT) return 0;
+  if (!tx_parse(entry->body, node->wal->page_size, &head, &pgnos, &pages))
+    return -EBADMSG;
+  if (head.part == 0 || !same_transaction(&head, &fold->head)) fold->n = *whole;
+  fold->head = head;
+  int rc = fold_add(fold, entry->index, pgnos, head.count);
+  if (rc == 0 && entry->type == RAFT_COMMIT) {
+    *whole = fold->n;
+    fold->n_page = head.n_page;
+  }
+  return rc;
+}
+
+static int fold_collect(struct node *node, struct fold *fold, raft_index from,
+                        raft_index to)
+{
+  size_t whole = 0;
+  int rc = 0;
+  for (raft_index i = from + 1; rc == 0 && i <= to; i++) {
+    struct raft_entry entry;
+    rc = get_entry(node, i, &entry);
+    if (rc) break;
+    rc = fold_entry(node, fold, &entry, &whole);
+    if (rc == 0 && entry.type == RAFT_CONFIGURATION)
+      rc = apply_configuration(node, &entry);
+    if (rc == 0 && entry.type == RAFT_SETTING) rc = apply_setting(node, &entry);
+    raft_body_unref(entry.body);
+  }
+  fold->n = whole;
+  return rc;
+}
+
+/* Keeps the newest image of each page that is still part of the database. */
+static void fold_reduce(struct fold *fold)
+{
+  size_t kept = 0;
+  qsort(fold->images, fold->n, sizeof(*fold->images), by_page_newest_first);
+  for (size_t i = 0; i < fold->n; i++) {
+    if (fold->images[i].pgno > fold->n_page) continue;
+    if (kept && fold->images[kept - 1].pgno == fold->images[i].pgno) continue;
+    fold->images[kept++] = fold->images[i];
+  }
+  fold->n = kept;
+  qsort(fold->images, fold->n, sizeof(*fold->images), by_entry);
+}
+
+static int fold_append(struct node *node, struct fold *fold, raft_index to)
+{
+  struct wal *wal = node->wal;
+  int rc = 0;
+  wal_append_start(wal);
+  for (size_t i = 0; rc == 0 && i < fold->n;) {
+    struct raft_entry entry;
+    struct tx_head head;
+    const uint32_t *pgnos;
+    const uint8_t *pages;
+    raft_index index = fold->images[i].index;
+    rc = get_entry(node, index, &entry);
+    if (rc) break;
+    if (!tx_parse(entry.body, wal->page_size, &head, &pgnos, &pages))
+      rc = -EBADMSG;
+    for (; rc == 0 && i < fold->n && fold->images[i].index == index; i++)
+      rc = wal_append_page(wal, fold->images[i].pgno,
+                           pages + (size_t)fold->images[i].position *
+                                       wal->page_size);
+    raft_body_unref(entry.body);
+  }
+  return rc ? rc : wal_append_commit(wal, fold->n_page, to);
+}
+
+int apply_fold(struct node *node, raft_index from, raft_index to,
+               struct text *error)
+{
+  struct fold fold = {0};
+  int rc = fold_collect(node, &fold, from, to);
+  if (rc == 0 && fold.n > 0) {
+    fold_reduce(&fold);
+    rc = fold_append(node, &fold, to);
+  }
+  if (rc)
+    text_set(error, "%s: applying the log: %s", node->path, strerror(-rc));
+  free(fold.images);
+  return rc;
+}

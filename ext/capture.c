@@ -1,0 +1,368 @@
+/*
+** capture.c: takes each write transaction at its commit.
+**
+** What SQLite does at a commit in WAL mode (wal.c, sqlite3WalFrames): it
+** writes frames behind the last one, header (24 bytes) and page in two calls;
+** the header of the last one carries the size of the database. Before that,
+** when the cache is full, it may have written frames of this transaction
+** ("spilled"), and may overwrite the page of one in place; then all headers
+** are computed anew at the commit, by reading everything back and writing
+** headers only. Then it moves the wal-index header on, releases the write
+** lock, and asks for the second phase of the commit.
+**
+** Here the frames go to the real -wal as they come, but the salts of a commit
+** frame are inverted, so that no recovery by anybody takes it for committed,
+** and byte 18 of page 1 (the write version) is 3 on disk while SQLite sees 2.
+** When the write lock is released and the header has moved, the transaction is
+** read back, newest image of each page, and handed over to the node in parts
+** of about 1 MiB. The second phase waits for its fate.
+*/
+#include "vfs.h"
+
+SQLITE_EXTENSION_INIT3
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <time.h>
+
+#define WAIT_MS 30000 /* longest wait for the fate of a commit */
+
+bool capture_revoked(struct connection *c)
+{
+  struct wal *wal = c->node->wal;
+  pthread_mutex_lock(&wal->mutex);
+  bool gone = wal->epoch != c->epoch;
+  pthread_mutex_unlock(&wal->mutex);
+  return gone;
+}
+
+static int refuse_revoked(struct connection *c)
+{
+  text_set(&c->reason, "transaction rolled back: this node is no longer the "
+                       "leader");
+  node_reason(c->node, "%s", c->reason.s);
+  return VFS_REJECTED;
+}
+
+/* ---- frames ------------------------------------------------------------ */
+
+/* The frame that an offset in -wal lies in, and the offset inside it. */
+static uint32_t frame_at(const struct wal *wal, sqlite3_int64 offset,
+                         uint32_t *inside)
+{
+  uint32_t size = wal->page_size + WAL_FRAME_HEADER;
+  *inside = (uint32_t)((uint64_t)(offset - WAL_HEADER) % size);
+  return (uint32_t)((uint64_t)(offset - WAL_HEADER) / size) + 1;
+}
+
+static int set_pending(struct connection *c, uint32_t frame, uint32_t pgno)
+{
+  if (frame <= c->given.mx_frame) return SQLITE_IOERR_WRITE;
+  uint32_t i = frame - c->given.mx_frame - 1;
+  if (i > c->n_pending) return SQLITE_IOERR_WRITE; /* not in sequence */
+  if (i == c->cap_pending) {
+    uint32_t cap = i ? i * 2 : 64;
+    uint32_t *grown = realloc(c->pending, cap * sizeof(*grown));
+    if (grown == NULL) return SQLITE_IOERR_NOMEM;
+    c->pending = grown;
+    c->cap_pending = cap;
+  }
+  c->pending[i] = pgno;
+  if (i == c->n_pending) c->n_pending++;
+  return SQLITE_OK;
+}
+
+/* Page number of a frame as this connection sees it; 0: none. */
+static uint32_t pgno_of(const struct connection *c, uint32_t frame)
+{
+  if (frame <= c->given.mx_frame) return wal_pgno(c->node->wal, frame);
+  uint32_t i = frame - c->given.mx_frame - 1;
+  return c->writing && i < c->n_pending ? c->pending[i] : 0;
+}
+
+static int write_header(struct connection *c, sqlite3_file *real,
+                        const uint8_t *data, sqlite3_int64 offset,
+                        uint32_t frame)
+{
+  uint8_t header[WAL_FRAME_HEADER];
+  int rc = set_pending(c, frame, get_be32(data));
+  if (rc != SQLITE_OK) return rc;
+  memcpy(header, data, sizeof(header));
+  if (get_be32(data + 4) != 0)
+    for (int i = 8; i < 16; i++)
+      header[i] = (uint8_t)~header[i];
+  return real->pMethods->xWrite(real, header, sizeof(header), offset);
+}
+
+static int write_page(struct connection *c, sqlite3_file *real,
+                      const uint8_t *data, int n, sqlite3_int64 offset,
+                      uint32_t frame)
+{
+  int rc = real->pMethods->xWrite(real, data, n, offset);
+  if (rc != SQLITE_OK || pgno_of(c, frame) != 1 || n < 20) return rc;
+  /* The database is in WAL mode for all, and writable for nobody else. */
+  const uint8_t versions[2] = {3, 2};
+  return real->pMethods->xWrite(real, versions, 2, offset + 18);
+}
+
+int capture_write(struct connection *c, sqlite3_file *real, const void *data,
+                  int n, sqlite3_int64 offset)
+{
+  struct wal *wal = c->node->wal;
+  uint32_t inside, frame;
+  int rc;
+  if (!c->writing || offset < WAL_HEADER) return SQLITE_IOERR_WRITE;
+  frame = frame_at(wal, offset, &inside);
+  pthread_mutex_lock(&wal->file_mutex);
+  if (capture_revoked(c))
+    rc = refuse_revoked(c);
+  else if (inside == 0 && n == (int)WAL_FRAME_HEADER)
+    rc = write_header(c, real, data, offset, frame);
+  else if (inside == WAL_FRAME_HEADER && n == (int)wal->page_size &&
+           frame > c->given.mx_frame)
+    rc = write_page(c, real, data, n, offset, frame);
+  else
+    rc = SQLITE_IOERR_WRITE;
+  pthread_mutex_unlock(&wal->file_mutex);
+  return rc;
+}
+
+int capture_read(struct connection *c, sqlite3_file *real, void *data, int n,
+                 sqlite3_int64 offset)
+{
+  struct wal *wal = c->node->wal;
+  int rc = real->pMethods->xRead(real, data, n, offset);
+  if (rc != SQLITE_OK || offset < WAL_HEADER || n < 20) return rc;
+  uint32_t inside, frame = frame_at(wal, offset, &inside);
+  if (frame > c->given.mx_frame && capture_revoked(c)) return refuse_revoked(c);
+  /* A whole frame, or the page in it. */
+  uint32_t skip = inside == 0 ? WAL_FRAME_HEADER : 0;
+  if ((inside == 0 || inside == WAL_FRAME_HEADER) && (uint32_t)n > skip + 18 &&
+      pgno_of(c, frame) == 1 && ((uint8_t *)data)[skip + 18] == 3)
+    ((uint8_t *)data)[skip + 18] = 2;
+  return rc;
+}
+
+/* ---- hand-over --------------------------------------------------------- */
+
+struct image {
+  uint32_t pgno, frame;
+};
+
+static int by_page_newest_first(const void *a, const void *b)
+{
+  const struct image *x = a, *y = b;
+  if (x->pgno != y->pgno) return x->pgno < y->pgno ? -1 : 1;
+  return x->frame > y->frame ? -1 : x->frame < y->frame;
+}
+
+static int by_frame(const void *a, const void *b)
+{
+  const struct image *x = a, *y = b;
+  return x->frame < y->frame ? -1 : x->frame > y->frame;
+}
+
+/* Lists the newest frame of each page of the transaction, in frame order. */
+static struct image *newest_images(const struct connection *c, uint32_t n,
+                                   uint32_t n_page, uint32_t *count)
+{
+  struct image *images = malloc((size_t)n * sizeof(*images));
+  if (images == NULL) return NULL;
+  for (uint32_t i = 0; i < n; i++) {
+    images[i].pgno = c->pending[i];
+    images[i].frame = c->given.mx_frame + 1 + i;
+  }
+  qsort(images, n, sizeof(*images), by_page_newest_first);
+  uint32_t kept = 0;
+  for (uint32_t i = 0; i < n; i++) {
+    if (images[i].pgno > n_page || images[i].pgno == 0) continue;
+    if (kept && images[kept - 1].pgno == images[i].pgno) continue;
+    images[kept++] = images[i];
+  }
+  qsort(images, kept, sizeof(*images), by_frame);
+  *count = kept;
+  return images;
+}
+
+/* SQLite computed its checksums over a page 1 that says 2; on disk it says 3:
+   computes the chain anew from that frame on. */
+static int rewrite_chain(struct connection *c, uint32_t n,
+                         struct walindex_header *header)
+{
+  struct wal *wal = c->node->wal;
+  const struct io *io = wal->io;
+  uint32_t chain[2], first = 0;
+  while (first < n && c->pending[first] != 1)
+    first++;
+  if (first == n) return 0;
+  memcpy(chain, c->given.frame_checksum, sizeof(chain));
+  size_t size = WAL_FRAME_HEADER + wal->page_size;
+  uint8_t *buf = malloc(size), head[WAL_FRAME_HEADER];
+  int rc = buf ? 0 : -ENOMEM;
+  for (uint32_t i = 0; rc == 0 && i < n; i++) {
+    uint64_t at = wal_offset(wal, c->given.mx_frame + 1 + i);
+    if (io->pread(io->ctx, wal->file, buf, size, at) != (ssize_t)size) {
+      rc = -EIO;
+    } else if (i < first) {
+      chain[0] = get_be32(buf + 16);
+      chain[1] = get_be32(buf + 20);
+    } else {
+      wal_encode_frame(head, get_be32(buf), get_be32(buf + 4), c->given.salt,
+                       buf + WAL_FRAME_HEADER, wal->page_size, chain);
+      if (get_be32(buf + 4) != 0)
+        for (int k = 8; k < 16; k++)
+          head[k] = (uint8_t)~head[k];
+      rc = io->pwrite(io->ctx, wal->file, head, sizeof(head), at);
+    }
+  }
+  free(buf);
+  if (rc == 0) {
+    memcpy(header->frame_checksum, chain, sizeof(chain));
+    walindex_seal(header);
+  }
+  return rc;
+}
+
+/* One part: `count` images from `images`, read back from -wal. */
+static struct raft_body *make_part(struct connection *c,
+                                   const struct image *images, uint32_t count,
+                                   const struct tx_head *head)
+{
+  struct wal *wal = c->node->wal;
+  size_t offset = tx_pages_offset(count);
+  struct raft_body *body =
+      raft_body_new(offset + (size_t)count * wal->page_size);
+  if (body == NULL) return NULL;
+  memset(body->data, 0, offset);
+  memcpy(body->data, head, sizeof(*head));
+  for (uint32_t i = 0; i < count; i++) {
+    memcpy(body->data + sizeof(*head) + (size_t)i * 4, &images[i].pgno, 4);
+    if (wal->io->pread(wal->io->ctx, wal->file,
+                       body->data + offset + (size_t)i * wal->page_size,
+                       wal->page_size,
+                       wal_offset(wal, images[i].frame) + WAL_FRAME_HEADER) !=
+        (ssize_t)wal->page_size) {
+      raft_body_unref(body);
+      return NULL;
+    }
+  }
+  raft_body_seal(body);
+  return body;
+}
+
+/* Hands all parts over, in order. -1: not handed over. */
+static int hand_over(struct connection *c, struct transaction *tx,
+                     const struct image *images, uint32_t count)
+{
+  struct node *node = c->node;
+  uint32_t page_size = node->wal->page_size;
+  uint32_t per_part = TX_PART_BYTES / page_size;
+  struct tx_head head = {.node = node->identity.id,
+                         .incarnation = node->identity.incarnation,
+                         .time_ms = clock_wall_ms(),
+                         .page_size = page_size};
+  pthread_mutex_lock(&node->mutex);
+  head.sequence = ++node->sequence;
+  pthread_mutex_unlock(&node->mutex);
+  for (uint32_t at = 0;;) {
+    uint32_t n = count - at < per_part ? count - at : per_part;
+    bool last = at + n == count;
+    head.count = n;
+    head.n_page = last ? tx->header.n_page : 0;
+    struct raft_body *body = make_part(c, images + at, n, &head);
+    if (body == NULL ||
+        node_hand_over(node, tx, last ? RAFT_COMMIT : RAFT_PAGES, body) != 0)
+      return -1;
+    if (last) return 0;
+    at += n;
+    head.part++;
+  }
+}
+
+static struct transaction *make_transaction(struct connection *c)
+{
+  const struct walindex_header *now = walindex_header(&c->index);
+  uint32_t n = now->mx_frame - c->given.mx_frame;
+  struct transaction *tx = transaction_new();
+  if (tx == NULL) return NULL;
+  tx->term = c->term;
+  tx->header = *now;
+  tx->pages = malloc((size_t)n * sizeof(*tx->pages));
+  if (tx->pages == NULL) {
+    transaction_free(tx);
+    return NULL;
+  }
+  memcpy(tx->pages, c->pending, (size_t)n * sizeof(*tx->pages));
+  return tx;
+}
+
+void capture_finish(struct connection *c)
+{
+  struct walindex_header *now = walindex_header(&c->index);
+  if (memcmp(now, &c->given, sizeof(*now)) == 0) return; /* rolled back */
+  uint32_t n = now->mx_frame - c->given.mx_frame, count = 0;
+  struct image *images = NULL;
+  assert(c->tx == NULL);
+  c->tx = make_transaction(c);
+  /* From here on the second phase tells: what cannot be handed over is
+     rejected there. */
+  if (c->tx == NULL) return;
+  if (now->mx_frame > c->given.mx_frame && n <= c->n_pending)
+    images = newest_images(c, n, now->n_page, &count);
+  if (images == NULL || count == 0 || capture_revoked(c) ||
+      rewrite_chain(c, n, &c->tx->header) != 0 ||
+      hand_over(c, c->tx, images, count) != 0) {
+    pthread_mutex_lock(&c->node->mutex);
+    if (c->tx->state == TX_OPEN) c->tx->state = TX_REJECTED;
+    pthread_mutex_unlock(&c->node->mutex);
+  }
+  free(images);
+  walindex_info(&c->index)->read_mark[1] = now->mx_frame;
+}
+
+/* ---- fate -------------------------------------------------------------- */
+
+int capture_wait(struct connection *c)
+{
+  struct node *node = c->node;
+  struct transaction *tx = c->tx;
+  struct timespec end;
+  if (tx == NULL) {
+    /* Nothing was changed, or there was no memory to hand it over. */
+    return c->spoiled &&
+                   c->given.mx_frame != walindex_header(&c->index)->mx_frame
+               ? SQLITE_IOERR_NOMEM
+               : SQLITE_OK;
+  }
+  c->tx = NULL;
+  clock_gettime(CLOCK_MONOTONIC, &end);
+  end.tv_sec += WAIT_MS / 1000;
+  pthread_mutex_lock(&node->mutex);
+  while (tx->state == TX_WAITING)
+    if (pthread_cond_timedwait(&tx->cond, &node->mutex, &end) != 0) break;
+  enum tx_state state = tx->state;
+  tx->abandoned = state == TX_WAITING;
+  pthread_mutex_unlock(&node->mutex);
+  if (state == TX_WAITING || state == TX_UNKNOWN) {
+    if (state == TX_UNKNOWN) transaction_free(tx);
+    text_set(&c->reason,
+             "outcome unknown: %s; the node settles it when there "
+             "is a quorum",
+             state == TX_UNKNOWN ? "the node was stopped"
+                                 : "no quorum answered in 30 s");
+    node_reason(node, "%s", c->reason.s);
+    return VFS_UNKNOWN;
+  }
+  if (state == TX_CONFIRMED) {
+    c->valid = tx->header.mx_frame;
+    c->spoiled = false;
+    transaction_free(tx);
+    return SQLITE_OK;
+  }
+  transaction_free(tx);
+  text_set(&c->reason, "transaction rolled back: leadership was lost before "
+                       "it was agreed on");
+  node_reason(node, "%s", c->reason.s);
+  return VFS_REJECTED;
+}

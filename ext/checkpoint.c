@@ -1,0 +1,204 @@
+/*
+** checkpoint.c: the worker: checkpoints, a new WAL, large transactions.
+**
+** When the WAL has grown to some length, the worker copies confirmed pages to
+** the database file while everything goes on. Then it asks for a quiet
+** moment: writers that have not begun wait (node->hold), the loop stops
+** applying; what is left is copied, and the WAL begins anew. If no such moment
+** comes within QUIET_MS, or a reader needs the WAL, it tries again later.
+**
+** The checkpoint file has two numbers: the floor, written before the first
+** page, and the index, written when everything up to it is in the database
+** file and synced (wal.h, W4; the start uses them, start.c).
+*/
+#include "node.h"
+
+#include <errno.h>
+#include <sqlite3ext.h>
+#include <stdio.h>
+#include <time.h>
+
+SQLITE_EXTENSION_INIT3
+
+#define RESTART_FRAMES 1000 /* a WAL this long begins anew */
+#define QUIET_MS 200
+#define AGAIN_MS 500
+
+enum quiet { QUIET_NONE = 0, QUIET_ASKED, QUIET_GRANTED, QUIET_REFUSED };
+
+int checkpoint_save(struct node *node, raft_index index, raft_index floor,
+                    struct text *error)
+{
+  struct store_checkpoint cp = {.index = index, .floor = floor};
+  char *line = NULL;
+  struct raft_entry entry;
+  cp.term = node->checkpoint_term;
+  if (index != node->checkpoint_index) {
+    if (store_read(node->store, index, index, RAFT_BODY_MAX, 1, &entry,
+                   &line) != 1) {
+      text_set(error, "checkpoint: %s", line ? line : "entry not in the log");
+      free(line);
+      return -EIO;
+    }
+    cp.term = entry.term;
+    raft_body_unref(entry.body);
+  }
+  pthread_mutex_lock(&node->mutex);
+  cp.configuration = node->configuration;
+  cp.configuration_index = node->configuration_index;
+  int rc = settings_pack(&node->settings, &cp.settings, &cp.settings_len);
+  pthread_mutex_unlock(&node->mutex);
+  if (rc == 0)
+    rc = store_checkpoint_write(node->io, node->dir, &cp, &line);
+  else
+    rc = -ENOMEM;
+  if (rc) text_set(error, "checkpoint: %s", line ? line : strerror(-rc));
+  free(line);
+  if (rc == 0) {
+    node->checkpoint_index = index;
+    atomic_store(&node->shown_checkpoint, index);
+    node->checkpoint_term = cp.term;
+    node->floor = floor;
+  }
+  store_checkpoint_clear(&cp);
+  return rc;
+}
+
+static int write_floor(void *ctx, raft_index index)
+{
+  struct node *node = ctx;
+  struct text error;
+  if (index <= node->floor) return 0;
+  int rc = checkpoint_save(node, node->checkpoint_index, index, &error);
+  if (rc) events_add(&node->events, "%s", error.s);
+  return rc;
+}
+
+int checkpoint_run(struct node *node)
+{
+  struct wal_checkpointed done;
+  struct text error = {""};
+  int rc = wal_checkpoint(node->wal, write_floor, node, &done);
+  if (rc == 0 && done.full && done.index > node->checkpoint_index)
+    rc = checkpoint_save(node, done.index, done.index, &error);
+  if (rc) {
+    events_add(&node->events, "checkpoint failed: %s",
+               error.s[0] ? error.s : strerror(-rc));
+    return rc;
+  }
+  return done.full ? 0 : -EBUSY;
+}
+
+/* ---- a quiet moment ---------------------------------------------------- */
+
+/* Loop thread. */
+static void grant_quiet(struct task *task)
+{
+  struct node *node = task->node;
+  pthread_mutex_lock(&node->mutex);
+  bool quiet = !node->apply_busy && !node->writer && !node->inflight;
+  if (quiet) node->apply_busy = true;
+  node->quiet = quiet ? QUIET_GRANTED : QUIET_REFUSED;
+  pthread_cond_signal(&node->worker_cond);
+  pthread_mutex_unlock(&node->mutex);
+}
+
+static void end_quiet(struct task *task)
+{
+  struct node *node = task->node;
+  node->apply_busy = false;
+  pthread_mutex_lock(&node->mutex);
+  node->quiet = QUIET_NONE;
+  pthread_cond_signal(&node->worker_cond);
+  pthread_mutex_unlock(&node->mutex);
+  apply_committed(node);
+}
+
+static struct timespec in_ms(unsigned ms)
+{
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  t.tv_nsec += (long)ms * 1000000L;
+  t.tv_sec += t.tv_nsec / 1000000000L;
+  t.tv_nsec %= 1000000000L;
+  return t;
+}
+
+static bool ask_quiet(struct node *node)
+{
+  struct timespec end = in_ms(QUIET_MS);
+  pthread_mutex_lock(&node->mutex);
+  node->hold = true;
+  while ((node->writer || node->inflight) && !node->stopping)
+    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
+  bool ask = !node->writer && !node->inflight && !node->stopping;
+  pthread_mutex_unlock(&node->mutex);
+  if (!ask) return false;
+  node->quiet = QUIET_ASKED;
+  node->quiet_task.run = grant_quiet;
+  node_post(node, &node->quiet_task);
+  pthread_mutex_lock(&node->mutex);
+  while (node->quiet == QUIET_ASKED)
+    pthread_cond_wait(&node->worker_cond, &node->mutex);
+  bool granted = node->quiet == QUIET_GRANTED;
+  pthread_mutex_unlock(&node->mutex);
+  return granted;
+}
+
+static void release_quiet(struct node *node, bool granted)
+{
+  if (granted) {
+    node->quiet_task.run = end_quiet;
+    node_post(node, &node->quiet_task);
+    pthread_mutex_lock(&node->mutex);
+    while (node->quiet != QUIET_NONE)
+      pthread_cond_wait(&node->worker_cond, &node->mutex);
+    pthread_mutex_unlock(&node->mutex);
+  }
+  pthread_mutex_lock(&node->mutex);
+  node->hold = false;
+  pthread_cond_broadcast(&node->changed);
+  pthread_mutex_unlock(&node->mutex);
+}
+
+static void checkpoint_and_restart(struct node *node)
+{
+  int rc = checkpoint_run(node);
+  if (rc == 0 && node->wal->confirmed.mx_frame >= RESTART_FRAMES) {
+    bool granted = ask_quiet(node);
+    rc = granted ? checkpoint_run(node) : -EBUSY;
+    if (rc == 0) rc = wal_restart(node->wal);
+    release_quiet(node, granted);
+  }
+  pthread_mutex_lock(&node->mutex);
+  node->worker_wanted = false;
+  node->next_checkpoint = rc ? clock_monotonic_ms() + AGAIN_MS : 0;
+  pthread_mutex_unlock(&node->mutex);
+}
+
+void *worker_main(void *arg)
+{
+  struct node *node = arg;
+  pthread_mutex_lock(&node->mutex);
+  while (!node->stopping) {
+    if (node->worker_apply) {
+      node->worker_apply = false;
+      pthread_mutex_unlock(&node->mutex);
+      apply_large(node);
+      pthread_mutex_lock(&node->mutex);
+    } else if (node->worker_install) {
+      node->worker_install = false;
+      pthread_mutex_unlock(&node->mutex);
+      snapshot_install(node);
+      pthread_mutex_lock(&node->mutex);
+    } else if (node->worker_wanted) {
+      pthread_mutex_unlock(&node->mutex);
+      checkpoint_and_restart(node);
+      pthread_mutex_lock(&node->mutex);
+    } else {
+      pthread_cond_wait(&node->worker_cond, &node->mutex);
+    }
+  }
+  pthread_mutex_unlock(&node->mutex);
+  return NULL;
+}

@@ -1,0 +1,629 @@
+/*
+** cluster.c: requests between nodes: invitations, joining, the member table.
+**
+** A request is u8 what, then its fields; an answer has a status and a body:
+** ANSWER_OK, ANSWER_REFUSED with a text that says why, ANSWER_REDIRECT with
+** the address of the leader. The leader answers; any node can be asked by its
+** own application threads (cluster_ask), and asks the leader for them.
+**
+** Setting "invite/<name>": 32 bytes SHA-256 of the secret, i64 end of life in
+** ms of the calendar. It is deleted by the same agreement that admits the
+** node, so that a token serves once.
+*/
+#include "cluster.h"
+
+#include <errno.h>
+#include <sqlite3ext.h>
+#include <stdio.h>
+#include <time.h>
+
+SQLITE_EXTENSION_INIT3
+
+#define INVITE_MS 3600000
+#define ASK_MS 5000
+#define CERT_DAYS 365
+#define JOIN_MS 10000
+
+enum { ASK_JOIN = 1, ASK_INVITE = 2, ASK_MEMBERS = 3 };
+
+/* Whom an answer goes to: another node, or a thread of this process. */
+struct answer_to {
+  struct net_request *request;
+  struct question *question;
+};
+
+/* A join that waits until the new member is agreed on. */
+struct join {
+  struct join *next;
+  struct net_request *request;
+  raft_term term;
+  raft_index index; /* 0: an older learner of that name goes first */
+  raft_index removed;
+  uint64_t deadline;
+  struct raft_member member;
+  char *cert;
+};
+
+/* ---- questions of application threads ---------------------------------- */
+
+/* Shared by the asking thread and the loop: whoever is last frees it. */
+struct question {
+  struct task task;
+  pthread_cond_t cond;
+  int refs; /* node mutex */
+  bool answered;
+  int status;
+  uint8_t *answer;
+  size_t answer_len;
+  struct packer body;
+};
+
+static void question_unref(struct node *node, struct question *q)
+{
+  pthread_mutex_lock(&node->mutex);
+  bool last = --q->refs == 0;
+  pthread_mutex_unlock(&node->mutex);
+  if (!last) return;
+  pthread_cond_destroy(&q->cond);
+  free(q->answer);
+  free(q->body.data);
+  free(q);
+}
+
+static void question_answer(struct question *q, int status, const void *body,
+                            size_t len)
+{
+  struct node *node = q->task.node;
+  uint8_t *copy = malloc(len + 1);
+  if (copy && len) memcpy(copy, body, len);
+  if (copy) copy[len] = 0;
+  pthread_mutex_lock(&node->mutex);
+  q->status = copy ? status : -1;
+  q->answer = copy;
+  q->answer_len = copy ? len : 0;
+  q->answered = true;
+  pthread_cond_signal(&q->cond);
+  pthread_mutex_unlock(&node->mutex);
+  question_unref(node, q);
+}
+
+static void answer(struct answer_to to, int status, const void *body,
+                   size_t len)
+{
+  if (to.request)
+    net_reply(to.request, status, body, len);
+  else
+    question_answer(to.question, status, body, len);
+}
+
+static void refuse(struct answer_to to, const char *text)
+{
+  answer(to, ANSWER_REFUSED, text, strlen(text));
+}
+
+static void handle(struct node *node, struct parser p, struct answer_to to);
+
+static void got_answer(void *ctx, int status, const uint8_t *body, size_t len)
+{
+  question_answer(ctx, status, body, len);
+}
+
+/* Loop: answers here when this node leads, else asks the leader. */
+static void run_question(struct task *task)
+{
+  struct question *q = (struct question *)task;
+  struct node *node = task->node;
+  struct answer_to to = {NULL, q};
+  raft_id leader = raft_leader(node->raft);
+  if (node->closing)
+    refuse(to, "the node is stopping");
+  else if (leader == node->identity.id)
+    handle(node, parser_of(q->body.data, q->body.len), to);
+  else if (leader == 0)
+    refuse(to, "no leader: no quorum, or an election");
+  else
+    net_call(node->net, leader, q->body.data, q->body.len, ASK_MS, got_answer,
+             q);
+}
+
+/* Asks the leader; takes body's memory. *data is malloc'd, zero-terminated.
+   Returns the status; -1: no answer, *data NULL or a text. */
+static int cluster_ask(struct node *node, struct packer body, uint8_t **data,
+                       size_t *len)
+{
+  struct question *q = body.bad ? NULL : calloc(1, sizeof(*q));
+  pthread_condattr_t attr;
+  struct timespec end;
+  *data = NULL;
+  *len = 0;
+  if (q == NULL) {
+    free(body.data);
+    return -1;
+  }
+  pthread_condattr_init(&attr);
+  pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+  pthread_cond_init(&q->cond, &attr);
+  pthread_condattr_destroy(&attr);
+  q->refs = 2;
+  q->status = -1;
+  q->body = body;
+  q->task.run = run_question;
+  node_post(node, &q->task);
+  clock_gettime(CLOCK_MONOTONIC, &end);
+  end.tv_sec += ASK_MS / 1000 + 1;
+  pthread_mutex_lock(&node->mutex);
+  while (!q->answered && !node->stopping)
+    if (pthread_cond_timedwait(&q->cond, &node->mutex, &end) != 0) break;
+  int status = q->answered ? q->status : -1;
+  if (q->answered) {
+    *data = q->answer;
+    *len = q->answer_len;
+    q->answer = NULL;
+  }
+  pthread_mutex_unlock(&node->mutex);
+  question_unref(node, q);
+  return status;
+}
+
+/* ---- invitations ------------------------------------------------------- */
+
+static void setting_name(char *out, size_t size, const char *name)
+{
+  snprintf(out, size, "invite/%s", name);
+}
+
+static bool member_named(const struct raft_configuration *c, const char *name,
+                         struct raft_member *out)
+{
+  for (unsigned i = 0; i < c->n; i++)
+    if (strcmp(c->members[i].name, name) == 0) {
+      *out = c->members[i];
+      return true;
+    }
+  return false;
+}
+
+static void handle_invite(struct node *node, struct parser *p,
+                          struct answer_to to)
+{
+  char key[RAFT_NAME_MAX + 16];
+  struct raft_member member;
+  const char *name = parse_text(p);
+  const uint8_t *digest = parse_bytes(p, 32);
+  if (!parser_done(p) || !identity_valid_name(name)) {
+    refuse(to, "malformed request");
+    return;
+  }
+  if (member_named(raft_configuration(node->raft, NULL), name, &member) &&
+      member.role == RAFT_VOTER) {
+    char text[128];
+    snprintf(text, sizeof(text), "%s is a member already", name);
+    refuse(to, text);
+    return;
+  }
+  struct packer value = {0};
+  pack_bytes(&value, digest, 32);
+  pack_u64(&value, (uint64_t)(clock_wall_ms() + INVITE_MS));
+  setting_name(key, sizeof(key), name);
+  struct raft_body *body =
+      value.bad ? NULL : settings_encode_change(key, value.data, value.len);
+  free(value.data);
+  raft_index index = 0;
+  int rc = body ? node_propose(node, RAFT_SETTING, body, &index) : RAFT_ENOMEM;
+  raft_body_unref(body);
+  if (rc)
+    refuse(to, raft_strerror(rc));
+  else
+    answer(to, ANSWER_OK, &index, sizeof(index));
+}
+
+int cluster_invite(struct node *node, const char *name, char **token,
+                   struct text *error)
+{
+  struct tls_token t = {.cluster = node->identity.cluster};
+  struct tls_error tls_error;
+  uint8_t digest[32], *data;
+  size_t len;
+  raft_index index;
+  struct packer body = {0};
+  if (!identity_valid_name(name)) {
+    text_set(error, "a name is 1 to 63 letters, digits, '.', '_' or '-'");
+    return -1;
+  }
+  snprintf(t.name, sizeof(t.name), "%s", name);
+  snprintf(t.address, sizeof(t.address), "%s", node->identity.advertise);
+  if (tls_random(t.secret, sizeof(t.secret), &tls_error) != 0 ||
+      tls_digest(t.secret, sizeof(t.secret), digest, &tls_error) != 0 ||
+      tls_fingerprint(node->identity.ca, t.ca_fingerprint, &tls_error) != 0) {
+    text_set(error, "%s", tls_error.text);
+    return -1;
+  }
+  pack_u8(&body, ASK_INVITE);
+  pack_text(&body, name);
+  pack_bytes(&body, digest, 32);
+  int status = cluster_ask(node, body, &data, &len);
+  int rc = -1;
+  if (status == ANSWER_OK && len == sizeof(index)) {
+    memcpy(&index, data, sizeof(index));
+    rc = node_wait_applied(node, index, ASK_MS, error) ? -1 : 0;
+    if (rc) text_set(error, "not agreed on: no quorum");
+  } else {
+    text_set(error, "%s", data ? (const char *)data : "no answer");
+  }
+  free(data);
+  if (rc == 0 && tls_token_encode(&t, token, &tls_error) != 0) {
+    text_set(error, "%s", tls_error.text);
+    rc = -1;
+  }
+  explicit_bzero(&t, sizeof(t));
+  return rc;
+}
+
+/* ---- joining, the leader's side ---------------------------------------- */
+
+/* Why a token does not serve; NULL: it does. */
+static const char *check_invitation(struct node *node, const char *name,
+                                    const uint8_t *secret, size_t n)
+{
+  char key[RAFT_NAME_MAX + 16];
+  struct tls_error error;
+  uint8_t digest[32];
+  size_t len;
+  int64_t until;
+  setting_name(key, sizeof(key), name);
+  const uint8_t *value = settings_get(&node->settings, key, &len);
+  if (value == NULL || len != 40)
+    return "no invitation: the token was used, replaced or never given";
+  if (n != TLS_SECRET_BYTES || tls_digest(secret, n, digest, &error) != 0 ||
+      !tls_equal(digest, value, 32))
+    return "wrong token: not the newest one for this name";
+  memcpy(&until, value + 32, 8);
+  if (clock_wall_ms() > until) return "token expired";
+  return NULL;
+}
+
+static void join_free(struct join *join)
+{
+  if (join == NULL) return;
+  tls_free_text(join->cert);
+  free(join);
+}
+
+static struct join *make_join(struct node *node, const char *name,
+                              const char *address, const char *csr,
+                              struct tls_error *error)
+{
+  struct join *join = calloc(1, sizeof(*join));
+  size_t n_cert, n_key;
+  const char *cert =
+      (const char *)settings_get(&node->settings, "ca-cert", &n_cert);
+  const char *key =
+      (const char *)settings_get(&node->settings, "ca-key", &n_key);
+  snprintf(error->text, sizeof(error->text), "out of memory");
+  if (join == NULL) return NULL;
+  if (cert == NULL || key == NULL) {
+    snprintf(error->text, sizeof(error->text), "this cluster has no CA key");
+    join_free(join);
+    return NULL;
+  }
+  struct raft_member *m = &join->member;
+  m->role = RAFT_LEARNER;
+  snprintf(m->name, sizeof(m->name), "%s", name);
+  snprintf(m->address, sizeof(m->address), "%s", address);
+  if (tls_random(&m->id, sizeof(m->id), error) != 0 ||
+      tls_random(&m->incarnation, sizeof(m->incarnation), error) != 0 ||
+      tls_sign_request(cert, key, csr, node->identity.cluster, m->id | 1,
+                       CERT_DAYS, &join->cert, error) != 0) {
+    join_free(join);
+    return NULL;
+  }
+  m->id |= 1; /* never 0 */
+  return join;
+}
+
+static int propose_change(struct node *node, uint8_t what, raft_id id,
+                          const struct raft_member *member, raft_index *index)
+{
+  struct raft_event event = {.type = RAFT_EVENT_CHANGE};
+  event.u.change.what = what;
+  event.u.change.id = id;
+  event.u.change.member = member;
+  int rc = node_step(node, &event);
+  raft_configuration(node->raft, index);
+  return rc;
+}
+
+static void handle_join(struct node *node, struct parser *p,
+                        struct answer_to to)
+{
+  size_t n;
+  char line[TEXT_MAX];
+  struct tls_error error = {""};
+  struct raft_member old;
+  const uint8_t *secret = parse_blob(p, &n);
+  const char *name = parse_text(p), *address = parse_text(p);
+  const char *csr = parse_text(p);
+  if (!parser_done(p) || !identity_valid_name(name) ||
+      strlen(address) >= RAFT_ADDRESS_MAX) {
+    refuse(to, "malformed request");
+    return;
+  }
+  const char *why = check_invitation(node, name, secret, n);
+  bool known = member_named(raft_configuration(node->raft, NULL), name, &old);
+  if (why == NULL && known && old.role == RAFT_VOTER)
+    why = "a member has that name already";
+  struct join *join = why ? NULL : make_join(node, name, address, csr, &error);
+  if (why == NULL && join == NULL) why = error.text;
+  if (why) {
+    snprintf(line, sizeof(line), "a node that would be %s was refused: %s",
+             name, why);
+    events_add(&node->events, "%s", line);
+    refuse(to, why);
+    return;
+  }
+  bool leads;
+  raft_state(node->raft, &join->term, &leads);
+  join->request = to.request;
+  join->deadline = clock_monotonic_ms() + JOIN_MS;
+  /* A learner that never got as far as to be a voter is replaced. */
+  join->removed = known ? old.id : 0;
+  join->next = node->joins;
+  node->joins = join;
+  cluster_tick(node);
+}
+
+static void join_answer(struct node *node, struct join *join)
+{
+  struct packer p = {0};
+  struct raft_body *c =
+      raft_configuration_encode(raft_configuration(node->raft, NULL));
+  pack_u64(&p, join->member.id);
+  pack_u64(&p, join->member.incarnation);
+  pack_text(&p, join->cert);
+  pack_text(&p, node->identity.ca);
+  pack_u32(&p, node->identity.heartbeat_ms);
+  pack_u32(&p, node->identity.election_timeout_ms);
+  if (c)
+    pack_blob(&p, c->data, c->len);
+  else
+    p.bad = true;
+  if (p.bad)
+    net_reply(join->request, ANSWER_REFUSED, "out of memory", 13);
+  else
+    net_reply(join->request, ANSWER_OK, p.data, p.len);
+  raft_body_unref(c);
+  free(p.data);
+  events_add(&node->events, "%s joined from %s", join->member.name,
+             join->member.address);
+}
+
+/* Takes the next step of a join. True: it is over. */
+static bool join_step(struct node *node, struct join *join)
+{
+  raft_term term;
+  raft_index index;
+  bool leads;
+  char key[RAFT_NAME_MAX + 16];
+  static const char lost[] = "not agreed on in time: try again";
+  raft_state(node->raft, &term, &leads);
+  if (!leads || term != join->term || node->closing ||
+      clock_monotonic_ms() > join->deadline) {
+    net_reply(join->request, ANSWER_REFUSED, lost, sizeof(lost) - 1);
+    return true;
+  }
+  if (join->removed) {
+    int rc = propose_change(node, RAFT_REMOVE, join->removed, NULL, &index);
+    if (rc == 0 || rc == RAFT_ENOTFOUND) join->removed = 0;
+    return false;
+  }
+  if (join->index == 0) {
+    if (propose_change(node, RAFT_ADD_LEARNER, 0, &join->member, &index) != 0)
+      return false; /* another change is under way */
+    setting_name(key, sizeof(key), join->member.name);
+    struct raft_body *body = settings_encode_change(key, NULL, 0);
+    if (body) node_propose(node, RAFT_SETTING, body, &index);
+    raft_body_unref(body);
+    join->index = index;
+  }
+  if (node->applied < join->index) return false;
+  join_answer(node, join);
+  return true;
+}
+
+/* ---- members ----------------------------------------------------------- */
+
+static const char *progress_name(const struct raft_progress *p, uint64_t now)
+{
+  if (p->last_contact == 0 || now - p->last_contact > 3000)
+    return "unreachable";
+  if (p->state == RAFT_SNAPSHOT) return "snapshot";
+  return p->state == RAFT_PROBE ? "probe" : "replicate";
+}
+
+static void pack_member(struct node *node, struct packer *p,
+                        const struct raft_member *m)
+{
+  struct raft_progress progress;
+  uint64_t now = clock_monotonic_ms();
+  raft_index last = raft_last(node->raft);
+  pack_u64(p, m->id);
+  pack_u8(p, m->role);
+  pack_text(p, m->name);
+  pack_text(p, m->address);
+  if (m->id == node->identity.id) {
+    raft_index durable = raft_durable(node->raft);
+    pack_text(p, "leader");
+    pack_u64(p, durable);
+    pack_u64(p, last - durable);
+    pack_u64(p, 0);
+  } else if (raft_progress(node->raft, m->id, &progress)) {
+    pack_text(p, progress_name(&progress, now));
+    pack_u64(p, progress.match);
+    pack_u64(p, last > progress.match ? last - progress.match : 0);
+    pack_u64(p,
+             progress.last_contact ? now - progress.last_contact : UINT64_MAX);
+  } else {
+    pack_text(p, "unknown");
+    pack_u64(p, 0);
+    pack_u64(p, last);
+    pack_u64(p, UINT64_MAX);
+  }
+}
+
+static void handle_members(struct node *node, struct answer_to to)
+{
+  const struct raft_configuration *c = raft_configuration(node->raft, NULL);
+  struct packer p = {0};
+  pack_u32(&p, c->n);
+  for (unsigned i = 0; i < c->n; i++)
+    pack_member(node, &p, &c->members[i]);
+  if (p.bad)
+    refuse(to, "out of memory");
+  else
+    answer(to, ANSWER_OK, p.data, p.len);
+  free(p.data);
+}
+
+static bool parse_members(const uint8_t *data, size_t len,
+                          struct member_row **rows, unsigned *n)
+{
+  struct parser p = parser_of(data, len);
+  *n = parse_u32(&p);
+  if (p.bad || *n > RAFT_MEMBERS_MAX) return false;
+  *rows = calloc(*n + 1, sizeof(**rows));
+  for (unsigned i = 0; *rows && i < *n; i++) {
+    struct member_row *r = &(*rows)[i];
+    r->id = parse_u64(&p);
+    r->role = parse_u8(&p);
+    snprintf(r->name, sizeof(r->name), "%s", parse_text(&p));
+    snprintf(r->address, sizeof(r->address), "%s", parse_text(&p));
+    snprintf(r->state, sizeof(r->state), "%s", parse_text(&p));
+    r->known = true;
+    r->match = parse_u64(&p);
+    r->lag_entries = parse_u64(&p);
+    uint64_t contact = parse_u64(&p);
+    r->contact_ms = contact == UINT64_MAX ? -1 : (int64_t)contact;
+  }
+  if (*rows && parser_done(&p)) return true;
+  free(*rows);
+  *rows = NULL;
+  return false;
+}
+
+/* Without the leader's help: who is a member, and who was the leader. */
+static int local_members(struct node *node, struct member_row **rows,
+                         unsigned *n)
+{
+  pthread_mutex_lock(&node->mutex);
+  const struct raft_configuration *c = &node->members;
+  *rows = calloc(c->n + 1, sizeof(**rows));
+  *n = *rows ? c->n : 0;
+  for (unsigned i = 0; i < *n; i++) {
+    struct member_row *r = &(*rows)[i];
+    const struct raft_member *m = &c->members[i];
+    memcpy(r->name, m->name, sizeof(r->name));
+    memcpy(r->address, m->address, sizeof(r->address));
+    r->id = m->id;
+    r->role = m->role;
+    r->contact_ms = -1;
+    snprintf(r->state, sizeof(r->state), "unknown");
+  }
+  pthread_mutex_unlock(&node->mutex);
+  return *rows ? 0 : -1;
+}
+
+int cluster_members(struct node *node, struct member_row **rows, unsigned *n)
+{
+  struct packer body = {0};
+  uint8_t *data;
+  size_t len;
+  pack_u8(&body, ASK_MEMBERS);
+  int status = cluster_ask(node, body, &data, &len);
+  bool ok = status == ANSWER_OK && parse_members(data, len, rows, n);
+  free(data);
+  return ok ? 0 : local_members(node, rows, n);
+}
+
+/* ---- requests ---------------------------------------------------------- */
+
+static void handle(struct node *node, struct parser p, struct answer_to to)
+{
+  switch (parse_u8(&p)) {
+  case ASK_INVITE: handle_invite(node, &p, to); break;
+  case ASK_MEMBERS: handle_members(node, to); break;
+  default: refuse(to, "unknown request"); break;
+  }
+}
+
+void cluster_request(void *ctx, raft_id from, const uint8_t *body, size_t len,
+                     struct net_request *request)
+{
+  struct node *node = ctx;
+  struct parser p = parser_of(body, len);
+  struct answer_to to = {request, NULL};
+  raft_id leader = raft_leader(node->raft);
+  if (leader != node->identity.id) {
+    const struct raft_member *m =
+        raft_configuration_find(raft_configuration(node->raft, NULL), leader);
+    if (m)
+      answer(to, ANSWER_REDIRECT, m->address, strlen(m->address));
+    else
+      refuse(to, "no leader: no quorum, or an election");
+    return;
+  }
+  /* Whoever has no certificate yet may only ask to join. */
+  if (from != 0)
+    handle(node, p, to);
+  else if (parse_u8(&p) == ASK_JOIN)
+    handle_join(node, &p, to);
+  else
+    refuse(to, "unknown request");
+}
+
+static void promote_learners(struct node *node)
+{
+  const struct raft_configuration *c = raft_configuration(node->raft, NULL);
+  for (unsigned i = 0; i < c->n; i++) {
+    struct raft_progress progress;
+    raft_index index;
+    struct raft_member m = c->members[i];
+    if (m.role != RAFT_LEARNER || !raft_progress(node->raft, m.id, &progress) ||
+        !progress.caught_up)
+      continue;
+    if (propose_change(node, RAFT_PROMOTE, m.id, NULL, &index) == 0)
+      events_add(&node->events, "%s has caught up and becomes a voter", m.name);
+    return; /* one change at a time */
+  }
+}
+
+void cluster_tick(struct node *node)
+{
+  for (struct join **at = &node->joins; *at;) {
+    struct join *join = *at;
+    if (join_step(node, join)) {
+      *at = join->next;
+      join_free(join);
+    } else {
+      at = &join->next;
+    }
+  }
+  if (raft_role(node->raft) == RAFT_LEADER && !node->closing)
+    promote_learners(node);
+}
+
+void cluster_close(struct node *node)
+{
+  node->closing = true;
+  cluster_tick(node);
+}
+
+/* The joining side's request; see join.c. */
+void cluster_pack_join(struct packer *p, const struct tls_token *token,
+                       const char *address, const char *csr)
+{
+  pack_u8(p, ASK_JOIN);
+  pack_blob(p, token->secret, sizeof(token->secret));
+  pack_text(p, token->name);
+  pack_text(p, address);
+  pack_text(p, csr);
+}

@@ -1,0 +1,170 @@
+/*
+** identity.c: the file DIR/node and the certificates beside it.
+**
+** The file is text, one "name = value" a line:
+**
+**     version = 1
+**     cluster = <16 hex>      node = <16 hex>      incarnation = <16 hex>
+**     name = n1               listen = host:port   advertise = host:port
+**     heartbeat_ms = 50       election_timeout_ms = 500
+**     joining = 0
+**
+** It is replaced in one step, and read strictly: an unknown name, a missing or
+** a malformed value is damage. Certificates and keys are PEM files of 0600.
+*/
+#include "node.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <sys/stat.h>
+
+#define FILE_MAX 16384
+
+bool identity_valid_name(const char *name)
+{
+  size_t n = strlen(name);
+  if (n == 0 || n >= RAFT_NAME_MAX) return false;
+  return strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                      "0123456789._-") == n;
+}
+
+static int write_one(const char *dir, const char *file, const char *text,
+                     struct text *error)
+{
+  char *path = NULL;
+  if (asprintf(&path, "%s/%s", dir, file) < 0) return -ENOMEM;
+  int rc = io_replace_file(&io_posix, path, text, strlen(text));
+  if (rc) text_set(error, "%s: %s", path, strerror(-rc));
+  free(path);
+  return rc;
+}
+
+int identity_write(const char *dir, const struct identity *i,
+                   struct text *error)
+{
+  char text[2048];
+  snprintf(text, sizeof(text),
+           "version = 1\ncluster = %016llx\nnode = %016llx\n"
+           "incarnation = %016llx\nname = %s\nlisten = %s\nadvertise = %s\n"
+           "heartbeat_ms = %u\nelection_timeout_ms = %u\njoining = %d\n",
+           (unsigned long long)i->cluster, (unsigned long long)i->id,
+           (unsigned long long)i->incarnation, i->name, i->listen, i->advertise,
+           i->heartbeat_ms, i->election_timeout_ms, i->joining);
+  int rc = write_one(dir, "ca.pem", i->ca, error);
+  if (rc == 0) rc = write_one(dir, "cert.pem", i->cert, error);
+  if (rc == 0) rc = write_one(dir, "key.pem", i->key, error);
+  if (rc == 0) rc = write_one(dir, "node", text, error);
+  return rc;
+}
+
+static int read_one(const char *dir, const char *file, char **text,
+                    struct text *error)
+{
+  char *path = NULL;
+  size_t len = 0;
+  if (asprintf(&path, "%s/%s", dir, file) < 0) return -ENOMEM;
+  int rc = io_read_file(&io_posix, path, FILE_MAX, (uint8_t **)text, &len);
+  if (rc == 0 && strlen(*text) != len) rc = -EBADMSG;
+  if (rc == -EBADMSG)
+    text_set(error, "%s: damaged", path);
+  else if (rc)
+    text_set(error, "%s: %s", path, strerror(-rc));
+  free(path);
+  return rc;
+}
+
+static bool hex64(const char *value, uint64_t *out)
+{
+  if (strlen(value) != 16 || strspn(value, "0123456789abcdef") != 16)
+    return false;
+  *out = strtoull(value, NULL, 16);
+  return true;
+}
+
+static bool number(const char *value, unsigned max, unsigned *out)
+{
+  char *end;
+  unsigned long v = strtoul(value, &end, 10);
+  if (end == value || *end || v > max || value[0] == '-') return false;
+  *out = (unsigned)v;
+  return true;
+}
+
+static bool copy_text(const char *value, char *out, size_t size)
+{
+  if (value[0] == 0 || strlen(value) >= size) return false;
+  memcpy(out, value, strlen(value) + 1);
+  return true;
+}
+
+/* One line; each name sets its bit in *seen. */
+static bool take(struct identity *i, const char *name, const char *value,
+                 unsigned *seen)
+{
+  static const char *const names[] = {
+      "version", "cluster",   "node",         "incarnation",         "name",
+      "listen",  "advertise", "heartbeat_ms", "election_timeout_ms", "joining"};
+  unsigned v = 0, k = 0;
+  while (k < 10 && strcmp(names[k], name) != 0)
+    k++;
+  if (k == 10 || (*seen & 1u << k)) return false;
+  *seen |= 1u << k;
+  switch (k) {
+  case 0: return number(value, 1, &v) && v == 1;
+  case 1: return hex64(value, &i->cluster);
+  case 2: return hex64(value, &i->id) && i->id != 0;
+  case 3: return hex64(value, &i->incarnation);
+  case 4:
+    return identity_valid_name(value) &&
+           copy_text(value, i->name, sizeof(i->name));
+  case 5: return copy_text(value, i->listen, sizeof(i->listen));
+  case 6: return copy_text(value, i->advertise, sizeof(i->advertise));
+  case 7: return number(value, 60000, &i->heartbeat_ms) && i->heartbeat_ms;
+  case 8:
+    return number(value, 600000, &i->election_timeout_ms) &&
+           i->election_timeout_ms > i->heartbeat_ms;
+  default:
+    if (!number(value, 1, &v)) return false;
+    i->joining = v == 1;
+    return true;
+  }
+}
+
+static bool parse(struct identity *i, char *text)
+{
+  unsigned seen = 0;
+  char *save = NULL;
+  for (char *line = strtok_r(text, "\n", &save); line;
+       line = strtok_r(NULL, "\n", &save)) {
+    char *mid = strstr(line, " = ");
+    if (mid == NULL) return false;
+    *mid = 0;
+    if (!take(i, line, mid + 3, &seen)) return false;
+  }
+  return seen == (1u << 10) - 1;
+}
+
+int identity_read(const char *dir, struct identity *i, struct text *error)
+{
+  char *text = NULL;
+  memset(i, 0, sizeof(*i));
+  int rc = read_one(dir, "node", &text, error);
+  if (rc == 0 && !parse(i, text)) {
+    text_set(error, "%s/node: damaged", dir);
+    rc = -EBADMSG;
+  }
+  free(text);
+  if (rc == 0) rc = read_one(dir, "ca.pem", &i->ca, error);
+  if (rc == 0) rc = read_one(dir, "cert.pem", &i->cert, error);
+  if (rc == 0) rc = read_one(dir, "key.pem", &i->key, error);
+  if (rc) identity_clear(i);
+  return rc;
+}
+
+void identity_clear(struct identity *i)
+{
+  tls_free_text(i->ca);
+  tls_free_text(i->cert);
+  tls_free_text(i->key);
+  memset(i, 0, sizeof(*i));
+}

@@ -1,0 +1,557 @@
+/*
+** join.c: makes nodes: quorate_bootstrap() and quorate_join(), on the thread of
+** the application that calls them.
+**
+** Everything is prepared in a directory FILE-quorate.new, which gets its name
+** when it is complete; whatever fails after that takes it away again. So after
+** an error nothing of a node is left, and after a crash at most a directory
+** that the next attempt removes, or one whose identity says `joining`.
+*/
+#include "cluster.h"
+#include "vfs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+SQLITE_EXTENSION_INIT3
+
+#define JOIN_TIMEOUT_MS 15000 /* for the leader's answer */
+#define STALL_MS 30000        /* without any progress of the first snapshot */
+#define CA_DAYS 365
+#define REDIRECTS 5
+
+/* ---- options ----------------------------------------------------------- */
+
+static bool address_ok(const char *address, bool port_needed)
+{
+  char host[RAFT_ADDRESS_MAX], port[16];
+  if (strlen(address) >= RAFT_ADDRESS_MAX ||
+      !net_split_address(address, host, sizeof(host), port, sizeof(port)))
+    return false;
+  return !port_needed || strcmp(port, "0") != 0;
+}
+
+static bool take_ms(const char *value, unsigned *out)
+{
+  char *end;
+  unsigned long v = strtoul(value, &end, 10);
+  if (end == value || *end || v == 0 || v > 60000) return false;
+  *out = (unsigned)v;
+  return true;
+}
+
+static bool take_option(struct identity *i, const char *name, const char *value,
+                        bool bootstrap, struct text *error)
+{
+  bool ok = true;
+  if (strcmp(name, "listen") == 0) {
+    ok = address_ok(value, true);
+    if (ok) snprintf(i->listen, sizeof(i->listen), "%s", value);
+  } else if (strcmp(name, "advertise") == 0) {
+    ok = address_ok(value, true);
+    if (ok) snprintf(i->advertise, sizeof(i->advertise), "%s", value);
+  } else if (bootstrap && strcmp(name, "name") == 0) {
+    ok = identity_valid_name(value);
+    if (ok) snprintf(i->name, sizeof(i->name), "%s", value);
+  } else if (bootstrap && strcmp(name, "heartbeat_ms") == 0) {
+    ok = take_ms(value, &i->heartbeat_ms);
+  } else if (bootstrap && strcmp(name, "election_timeout_ms") == 0) {
+    ok = take_ms(value, &i->election_timeout_ms);
+  } else {
+    text_set(error, "unknown option: %s", name);
+    return false;
+  }
+  if (!ok) text_set(error, "bad value of %s: %s", name, value);
+  return ok;
+}
+
+static bool take_options(struct identity *i, int n, const char *const *options,
+                         bool bootstrap, struct text *error)
+{
+  i->heartbeat_ms = 50;
+  i->election_timeout_ms = 500;
+  if (n % 2) {
+    text_set(error, "options come in pairs: name, value");
+    return false;
+  }
+  for (int k = 0; k < n; k += 2) {
+    if (options[k] == NULL || options[k + 1] == NULL) {
+      text_set(error, "an option is NULL");
+      return false;
+    }
+    if (!take_option(i, options[k], options[k + 1], bootstrap, error))
+      return false;
+  }
+  if (i->listen[0] == 0) {
+    text_set(error, "the option listen is missing: 'listen', 'HOST:PORT'");
+    return false;
+  }
+  if (i->election_timeout_ms <= i->heartbeat_ms) {
+    text_set(error, "election_timeout_ms must be greater than heartbeat_ms");
+    return false;
+  }
+  if (i->advertise[0] == 0)
+    memcpy(i->advertise, i->listen, sizeof(i->advertise));
+  if (bootstrap && i->name[0] == 0) snprintf(i->name, sizeof(i->name), "n1");
+  return true;
+}
+
+/* Tries to bind the address, before anything is made or a token is used. */
+static bool address_free(const char *address, struct text *error)
+{
+  char host[RAFT_ADDRESS_MAX], port[16];
+  struct addrinfo hints = {.ai_socktype = SOCK_STREAM,
+                           .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
+  struct addrinfo *found = NULL;
+  net_split_address(address, host, sizeof(host), port, sizeof(port));
+  int rc = getaddrinfo(host, port, &hints, &found);
+  if (rc) {
+    text_set(error, "cannot listen on %s: %s", address, gai_strerror(rc));
+    return false;
+  }
+  int on = 1, fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  rc = fd < 0 ? errno : 0;
+  if (rc == 0) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+  if (rc == 0 &&
+      (bind(fd, found->ai_addr, found->ai_addrlen) != 0 || listen(fd, 1) != 0))
+    rc = errno;
+  if (fd >= 0) close(fd);
+  freeaddrinfo(found);
+  if (rc) text_set(error, "cannot listen on %s: %s", address, strerror(rc));
+  return rc == 0;
+}
+
+/* ---- directories ------------------------------------------------------- */
+
+static void remove_one(void *ctx, const char *name)
+{
+  char path[4096];
+  const char *dir = ctx;
+  if ((size_t)snprintf(path, sizeof(path), "%s/%s", dir, name) < sizeof(path))
+    unlink(path);
+}
+
+/* Removes a node's directory: its files and the files in its folders. */
+static void remove_directory(const char *dir)
+{
+  static const char *const folders[] = {"log", "incoming"};
+  char path[4096];
+  for (unsigned i = 0; i < 2; i++) {
+    if ((size_t)snprintf(path, sizeof(path), "%s/%s", dir, folders[i]) >=
+        sizeof(path))
+      continue;
+    io_posix.list(io_posix.ctx, path, remove_one, path);
+    rmdir(path);
+  }
+  snprintf(path, sizeof(path), "%s", dir);
+  io_posix.list(io_posix.ctx, path, remove_one, path);
+  rmdir(dir);
+}
+
+struct place {
+  char *path;  /* absolute path of the database */
+  char *dir;   /* PATH-quorate */
+  char *fresh; /* PATH-quorate.new */
+  char *parent;
+  bool existed; /* the database file */
+};
+
+static void place_clear(struct place *place)
+{
+  free(place->path);
+  free(place->dir);
+  free(place->fresh);
+  free(place->parent);
+}
+
+static bool place_find(const char *file, struct place *place,
+                       struct text *error)
+{
+  struct stat st;
+  memset(place, 0, sizeof(*place));
+  place->path = vfs_absolute(file);
+  if (place->path == NULL ||
+      asprintf(&place->dir, "%s-quorate", place->path) < 0) {
+    place->dir = NULL;
+    text_set(error, "%s: no such path", file);
+    return false;
+  }
+  if (asprintf(&place->fresh, "%s.new", place->dir) < 0) place->fresh = NULL;
+  place->parent = strdup(place->path);
+  if (place->fresh == NULL || place->parent == NULL) {
+    text_set(error, "out of memory");
+    return false;
+  }
+  char *slash = strrchr(place->parent, '/');
+  slash[slash == place->parent] = 0;
+  if (stat(place->parent, &st) != 0 || !S_ISDIR(st.st_mode)) {
+    text_set(error, "%s: no such directory", place->parent);
+    return false;
+  }
+  if (access(place->parent, W_OK | X_OK) != 0) {
+    text_set(error, "%s: %s", place->parent, strerror(errno));
+    return false;
+  }
+  if (stat(place->dir, &st) == 0) {
+    text_set(error, "%s exists: this file is a node already", place->dir);
+    return false;
+  }
+  if (stat(place->path, &st) == 0) {
+    if (!S_ISREG(st.st_mode)) {
+      text_set(error, "%s: not a regular file", place->path);
+      return false;
+    }
+    place->existed = true;
+  }
+  return true;
+}
+
+/* Makes PATH-quorate.new, empty. */
+static bool begin_directory(const struct place *place, struct text *error)
+{
+  remove_directory(place->fresh);
+  int rc = io_posix.mkdir(io_posix.ctx, place->fresh);
+  if (rc) text_set(error, "%s: %s", place->fresh, strerror(-rc));
+  return rc == 0;
+}
+
+static bool finish_directory(const struct place *place, struct text *error)
+{
+  int rc = io_posix.sync_dir(io_posix.ctx, place->fresh);
+  if (rc == 0) rc = io_posix.rename(io_posix.ctx, place->fresh, place->dir);
+  if (rc == 0) rc = io_posix.sync_dir(io_posix.ctx, place->parent);
+  if (rc) text_set(error, "%s: %s", place->dir, strerror(-rc));
+  return rc == 0;
+}
+
+/* ---- bootstrap --------------------------------------------------------- */
+
+static bool run(sqlite3 *db, const char *sql, const char *want,
+                struct text *error)
+{
+  sqlite3_stmt *stmt = NULL;
+  int rc = sqlite3_prepare_v2(db, sql, -1, &stmt, NULL);
+  if (rc == SQLITE_OK) rc = sqlite3_step(stmt);
+  bool ok = rc == SQLITE_ROW || rc == SQLITE_DONE;
+  if (!ok) {
+    int code = sqlite3_errcode(db);
+    text_set(error, "%s",
+             code == SQLITE_BUSY
+                 ? "the database is in use by another connection or process"
+                 : sqlite3_errmsg(db));
+  } else if (want) {
+    const char *got = (const char *)sqlite3_column_text(stmt, 0);
+    ok = got && sqlite3_stricmp(got, want) == 0;
+    if (!ok)
+      text_set(error, "the database is in use by another connection or "
+                      "process");
+  }
+  sqlite3_finalize(stmt);
+  return ok;
+}
+
+/* Brings the file, or a new one, into WAL mode with everything in it, while
+   nobody else uses it. */
+static bool convert(const struct place *place, struct text *error)
+{
+  sqlite3 *db = NULL;
+  struct text detail = {""};
+  int rc = sqlite3_open_v2(place->path, &db,
+                           SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE,
+                           vfs_below_name());
+  if (rc != SQLITE_OK)
+    text_set(&detail, "%s", db ? sqlite3_errmsg(db) : "out of memory");
+  bool ok = rc == SQLITE_OK &&
+            run(db, "SELECT count(*) FROM sqlite_schema", NULL, &detail) &&
+            run(db, "PRAGMA locking_mode=EXCLUSIVE", "exclusive", &detail) &&
+            run(db, "PRAGMA journal_mode=DELETE", "delete", &detail) &&
+            run(db, "BEGIN EXCLUSIVE", NULL, &detail) &&
+            run(db, "COMMIT", NULL, &detail) &&
+            run(db, "PRAGMA journal_mode=WAL", "wal", &detail);
+  sqlite3_close(db);
+  if (!ok) text_set(error, "%s: %s", place->path, detail.s);
+  return ok;
+}
+
+/* Sets the write version in the header: 3 fences it, 2 is an ordinary WAL
+   database. */
+static bool set_write_version(const char *path, uint8_t version,
+                              struct text *error)
+{
+  uint8_t header[20];
+  int fd = open(path, O_RDWR | O_CLOEXEC);
+  bool ok = fd >= 0 && pread(fd, header, 20, 0) == 20 && header[19] == 2 &&
+            pwrite(fd, &version, 1, 18) == 1 && fsync(fd) == 0;
+  if (!ok && error)
+    text_set(error, "%s: %s", path,
+             fd < 0 || errno ? strerror(errno) : "not in WAL mode");
+  if (fd >= 0) close(fd);
+  return ok;
+}
+
+static bool make_first_identity(struct identity *i, char **ca_key,
+                                struct text *error)
+{
+  struct tls_error e = {""};
+  char *csr = NULL;
+  bool ok = tls_random(&i->cluster, 8, &e) == 0 &&
+            tls_random(&i->id, 8, &e) == 0 &&
+            tls_random(&i->incarnation, 8, &e) == 0;
+  i->id |= 1; /* never 0 */
+  ok = ok && tls_make_ca(i->cluster, &i->ca, ca_key, &e) == 0 &&
+       tls_make_request(&csr, &i->key, &e) == 0 &&
+       tls_sign_request(i->ca, *ca_key, csr, i->cluster, i->id, CA_DAYS,
+                        &i->cert, &e) == 0;
+  tls_free_text(csr);
+  if (!ok) text_set(error, "%s", e.text);
+  return ok;
+}
+
+/* The checkpoint of a new cluster: entry 1 is what the file holds now. */
+static bool write_first_checkpoint(const char *dir, const struct identity *i,
+                                   const char *ca_key, struct text *error)
+{
+  struct store_checkpoint cp = {
+      .index = 1, .term = 1, .floor = 1, .configuration_index = 1};
+  struct settings settings = {0};
+  char *line = NULL;
+  struct raft_member *m = &cp.configuration.members[0];
+  cp.configuration.n = 1;
+  m->id = i->id;
+  m->incarnation = i->incarnation;
+  m->role = RAFT_VOTER;
+  memcpy(m->name, i->name, sizeof(m->name));
+  memcpy(m->address, i->advertise, sizeof(m->address));
+  int rc = settings_set(&settings, "ca-cert", i->ca, strlen(i->ca));
+  if (rc == 0) rc = settings_set(&settings, "ca-key", ca_key, strlen(ca_key));
+  if (rc == 0) rc = settings_pack(&settings, &cp.settings, &cp.settings_len);
+  rc = rc ? -ENOMEM : store_checkpoint_write(&io_posix, dir, &cp, &line);
+  if (rc) text_set(error, "%s", line ? line : strerror(-rc));
+  free(line);
+  settings_clear(&settings);
+  store_checkpoint_clear(&cp);
+  return rc == 0;
+}
+
+static void undo_bootstrap(const struct place *place)
+{
+  remove_directory(place->fresh);
+  remove_directory(place->dir);
+  if (place->existed)
+    set_write_version(place->path, 2, NULL);
+  else
+    unlink(place->path);
+}
+
+int cluster_bootstrap(const char *file, int n, const char *const *options,
+                      struct text *answer)
+{
+  struct identity identity = {0};
+  struct place place = {0};
+  struct node *node = NULL;
+  char *ca_key = NULL;
+  bool begun = false;
+  bool ok = take_options(&identity, n, options, true, answer) &&
+            place_find(file, &place, answer) &&
+            address_free(identity.listen, answer);
+  if (ok) {
+    begun = true;
+    ok = make_first_identity(&identity, &ca_key, answer) &&
+         begin_directory(&place, answer) &&
+         identity_write(place.fresh, &identity, answer) == 0 &&
+         write_first_checkpoint(place.fresh, &identity, ca_key, answer) &&
+         convert(&place, answer) && set_write_version(place.path, 3, answer) &&
+         finish_directory(&place, answer) &&
+         registry_start(place.path, NULL, &node, answer) == 0;
+  }
+  if (ok) {
+    node_barrier(node, false, 5000, answer);
+    text_set(answer, "node %s of new cluster %016llx, listening on %s",
+             identity.name, (unsigned long long)identity.cluster,
+             identity.listen);
+    registry_release(node);
+  } else if (begun) {
+    undo_bootstrap(&place);
+  }
+  tls_free_text(ca_key);
+  identity_clear(&identity);
+  place_clear(&place);
+  return ok ? SQLITE_OK : SQLITE_ERROR;
+}
+
+/* ---- join -------------------------------------------------------------- */
+
+/* What the leader answered. */
+struct admission {
+  struct raft_configuration members;
+};
+
+static bool parse_admission(const uint8_t *body, size_t len, struct identity *i,
+                            struct admission *a, struct text *error)
+{
+  struct parser p = parser_of(body, len);
+  size_t n;
+  i->id = parse_u64(&p);
+  i->incarnation = parse_u64(&p);
+  i->cert = strdup(parse_text(&p));
+  i->ca = strdup(parse_text(&p));
+  i->heartbeat_ms = parse_u32(&p);
+  i->election_timeout_ms = parse_u32(&p);
+  const uint8_t *c = parse_blob(&p, &n);
+  if (parser_done(&p) && i->id && i->cert && i->ca &&
+      raft_configuration_decode(c, n, &a->members) == 0)
+    return true;
+  text_set(error, "the cluster sent a malformed answer");
+  return false;
+}
+
+/* Asks the member in the token, and the leader that it names. */
+static bool ask_to_join(const struct tls_token *token, struct identity *i,
+                        struct admission *a, struct text *error)
+{
+  struct tls_context *tls = NULL;
+  struct tls_error tls_error;
+  struct net_error net_error;
+  struct packer request = {0};
+  char *csr = NULL, address[RAFT_ADDRESS_MAX];
+  bool ok = false;
+  if (tls_make_request(&csr, &i->key, &tls_error) != 0 ||
+      tls_context_new_joiner(token->cluster, token->ca_fingerprint, &tls,
+                             &tls_error) != 0) {
+    text_set(error, "%s", tls_error.text);
+    tls_free_text(csr);
+    return false;
+  }
+  cluster_pack_join(&request, token, i->advertise, csr);
+  snprintf(address, sizeof(address), "%s", token->address);
+  for (int tries = 0; tries < REDIRECTS; tries++) {
+    uint8_t *body = NULL;
+    size_t len = 0;
+    int status = net_join(tls, address, request.data, request.len,
+                          JOIN_TIMEOUT_MS, &body, &len, &net_error);
+    if (status == ANSWER_REDIRECT && len < sizeof(address)) {
+      memcpy(address, body, len);
+      address[len] = 0;
+      free(body);
+      continue;
+    }
+    if (status == ANSWER_OK)
+      ok = parse_admission(body, len, i, a, error);
+    else if (status < 0)
+      text_set(error, "%s: %s", address, net_error.text);
+    else
+      text_set(error, "%.*s", (int)len, body ? (const char *)body : "");
+    free(body);
+    break;
+  }
+  if (request.data) explicit_bzero(request.data, request.cap);
+  free(request.data);
+  tls_free_text(csr);
+  tls_context_unref(tls);
+  return ok;
+}
+
+static bool is_voter(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
+  const struct raft_member *m = node_member(node, node->identity.id);
+  bool yes = m && m->role == RAFT_VOTER && node->wal;
+  pthread_mutex_unlock(&node->mutex);
+  return yes;
+}
+
+/* Waits until the node is a voter; gives up when nothing moves any more. */
+static bool wait_for_admission(struct node *node, struct text *error)
+{
+  uint64_t seen = 0, last = clock_monotonic_ms();
+  struct timespec pause = {0, 5000000};
+  while (!is_voter(node)) {
+    uint64_t progress = atomic_load(&node->progress);
+    pthread_mutex_lock(&node->mutex);
+    progress += node->applied;
+    bool failed = node->failed;
+    pthread_mutex_unlock(&node->mutex);
+    uint64_t now = clock_monotonic_ms();
+    if (progress != seen) last = now;
+    seen = progress;
+    if (failed || now - last > STALL_MS) {
+      text_set(error,
+               failed ? "the node failed: %s"
+                      : "no snapshot from the leader in time%s",
+               failed ? node->reason.s : "");
+      return false;
+    }
+    nanosleep(&pause, NULL);
+  }
+  return true;
+}
+
+static bool run_first_time(const struct place *place, const struct admission *a,
+                           struct text *error)
+{
+  struct node *node = NULL;
+  struct text ignored;
+  if (registry_start(place->path, &a->members, &node, error) != 0) return false;
+  bool ok = wait_for_admission(node, error);
+  registry_release(node);
+  if (!ok) registry_stop(place->path, false, &ignored);
+  return ok;
+}
+
+int cluster_join(const char *file, const char *text, int n,
+                 const char *const *options, struct text *answer)
+{
+  struct identity identity = {0};
+  struct admission admission;
+  struct tls_token token;
+  struct tls_error tls_error;
+  struct place place = {0};
+  bool begun = false;
+  if (tls_token_decode(text, &token, &tls_error) != 0) {
+    text_set(answer, "%s", tls_error.text);
+    return SQLITE_ERROR;
+  }
+  bool ok = take_options(&identity, n, options, false, answer) &&
+            place_find(file, &place, answer);
+  if (ok && place.existed) {
+    text_set(answer, "%s exists: a joining node begins without a file",
+             place.path);
+    ok = false;
+  }
+  ok = ok && address_free(identity.listen, answer);
+  if (ok) {
+    begun = true;
+    identity.cluster = token.cluster;
+    identity.joining = true;
+    snprintf(identity.name, sizeof(identity.name), "%s", token.name);
+    ok = begin_directory(&place, answer) &&
+         ask_to_join(&token, &identity, &admission, answer) &&
+         identity_write(place.fresh, &identity, answer) == 0 &&
+         finish_directory(&place, answer) &&
+         run_first_time(&place, &admission, answer);
+  }
+  if (ok) {
+    text_set(answer, "node %s of cluster %016llx, listening on %s",
+             identity.name, (unsigned long long)identity.cluster,
+             identity.listen);
+  } else if (begun) {
+    remove_directory(place.fresh);
+    remove_directory(place.dir);
+    unlink(place.path);
+    static const char *const beside[] = {"-wal", "-shm"};
+    for (int k = 0; k < 2; k++) {
+      char name[4096];
+      snprintf(name, sizeof(name), "%s%s", place.path, beside[k]);
+      unlink(name);
+    }
+  }
+  explicit_bzero(&token, sizeof(token));
+  identity_clear(&identity);
+  place_clear(&place);
+  return ok ? SQLITE_OK : SQLITE_ERROR;
+}

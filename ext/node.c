@@ -1,0 +1,854 @@
+/*
+** node.c: the loop thread of a node, and how other threads reach it.
+**
+** Division one: small things. Division two: what application threads call.
+** Division three: carrying out raft's effects. Division four: the loop's
+** callbacks. Start and stop are in start.c.
+**
+** A commit's way: the application's thread queues the transaction's parts
+** (node_hand_over) and wakes the loop; the loop proposes them to raft, hands
+** the entries to the log's thread and sends them to the peers; the log's
+** thread wakes the loop when they are durable, the peers answer; raft commits;
+** apply.c publishes and tells the waiting thread.
+*/
+#include "node.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <sqlite3ext.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <time.h>
+
+SQLITE_EXTENSION_INIT3
+
+#define QUEUE_BYTES (4u << 20) /* proposals waiting for the loop */
+#define BATCH 64               /* proposals in one step */
+#define HAND_OVER_MS 30000
+#define SERVE_READ UINT64_MAX /* number of the node's own read request */
+#define TICK_MS 100           /* pace of cluster_tick() */
+
+/* ---- small things ------------------------------------------------------ */
+
+void text_set(struct text *text, const char *format, ...)
+{
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text->s, sizeof(text->s), format, args);
+  va_end(args);
+}
+
+uint64_t clock_monotonic_ms(void)
+{
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+int64_t clock_wall_ms(void)
+{
+  struct timespec t;
+  clock_gettime(CLOCK_REALTIME, &t);
+  return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+static struct timespec deadline_in(uint64_t ms)
+{
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  t.tv_sec += (time_t)(ms / 1000);
+  t.tv_nsec += (long)(ms % 1000) * 1000000L;
+  if (t.tv_nsec >= 1000000000L) {
+    t.tv_sec++;
+    t.tv_nsec -= 1000000000L;
+  }
+  return t;
+}
+
+void node_reason(struct node *node, const char *format, ...)
+{
+  va_list args;
+  pthread_mutex_lock(&node->mutex);
+  va_start(args, format);
+  vsnprintf(node->reason.s, sizeof(node->reason.s), format, args);
+  va_end(args);
+  pthread_mutex_unlock(&node->mutex);
+}
+
+static void cond_init(pthread_cond_t *cond)
+{
+  pthread_condattr_t attr;
+  pthread_condattr_init(&attr);
+  pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+  pthread_cond_init(cond, &attr);
+  pthread_condattr_destroy(&attr);
+}
+
+struct transaction *transaction_new(void)
+{
+  struct transaction *tx = calloc(1, sizeof(*tx));
+  if (tx == NULL) return NULL;
+  cond_init(&tx->cond);
+  tx->state = TX_OPEN;
+  return tx;
+}
+
+void transaction_free(struct transaction *tx)
+{
+  if (tx == NULL) return;
+  pthread_cond_destroy(&tx->cond);
+  free(tx->pages);
+  free(tx);
+}
+
+const struct raft_member *node_member(const struct node *node, raft_id id)
+{
+  return raft_configuration_find(&node->members, id);
+}
+
+void node_settle(struct node *node, struct transaction *tx, enum tx_state state)
+{
+  struct transaction **at = &node->inflight;
+  while (*at && *at != tx)
+    at = &(*at)->next;
+  assert(*at == tx);
+  *at = tx->next;
+  if (tx->next == NULL) node->inflight_tail = at;
+  tx->next = NULL;
+  tx->state = state;
+  if (tx->abandoned)
+    transaction_free(tx);
+  else
+    pthread_cond_signal(&tx->cond);
+}
+
+void node_wake(struct node *node)
+{
+  uv_async_send(&node->async);
+}
+
+void node_post(struct node *node, struct task *task)
+{
+  task->next = NULL;
+  task->node = node;
+  pthread_mutex_lock(&node->mutex);
+  *node->tasks_tail = task;
+  node->tasks_tail = &task->next;
+  pthread_mutex_unlock(&node->mutex);
+  node_wake(node);
+}
+
+/* ---- application threads ----------------------------------------------- */
+
+static const char *no_leader_text(const struct node *node)
+{
+  if (node->stopping) return "the node is stopped";
+  if (node->failed) return "the node has failed: see quorate_events";
+  return node->view.leader ? "the leader does not answer"
+                           : "no leader: no quorum, or an election";
+}
+
+static int barrier_failed(struct node *node, struct text *reason)
+{
+  text_set(reason, "read refused: %s", no_leader_text(node));
+  node->reason = *reason;
+  return SQLITE_BUSY_TIMEOUT;
+}
+
+static int wait_serving(struct node *node, const struct timespec *end,
+                        struct text *reason)
+{
+  int rc = 0;
+  pthread_mutex_lock(&node->mutex);
+  while (!atomic_load(&node->serving) && !node->stopping && !node->failed)
+    if (pthread_cond_timedwait(&node->changed, &node->mutex, end) != 0) break;
+  if (!atomic_load(&node->serving)) rc = barrier_failed(node, reason);
+  pthread_mutex_unlock(&node->mutex);
+  return rc;
+}
+
+static int wait_for(struct node *node, raft_index index,
+                    const struct timespec *end, struct text *reason)
+{
+  pthread_cond_t cond;
+  struct waiter *w = calloc(1, sizeof(*w));
+  if (w == NULL) return SQLITE_NOMEM;
+  cond_init(&cond);
+  w->cond = &cond;
+  w->index = index;
+  w->status = 1;
+  int rc = 0;
+  pthread_mutex_lock(&node->mutex);
+  if (index == 0) w->read = ++node->next_read;
+  if (node->stopping) {
+    rc = barrier_failed(node, reason);
+    free(w);
+  } else {
+    w->next = node->new_waiters;
+    node->new_waiters = w;
+    pthread_mutex_unlock(&node->mutex);
+    node_wake(node);
+    pthread_mutex_lock(&node->mutex);
+    while (w->status == 1 && !node->stopping)
+      if (pthread_cond_timedwait(&cond, &node->mutex, end) != 0) break;
+    if (w->status != 0) rc = barrier_failed(node, reason);
+    if (w->status == 1)
+      w->gone = true; /* still on the loop's list, which frees it */
+    else
+      free(w);
+  }
+  pthread_mutex_unlock(&node->mutex);
+  pthread_cond_destroy(&cond);
+  return rc;
+}
+
+int node_barrier(struct node *node, bool local, uint64_t wait_ms,
+                 struct text *reason)
+{
+  struct timespec end = deadline_in(wait_ms);
+  int rc = wait_serving(node, &end, reason);
+  return rc || local ? rc : wait_for(node, 0, &end, reason);
+}
+
+int node_wait_applied(struct node *node, raft_index index, uint64_t wait_ms,
+                      struct text *reason)
+{
+  struct timespec end = deadline_in(wait_ms);
+  return wait_for(node, index, &end, reason);
+}
+
+static bool grant_lost(const struct node *node, const struct transaction *tx)
+{
+  return node->stopping || !node->can_write || node->write_term != tx->term;
+}
+
+static void purge(struct node *node, const struct transaction *tx)
+{
+  struct proposal **at = &node->proposals;
+  while (*at) {
+    struct proposal *p = *at;
+    if (p->tx != tx) {
+      at = &p->next;
+      continue;
+    }
+    *at = p->next;
+    node->proposals_bytes -= p->body->len;
+    raft_body_unref(p->body);
+    free(p);
+  }
+  node->proposals_tail = at;
+}
+
+int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
+                   struct raft_body *body)
+{
+  struct timespec end = deadline_in(HAND_OVER_MS);
+  struct proposal *p = calloc(1, sizeof(*p));
+  bool lost = p == NULL;
+  pthread_mutex_lock(&node->mutex);
+  while (!lost && !(lost = grant_lost(node, tx)) &&
+         node->proposals_bytes > QUEUE_BYTES)
+    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0)
+      lost = true;
+  if (lost) {
+    purge(node, tx);
+    pthread_mutex_unlock(&node->mutex);
+    raft_body_unref(body);
+    free(p);
+    return -1;
+  }
+  p->tx = tx;
+  p->term = tx->term;
+  p->type = type;
+  p->body = body;
+  *node->proposals_tail = p;
+  node->proposals_tail = &p->next;
+  node->proposals_bytes += body->len;
+  if (type == RAFT_COMMIT) {
+    tx->state = TX_WAITING;
+    *node->inflight_tail = tx;
+    node->inflight_tail = &tx->next;
+  }
+  pthread_mutex_unlock(&node->mutex);
+  node_wake(node);
+  return 0;
+}
+
+/* ---- effects ----------------------------------------------------------- */
+
+void node_fail(struct node *node, const char *format, ...)
+{
+  char text[TEXT_MAX];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text, sizeof(text), format, args);
+  va_end(args);
+  pthread_mutex_lock(&node->mutex);
+  bool first = !node->failed;
+  node->failed = true;
+  node->can_write = false;
+  text_set(&node->reason, "%s", text);
+  pthread_cond_broadcast(&node->changed);
+  pthread_mutex_unlock(&node->mutex);
+  atomic_store(&node->serving, false);
+  atomic_store(&node->solo, false);
+  if (!first) return;
+  events_add(&node->events, "the node has failed: %s", text);
+  sqlite3_log(SQLITE_IOERR, "quorate: %s: %s", node->path, text);
+  atomic_store(&node->disk_status, -EIO);
+  node_wake(node);
+}
+
+static void send_or_hold(struct node *node, const struct raft_send *send)
+{
+  const struct raft_message *m = &send->message;
+  if (send->after <= atomic_load(&node->durable)) {
+    net_send(node->net, m);
+    return;
+  }
+  /* Raft lets a message be lost: it is dropped when there is no memory. */
+  struct held_send *held = calloc(1, sizeof(*held));
+  if (held == NULL) return;
+  held->after = send->after;
+  held->message = *m;
+  held->message.entries = NULL;
+  if (m->n_entries) {
+    held->message.entries = calloc(m->n_entries, sizeof(m->entries[0]));
+    if (held->message.entries == NULL) {
+      free(held);
+      return;
+    }
+    for (uint32_t i = 0; i < m->n_entries; i++) {
+      held->message.entries[i] = m->entries[i];
+      raft_body_ref(m->entries[i].body);
+    }
+  }
+  *node->held_tail = held;
+  node->held_tail = &held->next;
+}
+
+static void release_held(struct node *node)
+{
+  uint64_t durable = atomic_load(&node->durable);
+  struct held_send **at = &node->held;
+  while (*at) {
+    struct held_send *held = *at;
+    if (held->after > durable) {
+      at = &held->next;
+      continue;
+    }
+    net_send(node->net, &held->message);
+    *at = held->next;
+    raft_message_clear(&held->message);
+    free(held);
+  }
+  node->held_tail = at;
+}
+
+/* Rejects what waits for a grant that is gone and was never appended. */
+static void drop_stale_proposals(struct node *node, raft_term term)
+{
+  struct proposal **at = &node->proposals;
+  while (*at) {
+    struct proposal *p = *at;
+    if (p->term == term) {
+      at = &p->next;
+      continue;
+    }
+    *at = p->next;
+    node->proposals_bytes -= p->body->len;
+    if (p->type == RAFT_COMMIT) node_settle(node, p->tx, TX_REJECTED);
+    raft_body_unref(p->body);
+    free(p);
+  }
+  node->proposals_tail = at;
+}
+
+static const char *role_name(enum raft_role role)
+{
+  static const char *const names[] = {"", "follower", "candidate", "candidate",
+                                      "leader"};
+  return names[role];
+}
+
+const char *node_role_name(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
+  enum raft_role role = node->view.role;
+  const struct raft_member *self = node_member(node, node->identity.id);
+  const char *name = node->stopping                       ? "stopped"
+                     : node->failed                       ? "failed"
+                     : self && self->role == RAFT_LEARNER ? "learner"
+                                                          : role_name(role);
+  pthread_mutex_unlock(&node->mutex);
+  return name;
+}
+
+static unsigned count_voters(const struct raft_configuration *configuration)
+{
+  unsigned n = 0;
+  for (unsigned i = 0; i < configuration->n; i++)
+    n += configuration->members[i].role == RAFT_VOTER;
+  return n;
+}
+
+/* Brings what other threads see up to date. */
+static void update_view(struct node *node, bool configuration_changed)
+{
+  struct node_view v = {0};
+  bool leads;
+  raft_state(node->raft, &v.term, &leads);
+  v.role = raft_role(node->raft);
+  v.leader = raft_leader(node->raft);
+  v.commit = raft_commit(node->raft);
+  v.last = raft_last(node->raft);
+  const struct raft_configuration *c = raft_configuration(node->raft, NULL);
+  v.voters = count_voters(c);
+  struct node_view was = node->view; /* only this thread changes it */
+  bool deposed = was.role == RAFT_LEADER && (!leads || was.term != v.term);
+  if (deposed) {
+    atomic_store(&node->solo, false);
+    if (node->wal) wal_revoke(node->wal);
+  }
+  if (leads && (was.role != RAFT_LEADER || was.term != v.term))
+    node->lead_from = v.last;
+  pthread_mutex_lock(&node->mutex);
+  node->view = v;
+  if (deposed || was.role == 0) {
+    node->can_write = false;
+    node->writer = NULL;
+    drop_stale_proposals(node, leads ? v.term : 0);
+  }
+  if (configuration_changed && c->n > 0) node->members = *c;
+  if (was.role != v.role || was.leader != v.leader || was.term != v.term)
+    pthread_cond_broadcast(&node->changed);
+  const struct raft_member *leader = node_member(node, v.leader);
+  char name[RAFT_NAME_MAX] = "";
+  if (leader) memcpy(name, leader->name, sizeof(name));
+  pthread_mutex_unlock(&node->mutex);
+  if (was.role != v.role || was.leader != v.leader)
+    events_add(&node->events, "%s in term %llu, leader %s", role_name(v.role),
+               (unsigned long long)v.term,
+               v.leader ? (leads ? "here" : name) : "unknown");
+}
+
+static void finish_waiter(struct node *node, struct waiter **at, int status)
+{
+  struct waiter *w = *at;
+  *at = w->next;
+  pthread_mutex_lock(&node->mutex);
+  if (w->gone) {
+    free(w);
+  } else {
+    w->status = status;
+    pthread_cond_signal(w->cond);
+  }
+  pthread_mutex_unlock(&node->mutex);
+}
+
+static void release_waiters(struct node *node)
+{
+  for (struct waiter **at = &node->waiters; *at;) {
+    struct waiter *w = *at;
+    if (w->index && w->index <= node->applied)
+      finish_waiter(node, at, 0);
+    else
+      at = &w->next;
+  }
+}
+
+static void take_read(struct node *node, const struct raft_read_result *r)
+{
+  if (r->read == SERVE_READ) {
+    node->asked_to_serve = false;
+    if (r->status == 0) node->serve_from = r->index;
+    return;
+  }
+  for (struct waiter *w = node->waiters; w; w = w->next) {
+    if (w->read != r->read) continue;
+    w->asked = false; /* when it failed: asked again */
+    if (r->status == 0) w->index = r->index ? r->index : 1;
+    return;
+  }
+}
+
+static void ask_reads(struct node *node)
+{
+  struct raft_event event = {.type = RAFT_EVENT_READ};
+  if (raft_leader(node->raft) == 0) return;
+  if (!atomic_load(&node->serving) && node->serve_from == 0 &&
+      !node->asked_to_serve && !node->failed && node->wal) {
+    node->asked_to_serve = true;
+    event.u.read = SERVE_READ;
+    node_step(node, &event);
+  }
+  for (struct waiter *w = node->waiters; w;) {
+    if (w->index != 0 || w->asked) {
+      w = w->next;
+      continue;
+    }
+    /* A step may release waiters: begin again after each. */
+    w->asked = true;
+    event.u.read = w->read;
+    node_step(node, &event);
+    w = node->waiters;
+  }
+}
+
+static void drop_gone(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
+  for (struct waiter **at = &node->waiters; *at;) {
+    struct waiter *w = *at;
+    if (w->gone) {
+      *at = w->next;
+      free(w);
+    } else {
+      at = &w->next;
+    }
+  }
+  pthread_mutex_unlock(&node->mutex);
+}
+
+void node_progressed(struct node *node)
+{
+  bool leads = raft_role(node->raft) == RAFT_LEADER;
+  bool can =
+      leads && node->applied >= node->lead_from && !node->failed && node->wal;
+  if (node->serve_from && node->applied >= node->serve_from &&
+      !atomic_load(&node->serving) && !node->failed) {
+    atomic_store(&node->serving, true);
+    pthread_mutex_lock(&node->mutex);
+    pthread_cond_broadcast(&node->changed);
+    pthread_mutex_unlock(&node->mutex);
+  }
+  if (can != node->can_write) {
+    pthread_mutex_lock(&node->mutex);
+    node->can_write = can;
+    node->write_term = node->view.term;
+    pthread_cond_broadcast(&node->changed);
+    pthread_mutex_unlock(&node->mutex);
+    if (can) atomic_store(&node->serving, true);
+  }
+  atomic_store(&node->solo, can && node->view.voters == 1);
+  release_waiters(node);
+}
+
+static void load(struct node *node, const struct raft_load *load)
+{
+  struct raft_entry *entries =
+      calloc(RAFT_MESSAGE_ENTRIES_MAX, sizeof(*entries));
+  char *error = NULL;
+  struct raft_event event = {.type = RAFT_EVENT_LOADED};
+  int n = entries ? store_read(node->store, load->first, UINT64_MAX,
+                               load->max_bytes, RAFT_MESSAGE_ENTRIES_MAX,
+                               entries, &error)
+                  : 0;
+  if (n < 0) {
+    events_add(&node->events, "reading the log back: %s",
+               error ? error : strerror(-n));
+    n = 0;
+  }
+  free(error);
+  event.u.loaded.peer = load->peer;
+  event.u.loaded.first = load->first;
+  event.u.loaded.n = (unsigned)n;
+  event.u.loaded.entries = entries;
+  node_step(node, &event);
+  for (int i = 0; i < n; i++)
+    raft_body_unref(entries[i].body);
+  free(entries);
+}
+
+static void carry_out(struct node *node, const struct raft_effects *effects)
+{
+  struct raft_load loads[RAFT_MEMBERS_MAX];
+  raft_id snapshots[RAFT_MEMBERS_MAX];
+  unsigned n_loads = 0, n_snapshots = 0;
+
+  if (effects->persist.seq != 0 &&
+      store_submit(node->store, &effects->persist) != 0)
+    node_fail(node, "no memory for the log");
+  for (unsigned i = 0; i < effects->n_sends; i++)
+    send_or_hold(node, &effects->sends[i]);
+  for (; n_loads < effects->n_loads && n_loads < RAFT_MEMBERS_MAX; n_loads++)
+    loads[n_loads] = effects->loads[n_loads];
+  for (; n_snapshots < effects->n_snapshots && n_snapshots < RAFT_MEMBERS_MAX;
+       n_snapshots++)
+    snapshots[n_snapshots] = effects->snapshots[n_snapshots];
+  for (unsigned i = 0; i < effects->n_reads; i++)
+    take_read(node, &effects->reads[i]);
+  node->commit = effects->commit;
+  bool reconfigured = effects->configuration_changed;
+  bool progressed = effects->role_changed || effects->n_reads > 0;
+  /* `effects` may not be used from here on: what follows may step again. */
+  if (reconfigured) {
+    const struct raft_configuration *c = raft_configuration(node->raft, NULL);
+    if (c->n > 0) net_set_peers(node->net, c);
+  }
+  update_view(node, reconfigured);
+  apply_committed(node);
+  if (progressed) node_progressed(node);
+  for (unsigned i = 0; i < n_loads; i++)
+    load(node, &loads[i]);
+  for (unsigned i = 0; i < n_snapshots; i++)
+    snapshot_send(node, snapshots[i]);
+}
+
+int node_step(struct node *node, struct raft_event *event)
+{
+  struct raft_effects effects;
+  event->now = clock_monotonic_ms();
+  int rc = raft_step(node->raft, event, &effects);
+  if (rc == RAFT_ENOMEM) node_fail(node, "out of memory");
+  carry_out(node, &effects);
+  return rc;
+}
+
+int node_propose(struct node *node, uint8_t type, struct raft_body *body,
+                 raft_index *index)
+{
+  struct raft_effects effects;
+  raft_term term;
+  int rc = raft_propose(node->raft, clock_monotonic_ms(), type, body, index,
+                        &term, &effects);
+  carry_out(node, &effects);
+  return rc;
+}
+
+/* ---- the loop ---------------------------------------------------------- */
+
+/* Takes up to BATCH queued proposals of one term. Mutex held. */
+static unsigned take_batch(struct node *node, struct proposal **batch)
+{
+  unsigned n = 0;
+  raft_term term = node->proposals ? node->proposals->term : 0;
+  while (node->proposals && n < BATCH && node->proposals->term == term) {
+    struct proposal *p = node->proposals;
+    node->proposals = p->next;
+    batch[n++] = p;
+  }
+  if (node->proposals == NULL) node->proposals_tail = &node->proposals;
+  return n;
+}
+
+static void put_back(struct node *node, struct proposal **batch, unsigned n)
+{
+  for (unsigned i = n; i-- > 0;) {
+    batch[i]->next = node->proposals;
+    if (node->proposals == NULL) node->proposals_tail = &batch[i]->next;
+    node->proposals = batch[i];
+  }
+}
+
+/* Proposes one batch. False: nothing (more) can be proposed now. */
+static bool propose_batch(struct node *node)
+{
+  struct proposal *batch[BATCH];
+  struct raft_proposal items[BATCH];
+  struct raft_effects effects;
+  pthread_mutex_lock(&node->mutex);
+  unsigned n = take_batch(node, batch);
+  pthread_mutex_unlock(&node->mutex);
+  if (n == 0) return false;
+  for (unsigned i = 0; i < n; i++) {
+    items[i].type = batch[i]->type;
+    items[i].body = batch[i]->body;
+  }
+  struct raft_event event = {.type = RAFT_EVENT_PROPOSE,
+                             .now = clock_monotonic_ms()};
+  event.u.propose.term = batch[0]->term;
+  event.u.propose.n = n;
+  event.u.propose.items = items;
+  int rc = raft_step(node->raft, &event, &effects);
+  pthread_mutex_lock(&node->mutex);
+  if (rc == RAFT_EBUSY) {
+    put_back(node, batch, n);
+  } else {
+    for (unsigned i = 0; i < n; i++) {
+      node->proposals_bytes -= batch[i]->body->len;
+      if (batch[i]->type == RAFT_COMMIT && rc == 0)
+        batch[i]->tx->index = effects.proposed_first + i;
+      else if (batch[i]->type == RAFT_COMMIT)
+        node_settle(node, batch[i]->tx, TX_REJECTED);
+      raft_body_unref(batch[i]->body);
+      free(batch[i]);
+    }
+    pthread_cond_broadcast(&node->changed);
+  }
+  pthread_mutex_unlock(&node->mutex);
+  carry_out(node, &effects);
+  return rc == 0;
+}
+
+static void run_tasks(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
+  struct task *list = node->tasks;
+  node->tasks = NULL;
+  node->tasks_tail = &node->tasks;
+  pthread_mutex_unlock(&node->mutex);
+  while (list) {
+    struct task *task = list;
+    list = task->next;
+    task->run(task);
+  }
+}
+
+static void take_waiters(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
+  struct waiter *list = node->new_waiters;
+  node->new_waiters = NULL;
+  pthread_mutex_unlock(&node->mutex);
+  if (list == NULL) return;
+  while (list) {
+    struct waiter *w = list;
+    list = w->next;
+    w->next = node->waiters;
+    node->waiters = w;
+  }
+  ask_reads(node);
+  release_waiters(node);
+}
+
+static void arm_timer(struct node *node);
+
+static void on_timer(uv_timer_t *timer)
+{
+  struct node *node = timer->data;
+  struct raft_event event = {.type = RAFT_EVENT_TICK};
+  node_step(node, &event);
+  uint64_t now = clock_monotonic_ms();
+  if (now - node->ticked >= TICK_MS) {
+    node->ticked = now;
+    drop_gone(node);
+    ask_reads(node);
+    cluster_tick(node);
+  }
+  net_flush(node->net);
+  arm_timer(node);
+}
+
+static void arm_timer(struct node *node)
+{
+  uint64_t ms = raft_next_deadline(node->raft);
+  bool busy = node->waiters || !atomic_load(&node->serving);
+  uint64_t most = busy ? 20 : TICK_MS;
+  if (ms > most) ms = most;
+  uv_timer_start(&node->timer, on_timer, ms ? ms : 1, 0);
+}
+
+static void take_durable(struct node *node)
+{
+  struct raft_event event = {.type = RAFT_EVENT_PERSISTED};
+  int status = atomic_load(&node->disk_status);
+  uint64_t durable = atomic_load(&node->durable);
+  if (durable > node->durable_seen) {
+    node->durable_seen = durable;
+    event.u.seq = durable;
+    node_step(node, &event);
+    release_held(node);
+  }
+  if (status != 0 && !node->disk_failed) {
+    node->disk_failed = true;
+    event.type = RAFT_EVENT_DISK_FAILED;
+    node_step(node, &event);
+  }
+}
+
+void node_on_async(uv_async_t *async)
+{
+  struct node *node = async->data;
+  take_durable(node);
+  while (propose_batch(node))
+    ;
+  take_waiters(node);
+  run_tasks(node);
+  if (node->closing) return;
+  net_flush(node->net);
+  arm_timer(node);
+}
+
+/* What net/ tells. */
+
+static void on_message(void *ctx, struct raft_message *message)
+{
+  struct node *node = ctx;
+  struct raft_event event = {.type = RAFT_EVENT_MESSAGE};
+  event.u.message = message;
+  node_step(node, &event);
+  raft_message_clear(message);
+  while (propose_batch(node))
+    ;
+  net_flush(node->net);
+  arm_timer(node);
+}
+
+static void on_up(void *ctx, raft_id peer)
+{
+  struct raft_event event = {.type = RAFT_EVENT_PEER_UP};
+  event.u.peer = peer;
+  node_step(ctx, &event);
+  net_flush(((struct node *)ctx)->net);
+}
+
+static void on_down(void *ctx, raft_id peer)
+{
+  struct node *node = ctx;
+  struct raft_event event = {.type = RAFT_EVENT_PEER_DOWN};
+  event.u.peer = peer;
+  node_step(node, &event);
+  net_flush(node->net);
+  arm_timer(node);
+}
+
+static bool on_allowed(void *ctx, raft_id peer)
+{
+  struct node *node = ctx;
+  char name[40];
+  size_t len;
+  snprintf(name, sizeof(name), "revoked/%016llx", (unsigned long long)peer);
+  return settings_get(&node->settings, name, &len) == NULL;
+}
+
+static void on_event(void *ctx, const char *line)
+{
+  struct node *node = ctx;
+  events_add(&node->events, "%s", line);
+}
+
+void node_callbacks(struct node *node, struct net_callbacks *callbacks)
+{
+  *callbacks = (struct net_callbacks){
+      .ctx = node,
+      .message = on_message,
+      .up = on_up,
+      .down = on_down,
+      .allowed = on_allowed,
+      .request = cluster_request,
+      .snapshot_begin = snapshot_begin,
+      .snapshot_chunk = snapshot_chunk,
+      .snapshot_end = snapshot_end,
+      .event = on_event,
+  };
+}
+
+void node_conditions(struct node *node)
+{
+  pthread_mutex_init(&node->mutex, NULL);
+  cond_init(&node->changed);
+  cond_init(&node->worker_cond);
+}
+
+void node_begin_loop(struct node *node)
+{
+  node->async.data = node->timer.data = node;
+  update_view(node, true);
+  const struct raft_configuration *c = raft_configuration(node->raft, NULL);
+  net_set_peers(node->net, c->n > 0 ? c : &node->members);
+  node_progressed(node);
+  apply_committed(node);
+  net_flush(node->net);
+  arm_timer(node);
+}

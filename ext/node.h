@@ -1,0 +1,382 @@
+/*
+** node.h: one node: its files, its threads, and what they share.
+**
+** Threads of a node: the loop thread (libuv: raft, network, applying), the
+** log's own thread (raft/store), and the worker (checkpoints, big applies).
+** Application threads come in through the VFS and SQL functions. None of the
+** node's threads ever waits for an application.
+**
+** `mutex` of struct node guards what is marked so; it may be taken before
+** wal->mutex, never after it.
+*/
+#ifndef EXT_NODE_H
+#define EXT_NODE_H
+
+#include "net.h"
+#include "pack.h"
+#include "settings.h"
+#include "store.h"
+#include "wal.h"
+
+#include <stdatomic.h>
+#include <uv.h>
+
+#define TEXT_MAX 320
+
+/* A line for people. */
+struct text {
+  char s[TEXT_MAX];
+};
+void text_set(struct text *text, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* Milliseconds of a clock that never jumps; of the calendar. */
+uint64_t clock_monotonic_ms(void);
+int64_t clock_wall_ms(void);
+
+/* ---- identity: identity.c ---------------------------------------------- */
+
+/* The file DIR/node and the certificates beside it. */
+struct identity {
+  uint64_t cluster, id, incarnation;
+  char name[RAFT_NAME_MAX];
+  char listen[RAFT_ADDRESS_MAX];
+  char advertise[RAFT_ADDRESS_MAX];
+  unsigned heartbeat_ms, election_timeout_ms;
+  bool joining;          /* the first snapshot has not arrived yet */
+  char *ca, *cert, *key; /* PEM */
+};
+bool identity_valid_name(const char *name);
+int identity_write(const char *dir, const struct identity *identity,
+                   struct text *error);
+int identity_read(const char *dir, struct identity *identity,
+                  struct text *error);
+void identity_clear(struct identity *identity);
+
+/* ---- transactions: capture.c, apply.c ---------------------------------- */
+
+enum tx_state {
+  TX_OPEN = 1,
+  TX_WAITING,
+  TX_CONFIRMED,
+  TX_REJECTED,
+  TX_UNKNOWN /* the node was stopped before it was known */
+};
+
+/* A local transaction between its hand-over and its fate. */
+struct transaction {
+  struct transaction *next;
+  raft_term term;                /* of the grant under which it was made */
+  raft_index index;              /* of its COMMIT entry; 0: not appended yet */
+  struct walindex_header header; /* after it */
+  uint32_t *pages;               /* page numbers of its frames */
+  pthread_cond_t cond;           /* with the node's mutex: the state changed */
+  enum tx_state state;           /* node mutex */
+  bool abandoned;                /* nobody waits any more; node mutex */
+};
+struct transaction *transaction_new(void);
+void transaction_free(struct transaction *tx);
+
+/* The head of the body of PAGES and COMMIT entries; then `count` page numbers
+   u32, padding to 8 bytes, the pages. */
+struct tx_head {
+  uint64_t node, incarnation, sequence; /* whose transaction */
+  int64_t time_ms;                      /* calendar time of its origin */
+  uint32_t part;                        /* number of this part, from 0 */
+  uint32_t n_page; /* COMMIT: pages of the database after it; else 0 */
+  uint32_t page_size;
+  uint32_t count; /* pages in this part */
+};
+_Static_assert(sizeof(struct tx_head) == 48, "head of a transaction's part");
+
+#define TX_PART_BYTES (1u << 20) /* pages in one part, about */
+
+/* Checks a body's shape against the database's page size. */
+bool tx_parse(const struct raft_body *body, uint32_t page_size,
+              struct tx_head *head, const uint32_t **pgnos,
+              const uint8_t **pages);
+/* Where the pages begin in a body with count pages. */
+static inline size_t tx_pages_offset(uint32_t count)
+{
+  return sizeof(struct tx_head) + (((size_t)count * 4 + 7) & ~(size_t)7);
+}
+
+/* ---- events: events.c -------------------------------------------------- */
+
+struct event {
+  int64_t time_ms;
+  char text[256];
+};
+#define EVENTS_MAX 256
+
+/* What happened to a node, newest last, and why something was refused. */
+struct events {
+  pthread_mutex_t mutex;
+  uint64_t n; /* ever added */
+  struct event ring[EVENTS_MAX];
+};
+void events_add(struct events *events, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* ---- the node ---------------------------------------------------------- */
+
+/* Something to be done on the loop thread on behalf of another. */
+struct task {
+  struct task *next;
+  void (*run)(struct task *task);
+  struct node *node;
+};
+
+struct proposal {
+  struct proposal *next;
+  struct transaction *tx; /* whose part it is; followed only for a COMMIT */
+  raft_term term;
+  uint8_t type;
+  struct raft_body *body;
+};
+
+/* Somebody waits for a read index or for an index to be applied. */
+struct waiter {
+  struct waiter *next;
+  uint64_t read;    /* number of the read request; 0: waits for index only */
+  raft_index index; /* to be applied; 0: not known yet */
+  int status;       /* 1: waiting; 0: done; negative: RAFT_E... */
+  pthread_cond_t *cond;
+  bool asked; /* loop thread: the read request is with raft */
+  bool gone;  /* the waiting thread gave up; the loop frees it */
+};
+
+struct held_send {
+  struct held_send *next;
+  uint64_t after;
+  struct raft_message message;
+};
+
+struct node_view {
+  enum raft_role role;
+  raft_term term;
+  raft_id leader;
+  raft_index commit, last;
+  unsigned voters;
+};
+
+struct node {
+  struct node *next; /* list of registry.c */
+  unsigned refs;     /* open files; registry mutex */
+  char *path, *dir;
+  struct identity identity;
+  const struct io *io;
+  int lock_fd;
+  void *control_map;
+  _Atomic uint64_t *control_confirmed; /* in it */
+  struct events events;
+
+  /* threads */
+  pthread_t loop_thread, worker_thread;
+  bool loop_made, loop_started, worker_started, clean;
+  uv_loop_t loop;
+  uv_async_t async;
+  uv_timer_t timer;
+
+  pthread_mutex_t mutex;
+  /* guarded by mutex */
+  pthread_cond_t changed; /* writers and others that wait for a state */
+  pthread_cond_t worker_cond;
+  struct node_view view;
+  struct text reason; /* why the last thing was refused */
+  bool stopping, failed;
+  bool can_write; /* leader, and everything before is applied */
+  struct raft_configuration members; /* the newest in force */
+  raft_term write_term;
+  bool hold;    /* the checkpointer wants a quiet moment */
+  void *writer; /* connection that holds the write lock */
+  struct transaction *inflight, **inflight_tail;
+  struct proposal *proposals, **proposals_tail;
+  size_t proposals_bytes;
+  struct task *tasks, **tasks_tail;
+  struct waiter *new_waiters;
+  uint64_t next_read;
+  raft_index applied;
+  bool worker_wanted, worker_apply, worker_install;
+  uint64_t next_checkpoint; /* ms; not before, when one was in vain */
+  int quiet;                /* checkpoint.c: the loop's answer */
+  uint64_t sequence;        /* of local transactions */
+
+  /* loop thread only */
+  struct store *store;
+  struct raft *raft;
+  struct net *net;
+  struct tls_context *tls;
+  struct wal *wal; /* set before the node serves; NULL while joining */
+  struct held_send *held, **held_tail;
+  struct waiter *waiters;
+  raft_index commit, lead_from;
+  raft_index *open_parts; /* PAGES entries of a transaction not yet whole */
+  unsigned n_open, cap_open;
+  struct tx_head open_head;
+  bool apply_busy; /* the worker applies, or needs quiet */
+  struct task large_task, quiet_task;
+  uint32_t large_n_page;
+  int large_rc;
+  uint64_t durable_seen;
+  bool disk_failed;
+  bool asked_to_serve; /* a read index that makes `serving` true */
+  raft_index serve_from;
+  uint64_t ticked; /* time of the last cluster_tick() */
+  struct settings settings;
+  struct raft_configuration configuration; /* in force at `applied` */
+  raft_index configuration_index;
+  raft_id promoting;
+  uint64_t promote_after;
+  struct snapshot_in *incoming;
+  bool installing;    /* the worker installs it */
+  bool closing;       /* the loop is about to end */
+  struct join *joins; /* cluster.c: requests that wait for agreement */
+
+  _Atomic uint64_t durable; /* newest durable sequence number */
+  _Atomic int disk_status;
+  _Atomic bool looping; /* the loop may be woken */
+  _Atomic bool serving; /* what is applied is fit to be read locally */
+  _Atomic bool solo;    /* leader of a one-voter cluster: reads need no
+                               round */
+  /* checkpoint state, owned by the worker; floor also at start */
+  raft_index checkpoint_index, floor;
+  raft_term checkpoint_term;
+  _Atomic uint64_t shown_checkpoint; /* its index, for others */
+  _Atomic uint64_t progress;         /* pages of a snapshot received */
+};
+
+/* Starts the node of a database whose directory is complete. peers: whom a
+   joining node talks to before it has a configuration; else NULL.
+   -EWOULDBLOCK: another process hosts it. */
+int node_start(const char *path, const struct raft_configuration *peers,
+               struct node **out, struct text *error);
+/* Ends its threads and connections, after a checkpoint if `clean`. Blocks at
+   most a few seconds. node_free() must follow when nothing uses it. */
+void node_stop(struct node *node, bool clean);
+
+/* Any thread: runs task->run on the loop thread, once. */
+void node_post(struct node *node, struct task *task);
+/* Any thread: wakes the loop. */
+void node_wake(struct node *node);
+
+/* Loop thread: one event for raft, and its effects carried out. */
+int node_step(struct node *node, struct raft_event *event);
+/* Loop thread: agreement on an entry of this node's own making. */
+int node_propose(struct node *node, uint8_t type, struct raft_body *body,
+                 raft_index *index);
+
+/* Application threads. Bound in ms. 0; or SQLITE_BUSY_TIMEOUT and reasons. */
+int node_barrier(struct node *node, bool local, uint64_t wait_ms,
+                 struct text *reason);
+int node_wait_applied(struct node *node, raft_index index, uint64_t wait_ms,
+                      struct text *reason);
+/* Hands a part of a transaction over; takes the reference of body. -1: the
+   grant is gone. */
+int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
+                   struct raft_body *body);
+
+/* Loop thread: a fault that this node cannot live with: it stops taking part,
+   and says why. */
+void node_fail(struct node *node, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+/* Loop thread: the applied index moved, or may be able to. */
+void node_progressed(struct node *node);
+/* Under the node's mutex: tells a transaction its fate and takes it off the
+   list. */
+void node_settle(struct node *node, struct transaction *tx,
+                 enum tx_state state);
+/* Under the node's mutex, or alone: what the loop thread knows of members. */
+const struct raft_member *node_member(const struct node *node, raft_id id);
+/* Releases everything of a node that is stopped and not in use. */
+void node_free(struct node *node);
+
+/* "leader", "follower", "candidate", "learner", "stopped", "failed". */
+const char *node_role_name(struct node *node);
+
+/* Says why something was refused: kept for quorate_last_error(). */
+void node_reason(struct node *node, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* ---- interface of node.c to start.c ------------------------------------ */
+
+void node_on_async(uv_async_t *async);
+void node_callbacks(struct node *node, struct net_callbacks *callbacks);
+void node_conditions(struct node *node);
+void node_begin_loop(struct node *node);
+
+/* ---- applying: apply.c (loop thread) ----------------------------------- */
+
+/* Goes on applying what is committed and durable. */
+void apply_committed(struct node *node);
+/* One folded transaction: entries from + 1 .. to of the log, newest image of
+   each page; at start only. */
+int apply_fold(struct node *node, raft_index from, raft_index to,
+               struct text *error);
+/* Decides the fate of in-flight transactions of terms before `term`. */
+void apply_reject_before(struct node *node, raft_term term);
+/* Worker: applies the open parts. */
+void apply_large(struct node *node);
+
+/* ---- checkpoints: checkpoint.c (worker) -------------------------------- */
+
+void *worker_main(void *node);
+/* One checkpoint; in the node's last moments, or at start, without the loop. */
+int checkpoint_run(struct node *node);
+/* The state up to `index` as the checkpoint file keeps it. */
+int checkpoint_save(struct node *node, raft_index index, raft_index floor,
+                    struct text *error);
+
+/* ---- snapshots: snapshot.c (loop thread) ------------------------------- */
+
+void snapshot_send(struct node *node, raft_id peer);
+bool snapshot_begin(void *node, raft_id from, const uint8_t *head, size_t len);
+bool snapshot_chunk(void *node, const uint8_t *data, size_t len);
+void snapshot_end(void *node, bool ok, struct net_request *request);
+void snapshot_drop(struct node *node);
+/* Worker: installs what was received. */
+void snapshot_install(struct node *node);
+
+/* ---- membership and requests between nodes: cluster.c ------------------ */
+
+int cluster_bootstrap(const char *path, int argc, const char *const *options,
+                      struct text *answer);
+int cluster_join(const char *path, const char *token, int argc,
+                 const char *const *options, struct text *answer);
+int cluster_invite(struct node *node, const char *name, char **token,
+                   struct text *error);
+void cluster_request(void *node, raft_id from, const uint8_t *body, size_t len,
+                     struct net_request *request);
+/* Loop thread, now and then: promotes learners that have caught up. */
+void cluster_tick(struct node *node);
+/* Loop thread, at the end: answers what still waits. */
+void cluster_close(struct node *node);
+
+struct member_row {
+  char name[RAFT_NAME_MAX], address[RAFT_ADDRESS_MAX];
+  raft_id id;
+  uint8_t role;
+  char state[16];
+  bool known; /* match, lag and contact are */
+  raft_index match;
+  uint64_t lag_entries;
+  int64_t contact_ms; /* since the last contact; -1: unknown */
+};
+/* The members, as the leader sees them if it answers in time. */
+int cluster_members(struct node *node, struct member_row **rows, unsigned *n);
+
+/* ---- nodes of this process: registry.c --------------------------------- */
+
+/* The node of a database path with a reference, started if need be; *out NULL
+   and SQLITE_OK: not replicated, or hosted by another process. */
+int registry_open(const char *path, struct node **out, struct text *error);
+/* Starts a node that was just made, with a reference: see node_start(). */
+int registry_start(const char *path, const struct raft_configuration *peers,
+                   struct node **out, struct text *error);
+void registry_release(struct node *node);
+/* Stops a node; it is freed when the last reference is released. */
+int registry_stop(const char *path, bool clean, struct text *answer);
+/* Why the node of a path could not be opened here; false: no reason known. */
+bool registry_refusal(const char *path, struct text *reason);
+
+#endif

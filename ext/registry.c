@@ -1,0 +1,194 @@
+/*
+** registry.c: the nodes of this process, by the path of their database.
+**
+** One mutex guards the list and every start and stop. After fork() a child has
+** the list but none of the threads: it keeps its hands off the parent's nodes,
+** and finds, when it opens a database, that its parent hosts it.
+*/
+#include "node.h"
+
+#include <errno.h>
+#include <sqlite3ext.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+SQLITE_EXTENSION_INIT3
+
+struct refusal {
+  struct refusal *next;
+  char *path;
+  struct text reason;
+};
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static struct node *nodes;
+static struct refusal *refusals;
+static pid_t owner; /* process that the nodes belong to */
+
+static void enter(void)
+{
+  pthread_mutex_lock(&mutex);
+  if (owner == getpid()) return;
+  /* A child after fork(): the threads, and so the nodes, are the parent's. */
+  owner = getpid();
+  nodes = NULL;
+}
+
+static struct node *find(const char *path)
+{
+  for (struct node *n = nodes; n; n = n->next)
+    if (strcmp(n->path, path) == 0) return n;
+  return NULL;
+}
+
+static void set_refusal(const char *path, const struct text *reason)
+{
+  struct refusal *r = refusals;
+  while (r && strcmp(r->path, path) != 0)
+    r = r->next;
+  if (r == NULL) {
+    r = calloc(1, sizeof(*r));
+    if (r) r->path = strdup(path);
+    if (r == NULL || r->path == NULL) {
+      free(r);
+      return;
+    }
+    r->next = refusals;
+    refusals = r;
+  }
+  r->reason = *reason;
+}
+
+bool registry_refusal(const char *path, struct text *reason)
+{
+  bool found = false;
+  enter();
+  for (struct refusal *r = refusals; r; r = r->next)
+    if (strcmp(r->path, path) == 0 && r->reason.s[0]) {
+      *reason = r->reason;
+      found = true;
+    }
+  pthread_mutex_unlock(&mutex);
+  return found;
+}
+
+static bool has_directory(const char *path)
+{
+  char *dir = NULL;
+  struct stat st;
+  if (asprintf(&dir, "%s-quorate", path) < 0) return false;
+  bool is = stat(dir, &st) == 0 && S_ISDIR(st.st_mode);
+  free(dir);
+  return is;
+}
+
+int registry_open(const char *path, struct node **out, struct text *error)
+{
+  static const struct text none;
+  *out = NULL;
+  if (!has_directory(path)) return SQLITE_OK;
+  int rc = SQLITE_OK;
+  enter();
+  struct node *node = find(path);
+  if (node && node->stopping) {
+    text_set(error,
+             "%s: the node was stopped: close its open connections "
+             "first",
+             path);
+    set_refusal(path, error);
+    rc = SQLITE_CANTOPEN;
+  } else if (node == NULL) {
+    int started = node_start(path, NULL, &node, error);
+    set_refusal(path, started ? error : &none);
+    if (started == 0) {
+      node->next = nodes;
+      nodes = node;
+    } else if (started != -EWOULDBLOCK) {
+      rc = SQLITE_CANTOPEN;
+    }
+  }
+  if (rc == SQLITE_OK && node) {
+    node->refs++;
+    *out = node;
+  }
+  pthread_mutex_unlock(&mutex);
+  return rc;
+}
+
+int registry_start(const char *path, const struct raft_configuration *peers,
+                   struct node **out, struct text *error)
+{
+  enter();
+  int rc = find(path) ? -EEXIST : 0;
+  if (rc)
+    text_set(error, "%s: its node runs already", path);
+  else
+    rc = node_start(path, peers, out, error);
+  if (rc == 0) {
+    (*out)->refs++;
+    (*out)->next = nodes;
+    nodes = *out;
+  }
+  pthread_mutex_unlock(&mutex);
+  return rc;
+}
+
+static void unlink_node(struct node *node)
+{
+  for (struct node **at = &nodes; *at; at = &(*at)->next)
+    if (*at == node) {
+      *at = node->next;
+      return;
+    }
+}
+
+void registry_release(struct node *node)
+{
+  enter();
+  bool known = find(node->path) == node;
+  if (known && --node->refs == 0 && node->stopping) {
+    unlink_node(node);
+    node_free(node);
+  }
+  pthread_mutex_unlock(&mutex);
+}
+
+/* Mutex held. */
+static void stop_one(struct node *node, bool clean)
+{
+  node_stop(node, clean);
+  if (node->refs == 0) {
+    unlink_node(node);
+    node_free(node);
+  }
+}
+
+int registry_stop(const char *path, bool clean, struct text *answer)
+{
+  int rc = SQLITE_OK;
+  enter();
+  struct node *node = find(path);
+  if (node == NULL || node->stopping) {
+    text_set(answer, "no node of %s runs in this process", path);
+    rc = SQLITE_ERROR;
+  } else {
+    raft_index applied = node->applied;
+    stop_one(node, clean);
+    text_set(answer, "stopped at entry %llu", (unsigned long long)applied);
+  }
+  pthread_mutex_unlock(&mutex);
+  return rc;
+}
+
+/* The process ends: its threads must not run into what exit() takes down. */
+__attribute__((destructor)) static void stop_all(void)
+{
+  if (pthread_mutex_trylock(&mutex) != 0) return;
+  if (owner == getpid())
+    for (struct node *node = nodes, *next; node; node = next) {
+      next = node->next;
+      if (!node->stopping) stop_one(node, true);
+    }
+  pthread_mutex_unlock(&mutex);
+}

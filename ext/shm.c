@@ -1,0 +1,327 @@
+/*
+** shm.c: the wal-index that a connection sees, and its virtual locks.
+**
+** SQLite begins a read transaction like this (wal.c, walTryBeginRead): it
+** reads the header in the wal-index, then asks for a SHARED lock on one of the
+** READ slots, then checks that the header did not change meanwhile. The VFS
+** takes that lock call as the beginning of a snapshot:
+**
+**   - it waits until the node may answer (linearizable: a read index);
+**   - it pins the newest confirmed transaction;
+**   - if the private index already shows exactly that, it grants the lock;
+**   - if not, it fills the private index and answers SQLITE_BUSY once. SQLite
+**     takes that for a race, reads the header again and comes back, and is
+**     granted what it was given, however far the node has moved on meanwhile.
+**
+** "Comes back" is told by xShmBarrier, which SQLite calls when it reads the
+** header. A READ(0) that failed calls it once more before SQLite goes on to
+** ask for READ(1..4) with the old header: that must fail too.
+**
+** The write lock needs no index of its own: a connection may write only if its
+** snapshot is the newest transaction there is.
+*/
+#include "vfs.h"
+
+SQLITE_EXTENSION_INIT3
+
+#include <assert.h>
+#include <time.h>
+
+#define SLOT_WRITE 0
+#define SLOT_READ(i) (3 + (i))
+
+static uint8_t *grow_private(void *ctx, unsigned i)
+{
+  (void)ctx;
+  (void)i;
+  return calloc(1, WALINDEX_REGION);
+}
+
+int vfs_shm_map(sqlite3_file *file, int region, int size, int extend,
+                void volatile **out)
+{
+  struct connection *c = (struct connection *)file;
+  (void)extend;
+  *out = NULL;
+  if (size != (int)WALINDEX_REGION || region < 0) return SQLITE_IOERR_SHMMAP;
+  c->index.grow = grow_private;
+  bool first = c->index.n_regions == 0;
+  if (walindex_reserve(&c->index, (unsigned)region) != 0)
+    return SQLITE_IOERR_NOMEM;
+  if (first) {
+    /* A valid header of an empty WAL of generation 0, so that SQLite has no
+       reason to recover; the first read transaction fills it. */
+    struct walindex_header header = {
+        .page_size = walindex_encode_page_size(c->node->wal->page_size)};
+    walindex_seal(&header);
+    walindex_publish(&c->index, &header);
+    struct walindex_info *info = walindex_info(&c->index);
+    for (int i = 1; i < 5; i++)
+      info->read_mark[i] = i == 1 ? 0 : WALINDEX_NOT_USED;
+    c->generation = 0;
+    c->valid = 0;
+    c->given = header;
+  }
+  *out = c->index.region[region];
+  return SQLITE_OK;
+}
+
+static void unpin(struct connection *c)
+{
+  if (!c->pinned) return;
+  struct wal *wal = c->node->wal;
+  pthread_mutex_lock(&wal->mutex);
+  wal_unpin(wal, &c->reader);
+  pthread_mutex_unlock(&wal->mutex);
+  c->pinned = false;
+}
+
+static int refuse(struct connection *c, int rc, const char *why)
+{
+  text_set(&c->reason, "%s", why);
+  node_reason(c->node, "%s", why);
+  return rc;
+}
+
+/* ---- reading ----------------------------------------------------------- */
+
+/* True when a statement that writes is running on this connection: then the
+   read transaction that begins will want the write lock. */
+static bool wants_to_write(struct connection *c)
+{
+  if (c->db == NULL) return false;
+  for (sqlite3_stmt *s = sqlite3_next_stmt(c->db, NULL); s;
+       s = sqlite3_next_stmt(c->db, s))
+    if (sqlite3_stmt_busy(s) && !sqlite3_stmt_readonly(s)) return true;
+  return false;
+}
+
+/* Waits while the checkpointer holds writers back, so that they do not find
+   their snapshot gone when they ask for the write lock. */
+static void wait_for_hold(struct connection *c)
+{
+  struct node *node = c->node;
+  struct timespec end;
+  pthread_mutex_lock(&node->mutex);
+  bool held = node->hold;
+  pthread_mutex_unlock(&node->mutex);
+  if (!held || !wants_to_write(c)) return;
+  clock_gettime(CLOCK_MONOTONIC, &end);
+  end.tv_sec += 1;
+  pthread_mutex_lock(&node->mutex);
+  while (node->hold && !node->stopping)
+    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
+  pthread_mutex_unlock(&node->mutex);
+}
+
+/* Makes the private index show the pinned snapshot. */
+static int fill(struct connection *c, const struct walindex_header *header,
+                uint32_t backfill)
+{
+  struct wal *wal = c->node->wal;
+  if (c->generation != c->reader.generation) {
+    c->valid = 0;
+    c->spoiled = true;
+  }
+  if (c->valid > header->mx_frame) {
+    c->valid = header->mx_frame;
+    c->spoiled = true;
+  }
+  if (c->spoiled) walindex_rewind(&c->index, c->valid);
+  c->spoiled = false;
+  for (uint32_t f = c->valid + 1; f <= header->mx_frame; f++)
+    if (walindex_append(&c->index, f, wal_pgno(wal, f)) != 0) {
+      c->spoiled = true;
+      return SQLITE_IOERR_NOMEM;
+    }
+  c->valid = header->mx_frame;
+  c->generation = c->reader.generation;
+  struct walindex_info *info = walindex_info(&c->index);
+  info->backfill = info->backfill_attempted = backfill;
+  info->read_mark[1] = header->mx_frame;
+  c->given = *header;
+  walindex_publish(&c->index, header);
+  return SQLITE_OK;
+}
+
+static int begin_read(struct connection *c, int slot)
+{
+  struct node *node = c->node;
+  struct wal *wal = node->wal;
+  if (c->writing) return SQLITE_OK; /* another slot, the same snapshot */
+  if (c->read_state == READ_RETRY) {
+    if (c->barriers_left > 0) return SQLITE_BUSY;
+    c->read_state = READ_GRANTED;
+    return SQLITE_OK;
+  }
+  if (c->read_state == READ_GRANTED) return SQLITE_OK;
+  if (c->tx != NULL) return SQLITE_BUSY; /* its second phase comes first */
+
+  wait_for_hold(c);
+  if (!(c->level == LEVEL_LOCAL && atomic_load(&node->serving)) &&
+      !atomic_load(&node->solo)) {
+    int rc =
+        node_barrier(node, c->level == LEVEL_LOCAL, c->write_wait, &c->reason);
+    if (rc) return rc;
+  }
+  pthread_mutex_lock(&wal->mutex);
+  wal_pin(wal, &c->reader);
+  c->pinned = true;
+  struct walindex_header header = wal->confirmed;
+  uint32_t backfill = wal->backfill;
+  pthread_mutex_unlock(&wal->mutex);
+
+  struct walindex_info *info = walindex_info(&c->index);
+  bool same = c->generation == c->reader.generation && !c->spoiled &&
+              memcmp(walindex_header(&c->index), &header, sizeof(header)) == 0;
+  /* When all is in the database file, SQLite must know it and read from there,
+     or it would keep the WAL from starting anew. */
+  if (same && (backfill < header.mx_frame || info->backfill == backfill)) {
+    c->given = header;
+    c->read_state = READ_GRANTED;
+    return SQLITE_OK;
+  }
+  int rc = fill(c, &header, backfill);
+  if (rc != SQLITE_OK) {
+    unpin(c);
+    return rc;
+  }
+  c->read_state = READ_RETRY;
+  c->barriers_left = slot == 0 ? 2 : 1;
+  return SQLITE_BUSY;
+}
+
+static void end_read(struct connection *c)
+{
+  if (c->writing || c->read_state == READ_RETRY) return;
+  c->read_state = READ_NONE;
+  unpin(c);
+}
+
+/* ---- writing ----------------------------------------------------------- */
+
+/* Why this node cannot take writes now; NULL: it can. Mutex held. */
+static const char *cannot_write(struct node *node)
+{
+  if (node->stopping) return "the node is stopping";
+  if (node->failed) return "the node has failed: see quorate_events";
+  if (node->view.role == RAFT_LEADER && !node->can_write)
+    return "the leader is still applying what was committed before";
+  if (node->can_write) return NULL;
+  if (node->view.leader == 0) return "no leader: no quorum, or an election";
+  return "this node is not the leader";
+}
+
+static int refuse_write(struct connection *c, const char *why)
+{
+  struct node *node = c->node;
+  const struct raft_member *leader;
+  char text[TEXT_MAX + RAFT_ADDRESS_MAX];
+  pthread_mutex_lock(&node->mutex);
+  leader = raft_configuration_find(&node->members, node->view.leader);
+  if (leader && node->view.leader != node->identity.id)
+    snprintf(text, sizeof(text), "write refused: %s; the leader is %s at %s",
+             why, leader->name, leader->address);
+  else
+    snprintf(text, sizeof(text), "write refused: %s", why);
+  pthread_mutex_unlock(&node->mutex);
+  return refuse(c, SQLITE_BUSY_TIMEOUT, text);
+}
+
+static int begin_write(struct connection *c)
+{
+  struct node *node = c->node;
+  struct wal *wal = node->wal;
+  struct timespec end;
+  const char *why;
+  if (c->writing) return SQLITE_OK;
+  if (c->read_state != READ_GRANTED) return SQLITE_BUSY;
+
+  clock_gettime(CLOCK_MONOTONIC, &end);
+  end.tv_sec += c->write_wait / 1000;
+  end.tv_nsec += (c->write_wait % 1000) * 1000000L;
+  if (end.tv_nsec >= 1000000000L) {
+    end.tv_sec++;
+    end.tv_nsec -= 1000000000L;
+  }
+  pthread_mutex_lock(&node->mutex);
+  while ((why = cannot_write(node)) != NULL && !node->stopping)
+    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
+  if (why == NULL && (node->writer || node->inflight || node->hold)) {
+    pthread_mutex_unlock(&node->mutex);
+    return SQLITE_BUSY;
+  }
+  if (why == NULL) {
+    pthread_mutex_lock(&wal->mutex);
+    bool newest = memcmp(&wal->confirmed, &c->given, sizeof(c->given)) == 0 &&
+                  c->reader.generation == wal->generation;
+    c->epoch = wal->epoch;
+    pthread_mutex_unlock(&wal->mutex);
+    if (!newest) {
+      pthread_mutex_unlock(&node->mutex);
+      return SQLITE_BUSY_SNAPSHOT;
+    }
+    node->writer = c;
+    c->term = node->write_term;
+    c->writing = true;
+    c->n_pending = 0;
+  }
+  pthread_mutex_unlock(&node->mutex);
+  return why ? refuse_write(c, why) : SQLITE_OK;
+}
+
+static void end_write(struct connection *c)
+{
+  struct node *node = c->node;
+  if (!c->writing) return;
+  capture_finish(c);
+  if (c->n_pending > 0) c->spoiled = true;
+  c->writing = false;
+  pthread_mutex_lock(&node->mutex);
+  if (node->writer == c) node->writer = NULL;
+  pthread_cond_broadcast(&node->changed);
+  pthread_mutex_unlock(&node->mutex);
+}
+
+/* ---- the VFS's methods ------------------------------------------------- */
+
+int vfs_shm_lock(sqlite3_file *file, int offset, int n, int flags)
+{
+  struct connection *c = (struct connection *)file;
+  bool shared = (flags & SQLITE_SHM_SHARED) != 0;
+  if (flags & SQLITE_SHM_UNLOCK) {
+    if (!shared && offset == SLOT_WRITE)
+      end_write(c);
+    else if (shared && offset >= SLOT_READ(0))
+      end_read(c);
+    return SQLITE_OK;
+  }
+  if (c->index.n_regions == 0) return SQLITE_IOERR_SHMLOCK;
+  if (shared && offset >= SLOT_READ(0))
+    return begin_read(c, offset - SLOT_READ(0));
+  if (shared) return SQLITE_OK;
+  if (offset == SLOT_WRITE && n == 1) return begin_write(c);
+  /* Checkpoints, recovery and a new WAL are the node's business. */
+  return SQLITE_BUSY;
+}
+
+void vfs_shm_barrier(sqlite3_file *file)
+{
+  struct connection *c = (struct connection *)file;
+  if (c->barriers_left > 0) c->barriers_left--;
+  __sync_synchronize();
+}
+
+int vfs_shm_unmap(sqlite3_file *file, int delete_it)
+{
+  struct connection *c = (struct connection *)file;
+  (void)delete_it;
+  end_write(c);
+  c->read_state = READ_NONE;
+  unpin(c);
+  for (unsigned i = 0; i < c->index.n_regions; i++)
+    free(c->index.region[i]);
+  free(c->index.region);
+  memset(&c->index, 0, sizeof(c->index));
+  return SQLITE_OK;
+}

@@ -1,0 +1,410 @@
+/*
+** snapshot.c: gives a fresh node the database as of one index.
+**
+** The sender pins what is confirmed, as a reader does, and streams the pages
+** from the live files: from -wal where a page has a frame at or below the
+** pinned one, else from the database file, which no checkpoint changes beyond
+** the pin. Nobody waits for it.
+**
+** Head: u32 version 1, u64 cluster, u64 index, u64 term, u64 configuration
+** index, blob configuration, blob settings, u32 page size, u32 pages.
+** Chunk: u64 XXH3 of the rest, then whole pages in order.
+**
+** The receiver writes incoming/db, syncs it, renames it to the database's
+** name, and writes the checkpoint. As long as the identity says `joining`, a
+** crash leaves nothing that could be taken for a whole node.
+*/
+#include "node.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <xxhash.h>
+
+/* ---- sending ----------------------------------------------------------- */
+
+struct image {
+  uint32_t pgno, frame;
+};
+
+struct snapshot_out {
+  struct node *node;
+  raft_id peer;
+  raft_index index;
+  struct wal_reader reader;
+  struct image *images; /* sorted by page number, newest frame each */
+  uint32_t n_images, n_page, next;
+};
+
+static int by_page_newest_first(const void *a, const void *b)
+{
+  const struct image *x = a, *y = b;
+  if (x->pgno != y->pgno) return x->pgno < y->pgno ? -1 : 1;
+  return x->frame > y->frame ? -1 : x->frame < y->frame;
+}
+
+static void free_out(struct snapshot_out *s)
+{
+  struct wal *wal = s->node->wal;
+  pthread_mutex_lock(&wal->mutex);
+  wal_unpin(wal, &s->reader);
+  pthread_mutex_unlock(&wal->mutex);
+  free(s->images);
+  free(s);
+}
+
+static struct snapshot_out *make_out(struct node *node, raft_id peer)
+{
+  struct wal *wal = node->wal;
+  struct snapshot_out *s = calloc(1, sizeof(*s));
+  if (s == NULL) return NULL;
+  s->node = node;
+  s->peer = peer;
+  s->next = 1;
+  pthread_mutex_lock(&wal->mutex);
+  wal_pin(wal, &s->reader);
+  s->reader.uses_wal = true;
+  s->index = wal->confirmed_index;
+  s->n_page = wal->confirmed.n_page;
+  pthread_mutex_unlock(&wal->mutex);
+  uint32_t n = s->reader.frame, kept = 0;
+  s->images = malloc((size_t)n * sizeof(*s->images));
+  if (s->images == NULL) {
+    free_out(s);
+    return NULL;
+  }
+  for (uint32_t i = 0; i < n; i++) {
+    s->images[i].frame = i + 1;
+    s->images[i].pgno = wal_pgno(wal, i + 1);
+  }
+  qsort(s->images, n, sizeof(*s->images), by_page_newest_first);
+  for (uint32_t i = 0; i < n; i++)
+    if (kept == 0 || s->images[kept - 1].pgno != s->images[i].pgno)
+      s->images[kept++] = s->images[i];
+  s->n_images = kept;
+  return s;
+}
+
+static bool read_page(const struct snapshot_out *s, uint32_t pgno, uint8_t *out)
+{
+  const struct wal *wal = s->node->wal;
+  uint32_t lo = 0, hi = s->n_images;
+  int fd = wal->db;
+  uint64_t offset = (uint64_t)(pgno - 1) * wal->page_size;
+  while (lo < hi) {
+    uint32_t mid = lo + (hi - lo) / 2;
+    if (s->images[mid].pgno < pgno)
+      lo = mid + 1;
+    else
+      hi = mid;
+  }
+  if (lo < s->n_images && s->images[lo].pgno == pgno) {
+    fd = wal->file;
+    offset = wal_offset(wal, s->images[lo].frame) + WAL_FRAME_HEADER;
+  }
+  return wal->io->pread(wal->io->ctx, fd, out, wal->page_size, offset) ==
+         (ssize_t)wal->page_size;
+}
+
+static ssize_t read_chunk(void *ctx, uint8_t *buf, size_t max)
+{
+  struct snapshot_out *s = ctx;
+  size_t page_size = s->node->wal->page_size, len = 8;
+  if (s->next > s->n_page) return 0;
+  for (; s->next <= s->n_page && len + page_size <= max; s->next++) {
+    if (!read_page(s, s->next, buf + len)) return -1;
+    len += page_size;
+  }
+  uint64_t sum = XXH3_64bits(buf + 8, len - 8);
+  memcpy(buf, &sum, 8);
+  return (ssize_t)len;
+}
+
+static void sent(void *ctx, int status, const uint8_t *body, size_t len)
+{
+  struct snapshot_out *s = ctx;
+  struct node *node = s->node;
+  struct raft_event event = {.type = RAFT_EVENT_SNAPSHOT_SENT};
+  event.u.snapshot_sent.peer = s->peer;
+  event.u.snapshot_sent.index = s->index;
+  event.u.snapshot_sent.ok = status == 0;
+  if (status != 0)
+    events_add(&node->events, "sending a snapshot failed: %.*s", (int)len,
+               body ? (const char *)body : "");
+  free_out(s);
+  if (!node->closing) node_step(node, &event);
+}
+
+static int pack_head(struct node *node, const struct snapshot_out *s,
+                     struct packer *p)
+{
+  uint8_t *settings = NULL;
+  size_t len = 0;
+  raft_term term = raft_term_at(node->raft, s->index);
+  struct raft_body *c = raft_configuration_encode(&node->configuration);
+  if (c == NULL || settings_pack(&node->settings, &settings, &len) != 0) {
+    raft_body_unref(c);
+    return -1;
+  }
+  pack_u32(p, 1);
+  pack_u64(p, node->identity.cluster);
+  pack_u64(p, s->index);
+  pack_u64(p, term);
+  pack_u64(p, node->configuration_index);
+  pack_blob(p, c->data, c->len);
+  pack_blob(p, settings, len);
+  pack_u32(p, node->wal->page_size);
+  pack_u32(p, s->n_page);
+  raft_body_unref(c);
+  explicit_bzero(settings, len);
+  free(settings);
+  return p->bad ? -1 : 0;
+}
+
+static void refuse_send(struct node *node, raft_id peer)
+{
+  struct raft_event event = {.type = RAFT_EVENT_SNAPSHOT_SENT};
+  event.u.snapshot_sent.peer = peer;
+  event.u.snapshot_sent.ok = false;
+  node_step(node, &event);
+}
+
+void snapshot_send(struct node *node, raft_id peer)
+{
+  struct packer head = {0};
+  struct snapshot_out *s = node->wal ? make_out(node, peer) : NULL;
+  if (s == NULL || pack_head(node, s, &head) != 0) {
+    if (s) free_out(s);
+    refuse_send(node, peer);
+  } else {
+    events_add(&node->events, "sending a snapshot of entry %llu, %u pages",
+               (unsigned long long)s->index, s->n_page);
+    net_send_snapshot(node->net, peer, head.data, head.len, read_chunk, sent,
+                      s);
+  }
+  if (head.data) explicit_bzero(head.data, head.cap);
+  free(head.data);
+}
+
+/* ---- receiving --------------------------------------------------------- */
+
+struct snapshot_in {
+  struct task task;
+  struct net_request *request;
+  struct store_checkpoint cp;
+  uint32_t page_size, n_page, received;
+  int fd, rc;
+  char *path; /* incoming/db */
+};
+
+static void free_in(struct node *node, struct snapshot_in *in)
+{
+  if (in == NULL) return;
+  if (in->fd >= 0) node->io->close(node->io->ctx, in->fd);
+  if (in->path) node->io->unlink(node->io->ctx, in->path);
+  free(in->path);
+  store_checkpoint_clear(&in->cp);
+  free(in);
+}
+
+void snapshot_drop(struct node *node)
+{
+  if (node->incoming && !node->installing) {
+    free_in(node, node->incoming);
+    node->incoming = NULL;
+  }
+}
+
+static bool parse_head(struct node *node, struct snapshot_in *in,
+                       const uint8_t *head, size_t len)
+{
+  struct parser p = parser_of(head, len);
+  struct settings check;
+  size_t n_configuration, n_settings;
+  if (parse_u32(&p) != 1 || parse_u64(&p) != node->identity.cluster)
+    return false;
+  in->cp.index = in->cp.floor = parse_u64(&p);
+  in->cp.term = parse_u64(&p);
+  in->cp.configuration_index = parse_u64(&p);
+  const uint8_t *c = parse_blob(&p, &n_configuration);
+  const uint8_t *s = parse_blob(&p, &n_settings);
+  in->page_size = parse_u32(&p);
+  in->n_page = parse_u32(&p);
+  if (!parser_done(&p) || in->cp.index == 0 || in->n_page == 0 ||
+      in->page_size < 512 || in->page_size > 65536 ||
+      (in->page_size & (in->page_size - 1)) ||
+      raft_configuration_decode(c, n_configuration, &in->cp.configuration) ||
+      settings_unpack(&check, s, n_settings) != 0)
+    return false;
+  settings_clear(&check);
+  in->cp.settings = malloc(n_settings);
+  if (in->cp.settings == NULL) return false;
+  memcpy(in->cp.settings, s, n_settings);
+  in->cp.settings_len = n_settings;
+  return true;
+}
+
+static int open_incoming(struct node *node, struct snapshot_in *in)
+{
+  char *dir = NULL;
+  const struct io *io = node->io;
+  if (asprintf(&dir, "%s/incoming", node->dir) < 0) return -ENOMEM;
+  int rc = io->mkdir(io->ctx, dir);
+  if (rc == 0 && asprintf(&in->path, "%s/db", dir) < 0) {
+    in->path = NULL;
+    rc = -ENOMEM;
+  }
+  if (rc == 0) {
+    in->fd = io->open(io->ctx, in->path, O_RDWR | O_CREAT | O_TRUNC);
+    if (in->fd < 0) rc = in->fd;
+  }
+  free(dir);
+  return rc;
+}
+
+bool snapshot_begin(void *ctx, raft_id from, const uint8_t *head, size_t len)
+{
+  struct node *node = ctx;
+  (void)from;
+  /* Only a fresh node takes one: others catch up by the log. */
+  if (node->wal || node->installing || !node->identity.joining) return false;
+  snapshot_drop(node);
+  struct snapshot_in *in = calloc(1, sizeof(*in));
+  if (in == NULL) return false;
+  in->fd = -1;
+  if (!parse_head(node, in, head, len) || open_incoming(node, in) != 0) {
+    free_in(node, in);
+    return false;
+  }
+  node->incoming = in;
+  events_add(&node->events, "receiving a snapshot of entry %llu, %u pages",
+             (unsigned long long)in->cp.index, in->n_page);
+  return true;
+}
+
+bool snapshot_chunk(void *ctx, const uint8_t *data, size_t len)
+{
+  struct node *node = ctx;
+  struct snapshot_in *in = node->incoming;
+  uint64_t sum;
+  if (in == NULL || len <= 8 || (len - 8) % in->page_size) return false;
+  memcpy(&sum, data, 8);
+  uint32_t pages = (uint32_t)((len - 8) / in->page_size);
+  if (sum != XXH3_64bits(data + 8, len - 8) ||
+      pages > in->n_page - in->received)
+    return false;
+  int rc = node->io->pwrite(node->io->ctx, in->fd, data + 8, len - 8,
+                            (uint64_t)in->received * in->page_size);
+  if (rc) {
+    events_add(&node->events, "%s: %s", in->path, strerror(-rc));
+    return false;
+  }
+  in->received += pages;
+  atomic_store(&node->progress, (uint64_t)in->received);
+  return true;
+}
+
+/* Worker: makes what was received the database. */
+static int install_files(struct node *node, struct snapshot_in *in)
+{
+  const struct io *io = node->io;
+  char *dir = NULL, *slash, *line = NULL;
+  int rc = io->sync(io->ctx, in->fd);
+  if (rc == 0) rc = io->rename(io->ctx, in->path, node->path);
+  if (rc) return rc;
+  free(in->path);
+  in->path = NULL;
+  if ((dir = strdup(node->path)) == NULL) return -ENOMEM;
+  slash = strrchr(dir, '/');
+  if (slash) *slash = 0;
+  rc = io->sync_dir(io->ctx, slash ? (slash == dir ? "/" : dir) : ".");
+  free(dir);
+  if (rc == 0) rc = store_checkpoint_write(io, node->dir, &in->cp, &line);
+  if (line) events_add(&node->events, "%s", line);
+  free(line);
+  return rc;
+}
+
+/* Loop: takes what was installed into use. */
+static int enter_snapshot(struct node *node, struct snapshot_in *in)
+{
+  struct raft_event event = {.type = RAFT_EVENT_SNAPSHOT_INSTALLED};
+  struct text error = {""};
+  char *line = NULL;
+  struct wal *wal = NULL;
+  int rc = store_reset(node->store, in->cp.index, in->cp.term);
+  if (rc == 0)
+    rc = wal_open(node->io, node->path, in->cp.index, node->control_confirmed,
+                  &wal, &line);
+  if (line) events_add(&node->events, "%s", line);
+  free(line);
+  if (rc) return rc;
+  wal_advance(wal, in->cp.index);
+  node->identity.joining = false;
+  rc = identity_write(node->dir, &node->identity, &error);
+  if (rc) {
+    events_add(&node->events, "%s", error.s);
+    wal_close(wal, false);
+    return rc;
+  }
+  pthread_mutex_lock(&node->mutex);
+  node->wal = wal;
+  node->configuration = in->cp.configuration;
+  node->configuration_index = in->cp.configuration_index;
+  node->applied = in->cp.index;
+  settings_clear(&node->settings);
+  rc = settings_unpack(&node->settings, in->cp.settings, in->cp.settings_len);
+  pthread_mutex_unlock(&node->mutex);
+  node->checkpoint_index = node->floor = in->cp.index;
+  node->checkpoint_term = in->cp.term;
+  event.u.snapshot_installed.index = in->cp.index;
+  event.u.snapshot_installed.term = in->cp.term;
+  event.u.snapshot_installed.configuration = &in->cp.configuration;
+  if (rc == 0) node_step(node, &event);
+  return rc ? -EBADMSG : 0;
+}
+
+static void installed(struct task *task)
+{
+  struct snapshot_in *in = (struct snapshot_in *)task;
+  struct node *node = task->node;
+  int rc = in->rc;
+  node->installing = false;
+  node->incoming = NULL;
+  if (rc == 0 && !node->closing) rc = enter_snapshot(node, in);
+  const char *text = rc ? strerror(-rc) : "";
+  events_add(&node->events, "snapshot %s %s",
+             rc ? "not installed:" : "installed", text);
+  net_reply(in->request, rc ? 1 : 0, text, strlen(text));
+  free_in(node, in);
+}
+
+void snapshot_install(struct node *node)
+{
+  struct snapshot_in *in = node->incoming;
+  in->rc = install_files(node, in);
+  in->task.run = installed;
+  node_post(node, &in->task);
+}
+
+void snapshot_end(void *ctx, bool ok, struct net_request *request)
+{
+  struct node *node = ctx;
+  struct snapshot_in *in = node->incoming;
+  if (node->installing) {
+    if (request) net_reply(request, 1, "busy", 4);
+    return;
+  }
+  if (!ok || in == NULL || in->received != in->n_page) {
+    snapshot_drop(node);
+    if (request) net_reply(request, 1, "incomplete", 10);
+    return;
+  }
+  in->request = request;
+  node->installing = true;
+  pthread_mutex_lock(&node->mutex);
+  node->worker_install = true;
+  pthread_cond_signal(&node->worker_cond);
+  pthread_mutex_unlock(&node->mutex);
+}

@@ -1,0 +1,246 @@
+/*
+** sql.c: the SQL functions. Actions are scalar functions that only top-level
+** SQL may call (SQLITE_DIRECTONLY) and return a line that says what happened.
+** A function that speaks of a node means the one of the main database.
+*/
+#include "sql.h"
+#include "vfs.h"
+
+#include <stdio.h>
+
+SQLITE_EXTENSION_INIT3
+
+#define OPTIONS_MAX 32
+
+static void fail(sqlite3_context *ctx, const char *function, const char *reason)
+{
+  char line[TEXT_MAX + 64];
+  snprintf(line, sizeof(line), "%s: %s", function, reason);
+  sqlite3_result_error(ctx, line, -1);
+}
+
+static const char *name_of(sqlite3_context *ctx)
+{
+  return sqlite3_user_data(ctx);
+}
+
+/* The connection of the main database; an SQL error when it has none. */
+static struct connection *here(sqlite3_context *ctx)
+{
+  struct connection *c = vfs_connection(sqlite3_context_db_handle(ctx), "main");
+  struct text reason;
+  if (c) return c;
+  const char *file =
+      sqlite3_db_filename(sqlite3_context_db_handle(ctx), "main");
+  fail(ctx, name_of(ctx),
+       file && registry_refusal(file, &reason)
+           ? reason.s
+           : "the main database is not replicated, or was opened before the "
+             "extension was loaded");
+  return NULL;
+}
+
+static const char *text_argument(sqlite3_context *ctx, sqlite3_value *value,
+                                 const char *what)
+{
+  const char *text = (const char *)sqlite3_value_text(value);
+  char line[64];
+  if (text && text[0]) return text;
+  snprintf(line, sizeof(line), "%s is missing", what);
+  fail(ctx, name_of(ctx), line);
+  return NULL;
+}
+
+/* ---- actions ----------------------------------------------------------- */
+
+static bool take_options(sqlite3_context *ctx, int n, sqlite3_value **values,
+                         const char **options)
+{
+  if (n > OPTIONS_MAX) {
+    fail(ctx, name_of(ctx), "too many options");
+    return false;
+  }
+  for (int i = 0; i < n; i++)
+    options[i] = (const char *)sqlite3_value_text(values[i]);
+  return true;
+}
+
+static void finish(sqlite3_context *ctx, int rc, const struct text *answer)
+{
+  if (rc == SQLITE_OK)
+    sqlite3_result_text(ctx, answer->s, -1, SQLITE_TRANSIENT);
+  else
+    fail(ctx, name_of(ctx), answer->s);
+}
+
+static void sql_bootstrap(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  const char *options[OPTIONS_MAX], *file;
+  struct text answer = {""};
+  if (n < 1) {
+    fail(ctx, name_of(ctx), "the file is missing");
+    return;
+  }
+  file = text_argument(ctx, values[0], "the file");
+  if (file == NULL || !take_options(ctx, n - 1, values + 1, options)) return;
+  int rc = cluster_bootstrap(file, n - 1, options, &answer);
+  finish(ctx, rc, &answer);
+}
+
+static void sql_join(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  const char *options[OPTIONS_MAX], *file, *token;
+  struct text answer = {""};
+  if (n < 2) {
+    fail(ctx, name_of(ctx), "the file or the token is missing");
+    return;
+  }
+  file = text_argument(ctx, values[0], "the file");
+  token = file ? text_argument(ctx, values[1], "the token") : NULL;
+  if (token == NULL || !take_options(ctx, n - 2, values + 2, options)) return;
+  int rc = cluster_join(file, token, n - 2, options, &answer);
+  finish(ctx, rc, &answer);
+}
+
+static void sql_invite(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  struct text error = {""};
+  char *token = NULL;
+  const char *name = text_argument(ctx, values[0], "the name");
+  struct connection *c = name ? here(ctx) : NULL;
+  if (c == NULL) return;
+  if (cluster_invite(c->node, name, &token, &error) != 0) {
+    node_reason(c->node, "quorate_invite: %s", error.s);
+    fail(ctx, name_of(ctx), error.s);
+    return;
+  }
+  sqlite3_result_text(ctx, token, -1, SQLITE_TRANSIENT);
+  tls_free_text(token);
+}
+
+static void sql_stop(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  struct text answer = {""};
+  const char *file = text_argument(ctx, values[0], "the file");
+  if (file == NULL) return;
+  char *path = vfs_absolute(file);
+  int rc = SQLITE_ERROR;
+  if (path)
+    rc = registry_stop(path, true, &answer);
+  else
+    text_set(&answer, "%s: no such path", file);
+  free(path);
+  finish(ctx, rc, &answer);
+}
+
+/* ---- information ------------------------------------------------------- */
+
+static void sql_version(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  (void)values;
+  sqlite3_result_text(ctx, QUORATE_VERSION, -1, SQLITE_STATIC);
+}
+
+static struct node_view view_of(struct node *node, raft_index *applied)
+{
+  pthread_mutex_lock(&node->mutex);
+  struct node_view view = node->view;
+  if (applied) *applied = node->applied;
+  pthread_mutex_unlock(&node->mutex);
+  return view;
+}
+
+static void sql_role(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  (void)values;
+  struct connection *c = here(ctx);
+  if (c) sqlite3_result_text(ctx, node_role_name(c->node), -1, SQLITE_STATIC);
+}
+
+static void sql_leader(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  (void)values;
+  struct connection *c = here(ctx);
+  if (c == NULL) return;
+  pthread_mutex_lock(&c->node->mutex);
+  const struct raft_member *m = node_member(c->node, c->node->view.leader);
+  if (m) sqlite3_result_text(ctx, m->name, -1, SQLITE_TRANSIENT);
+  pthread_mutex_unlock(&c->node->mutex);
+}
+
+static void sql_term(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  (void)values;
+  struct connection *c = here(ctx);
+  if (c) sqlite3_result_int64(ctx, (sqlite3_int64)view_of(c->node, NULL).term);
+}
+
+static void sql_index(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  (void)values;
+  raft_index applied;
+  struct connection *c = here(ctx);
+  if (c == NULL) return;
+  view_of(c->node, &applied);
+  sqlite3_result_int64(ctx, (sqlite3_int64)applied);
+}
+
+static void sql_last_error(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  (void)values;
+  sqlite3 *db = sqlite3_context_db_handle(ctx);
+  struct connection *c = vfs_connection(db, "main");
+  const char *file = sqlite3_db_filename(db, "main");
+  struct text reason = {""};
+  if (c)
+    reason = c->reason;
+  else if (file)
+    registry_refusal(file, &reason);
+  if (reason.s[0]) sqlite3_result_text(ctx, reason.s, -1, SQLITE_TRANSIENT);
+}
+
+/* ---- registration ------------------------------------------------------ */
+
+int sql_register(sqlite3 *db)
+{
+  static struct {
+    char name[24]; /* user data of the function */
+    int n;
+    bool action;
+    void (*run)(sqlite3_context *, int, sqlite3_value **);
+  } functions[] = {
+      {"quorate_bootstrap", -1, true, sql_bootstrap},
+      {"quorate_join", -1, true, sql_join},
+      {"quorate_invite", 1, true, sql_invite},
+      {"quorate_stop", 1, true, sql_stop},
+      {"quorate_version", 0, false, sql_version},
+      {"quorate_role", 0, false, sql_role},
+      {"quorate_leader", 0, false, sql_leader},
+      {"quorate_term", 0, false, sql_term},
+      {"quorate_index", 0, false, sql_index},
+      {"quorate_last_error", 0, false, sql_last_error},
+  };
+  int rc = SQLITE_OK;
+  for (unsigned i = 0;
+       rc == SQLITE_OK && i < sizeof(functions) / sizeof(functions[0]); i++)
+    rc = sqlite3_create_function_v2(
+        db, functions[i].name, functions[i].n,
+        SQLITE_UTF8 | (functions[i].action ? SQLITE_DIRECTONLY : 0),
+        functions[i].name, functions[i].run, NULL, NULL, NULL);
+  return rc == SQLITE_OK ? tables_register(db) : rc;
+}
+
+int sql_auto(sqlite3 *db, char **error, const sqlite3_api_routines *api)
+{
+  (void)error;
+  (void)api;
+  return sql_register(db);
+}

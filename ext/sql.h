@@ -1,0 +1,19 @@
+/*
+** sql.h: the SQL functions (sql.c) and tables (tables.c).
+*/
+#ifndef EXT_SQL_H
+#define EXT_SQL_H
+
+#include <sqlite3ext.h>
+
+#define QUORATE_VERSION "0.1.0"
+
+/* Registers everything on one connection. */
+int sql_register(sqlite3 *db);
+/* The same, as sqlite3_auto_extension wants it. */
+int sql_auto(sqlite3 *db, char **error, const sqlite3_api_routines *api);
+
+/* tables.c */
+int tables_register(sqlite3 *db);
+
+#endif

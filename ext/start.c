@@ -1,0 +1,486 @@
+/*
+** start.c: starts and stops a node.
+**
+** Start. The files beside the database are only ever cut back to what the log
+** says. C is the checkpoint's index, K the newest entry that is known to be
+** committed and at least as new as any page that may be in the database file:
+** the confirmed index in the control file, if that was written since this
+** machine booted, else the replay floor. The pages of entries C + 1 .. K are
+** put on top of the database as one transaction; what is committed after K is
+** learned from the leader, and applied as ever.
+**
+** The node answers local reads at once when K came from the control file:
+** nothing newer was ever shown. After a power loss it first asks a leader.
+**
+** Stop. The order is the reverse; the worker and the loop are joined before
+** anything that they use is freed.
+*/
+#include "node.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sqlite3ext.h>
+#include <stdio.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+SQLITE_EXTENSION_INIT3
+
+/* The control file: mapped, so that a killed process leaves it behind. */
+struct control {
+  char magic[16]; /* "quorate control" */
+  char boot[40];  /* /proc/sys/kernel/random/boot_id when it was written */
+  _Atomic uint64_t confirmed;
+};
+_Static_assert(sizeof(struct control) == 64, "control file");
+
+#define CONTROL_MAGIC "quorate control"
+
+/* ---- files ------------------------------------------------------------- */
+
+static char *in_dir(const struct node *node, const char *name)
+{
+  char *path = NULL;
+  return asprintf(&path, "%s/%s", node->dir, name) < 0 ? NULL : path;
+}
+
+static void read_boot_id(char out[40])
+{
+  memset(out, 0, 40);
+  int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return;
+  if (read(fd, out, 36) != 36) memset(out, 0, 40);
+  close(fd);
+}
+
+/* Maps the control file. *confirmed is 0 when it tells nothing. */
+static int open_control(struct node *node, raft_index *confirmed,
+                        struct text *error)
+{
+  char boot[40], zero[4096] = {0};
+  char *path = in_dir(node, "control");
+  if (path == NULL) return -ENOMEM;
+  const struct io *io = node->io;
+  uint64_t size = 0;
+  int fd = io->open(io->ctx, path, O_RDWR | O_CREAT);
+  int rc = fd < 0 ? fd : io->size(io->ctx, fd, &size);
+  if (rc == 0 && size != sizeof(zero)) {
+    rc = io->truncate(io->ctx, fd, 0);
+    if (rc == 0) rc = io->pwrite(io->ctx, fd, zero, sizeof(zero), 0);
+  }
+  void *map = MAP_FAILED;
+  if (rc == 0)
+    map = mmap(NULL, sizeof(zero), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (rc == 0 && map == MAP_FAILED) rc = -errno;
+  if (fd >= 0) io->close(io->ctx, fd);
+  if (rc) text_set(error, "%s: %s", path, strerror(-rc));
+  free(path);
+  if (rc) return rc;
+  struct control *control = map;
+  node->control_map = map;
+  node->control_confirmed = &control->confirmed;
+  read_boot_id(boot);
+  bool ours = memcmp(control->magic, CONTROL_MAGIC, 16) == 0 && boot[0] &&
+              memcmp(control->boot, boot, sizeof(boot)) == 0;
+  *confirmed = ours ? atomic_load(&control->confirmed) : 0;
+  if (!ours) {
+    atomic_store(&control->confirmed, 0);
+    memcpy(control->boot, boot, sizeof(boot));
+    memcpy(control->magic, CONTROL_MAGIC, 16);
+  }
+  return 0;
+}
+
+static int take_lock(struct node *node, struct text *error)
+{
+  char *path = in_dir(node, "lock"), pid[24];
+  if (path == NULL) return -ENOMEM;
+  int rc = 0;
+  node->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  if (node->lock_fd < 0) {
+    rc = -errno;
+    text_set(error, "%s: %s", path, strerror(-rc));
+  } else if (flock(node->lock_fd, LOCK_EX | LOCK_NB) != 0) {
+    ssize_t n = pread(node->lock_fd, pid, sizeof(pid) - 1, 0);
+    pid[n > 0 ? n : 0] = 0;
+    text_set(error,
+             "%s: the node runs in process %d: this process can only "
+             "read",
+             node->path, atoi(pid));
+    rc = -EWOULDBLOCK;
+  } else {
+    int n = snprintf(pid, sizeof(pid), "%d\n", (int)getpid());
+    if (ftruncate(node->lock_fd, 0) != 0 ||
+        pwrite(node->lock_fd, pid, (size_t)n, 0) != n) {
+      rc = -errno;
+      text_set(error, "%s: %s", path, strerror(-rc));
+    }
+  }
+  free(path);
+  return rc;
+}
+
+/* ---- state ------------------------------------------------------------- */
+
+static void store_done(void *ctx, uint64_t seq, int status, const char *error)
+{
+  struct node *node = ctx;
+  if (status == 0) {
+    atomic_store(&node->durable, seq);
+  } else {
+    events_add(&node->events, "the log: %s", error ? error : "failed");
+    atomic_store(&node->disk_status, status);
+  }
+  if (atomic_load(&node->looping)) node_wake(node);
+}
+
+/* Opens the log after the checkpoint. *cp is filled. */
+static int open_log(struct node *node, struct store_checkpoint *cp,
+                    struct raft_recovered *recovered, struct text *error)
+{
+  char *line = NULL;
+  struct store_options options = {.dir = node->dir,
+                                  .io = node->io,
+                                  .segment_bytes = 8u << 20,
+                                  .cluster = node->identity.cluster,
+                                  .node = node->identity.id,
+                                  .done = store_done,
+                                  .ctx = node};
+  int rc = store_checkpoint_read(node->io, node->dir, cp, &line);
+  if (rc == -ENOENT && node->identity.joining) rc = 0;
+  if (rc == 0) rc = store_open(&options, cp, &node->store, recovered, &line);
+  if (rc) text_set(error, "%s", line ? line : strerror(-rc));
+  free(line);
+  return rc;
+}
+
+/* Brings the database to K; sets applied, and whether local reads may go on. */
+static int recover_database(struct node *node,
+                            const struct store_checkpoint *cp,
+                            const struct raft_recovered *recovered,
+                            raft_index confirmed, struct text *error)
+{
+  raft_index last = recovered->last_index;
+  raft_index k = confirmed > cp->floor ? confirmed : cp->floor;
+  char *line = NULL;
+  if (k < cp->index) k = cp->index;
+  if (k > last) {
+    text_set(error,
+             "%s/log: ends at entry %llu, but %llu was confirmed: the "
+             "log is damaged; remove this node and join again",
+             node->dir, (unsigned long long)last, (unsigned long long)k);
+    return -EBADMSG;
+  }
+  int rc = wal_open(node->io, node->path, cp->index, node->control_confirmed,
+                    &node->wal, &line);
+  if (rc) text_set(error, "%s", line ? line : strerror(-rc));
+  free(line);
+  if (rc) return rc;
+  rc = apply_fold(node, cp->index, k, error);
+  if (rc) return rc;
+  wal_advance(node->wal, k);
+  node->applied = k;
+  atomic_store(&node->serving, confirmed == k || last == cp->index);
+  return 0;
+}
+
+static int make_raft(struct node *node, struct raft_recovered *recovered,
+                     struct text *error)
+{
+  struct raft_options options;
+  raft_options_defaults(&options);
+  options.id = node->identity.id;
+  options.incarnation = node->identity.incarnation;
+  options.heartbeat_ms = node->identity.heartbeat_ms;
+  options.election_timeout_ms = node->identity.election_timeout_ms;
+  if (getrandom(&options.seed, sizeof(options.seed), 0) < 0)
+    options.seed = (uint64_t)clock_wall_ms() ^ node->identity.id;
+  if (node->applied > recovered->commit) recovered->commit = node->applied;
+  int rc = raft_new(&options, recovered, clock_monotonic_ms(), &node->raft);
+  if (rc) text_set(error, "%s: %s", node->path, raft_strerror(rc));
+  return rc;
+}
+
+static int open_network(struct node *node, struct text *error)
+{
+  struct tls_error tls_error;
+  struct net_error net_error;
+  struct net_callbacks callbacks;
+  uint64_t cluster, id;
+  int64_t expires;
+  const struct identity *i = &node->identity;
+  if (tls_context_new(i->ca, i->cert, i->key, &node->tls, &tls_error) != 0 ||
+      tls_identity(i->cert, &cluster, &id, &expires, &tls_error) != 0) {
+    text_set(error, "%s: %s", node->dir, tls_error.text);
+    return -EBADMSG;
+  }
+  if (cluster != i->cluster || id != i->id) {
+    text_set(error, "%s/cert.pem: belongs to another node", node->dir);
+    return -EBADMSG;
+  }
+  node_callbacks(node, &callbacks);
+  struct net_options options = {.loop = &node->loop,
+                                .self = i->id,
+                                .tls = node->tls,
+                                .listen = i->listen,
+                                .callbacks = &callbacks};
+  if (net_open(&options, &node->net, &net_error) != 0) {
+    text_set(error, "%s", net_error.text);
+    return -EADDRINUSE;
+  }
+  return 0;
+}
+
+/* ---- threads ----------------------------------------------------------- */
+
+static void *loop_main(void *arg)
+{
+  struct node *node = arg;
+  uv_update_time(&node->loop);
+  node_begin_loop(node);
+  uv_run(&node->loop, UV_RUN_DEFAULT);
+  return NULL;
+}
+
+static int start_threads(struct node *node, struct text *error)
+{
+  sigset_t all, old;
+  sigfillset(&all);
+  /* The host's signal handlers run on the host's threads. */
+  pthread_sigmask(SIG_BLOCK, &all, &old);
+  atomic_store(&node->looping, true);
+  int rc = pthread_create(&node->worker_thread, NULL, worker_main, node);
+  node->worker_started = rc == 0;
+  if (rc == 0) rc = pthread_create(&node->loop_thread, NULL, loop_main, node);
+  node->loop_started = node->worker_started && rc == 0;
+  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  if (rc) text_set(error, "cannot start a thread: %s", strerror(rc));
+  return -rc;
+}
+
+static int init_loop(struct node *node, struct text *error)
+{
+  int rc = uv_loop_init(&node->loop);
+  if (rc == 0) {
+    node->loop_made = true;
+    rc = uv_async_init(&node->loop, &node->async, node_on_async);
+    if (rc == 0) uv_timer_init(&node->loop, &node->timer);
+  }
+  if (rc) text_set(error, "cannot make an event loop: %s", uv_strerror(rc));
+  return rc;
+}
+
+static struct node *node_new(const char *path)
+{
+  struct node *node = calloc(1, sizeof(*node));
+  if (node == NULL) return NULL;
+  node->io = &io_posix;
+  node->lock_fd = -1;
+  node_conditions(node);
+  pthread_mutex_init(&node->events.mutex, NULL);
+  node->inflight_tail = &node->inflight;
+  node->proposals_tail = &node->proposals;
+  node->tasks_tail = &node->tasks;
+  node->held_tail = &node->held;
+  node->path = strdup(path);
+  if (node->path == NULL || asprintf(&node->dir, "%s-quorate", path) < 0) {
+    node->dir = NULL;
+    node_free(node);
+    return NULL;
+  }
+  return node;
+}
+
+/* Everything that can be refused, before any thread runs. */
+static int prepare(struct node *node, const struct raft_configuration *peers,
+                   struct text *error)
+{
+  struct store_checkpoint cp = {0};
+  struct raft_recovered recovered = {0};
+  raft_index confirmed = 0;
+  int rc = identity_read(node->dir, &node->identity, error);
+  if (rc == 0) rc = take_lock(node, error);
+  if (rc == 0 && node->identity.joining && peers == NULL) {
+    text_set(error,
+             "%s: joining was not finished: delete it and %s, and join "
+             "again",
+             node->dir, node->path);
+    rc = -EINVAL;
+  }
+  if (rc == 0) rc = open_control(node, &confirmed, error);
+  if (rc == 0) rc = open_log(node, &cp, &recovered, error);
+  if (rc == 0 && cp.settings_len &&
+      settings_unpack(&node->settings, cp.settings, cp.settings_len) != 0) {
+    text_set(error, "%s/checkpoint: damaged settings", node->dir);
+    rc = -EBADMSG;
+  }
+  if (rc == 0) {
+    node->configuration = cp.configuration;
+    node->configuration_index = cp.configuration_index;
+    node->members = recovered.configuration;
+    if (peers) node->members = *peers;
+    node->checkpoint_index = cp.index;
+    node->checkpoint_term = cp.term;
+    node->floor = cp.floor;
+    /* The term of a bootstrap was never voted for. */
+    if (recovered.term < cp.term) recovered.term = cp.term;
+  }
+  if (rc == 0 && !node->identity.joining)
+    rc = recover_database(node, &cp, &recovered, confirmed, error);
+  if (rc == 0) rc = make_raft(node, &recovered, error);
+  if (rc == 0) rc = init_loop(node, error);
+  if (rc == 0) rc = open_network(node, error);
+  store_checkpoint_clear(&cp);
+  return rc;
+}
+
+int node_start(const char *path, const struct raft_configuration *peers,
+               struct node **out, struct text *error)
+{
+  struct node *node = node_new(path);
+  *out = NULL;
+  if (node == NULL) {
+    text_set(error, "out of memory");
+    return -ENOMEM;
+  }
+  int rc = prepare(node, peers, error);
+  if (rc == 0) rc = start_threads(node, error);
+  if (rc) {
+    node_stop(node, false);
+    node_free(node);
+    return rc;
+  }
+  events_add(&node->events, "started at entry %llu, listening on %s",
+             (unsigned long long)node->applied, net_listening(node->net));
+  *out = node;
+  return 0;
+}
+
+/* ---- stop -------------------------------------------------------------- */
+
+static void closed(void *ctx)
+{
+  struct node *node = ctx;
+  node->net = NULL;
+  uv_close((uv_handle_t *)&node->timer, NULL);
+  uv_close((uv_handle_t *)&node->async, NULL);
+}
+
+static void close_all(struct task *task)
+{
+  struct node *node = task->node;
+  cluster_close(node);
+  snapshot_drop(node);
+  uv_timer_stop(&node->timer);
+  net_close(node->net, closed, node);
+}
+
+static void stop_loop(struct node *node)
+{
+  struct task task = {.run = close_all};
+  if (node->loop_started) {
+    node_post(node, &task);
+    pthread_join(node->loop_thread, NULL);
+    node->loop_started = false;
+  } else if (node->loop_made) {
+    if (node->net)
+      net_close(node->net, closed, node);
+    else
+      closed(node);
+    uv_run(&node->loop, UV_RUN_DEFAULT);
+  }
+  atomic_store(&node->looping, false);
+  if (node->loop_made) uv_loop_close(&node->loop);
+  node->loop_made = false;
+}
+
+/* Wakes everybody who waits in the node, with the refusal that it stops. */
+static void announce_stop(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
+  node->stopping = true;
+  node->can_write = false;
+  pthread_cond_broadcast(&node->changed);
+  pthread_cond_broadcast(&node->worker_cond);
+  pthread_mutex_unlock(&node->mutex);
+  atomic_store(&node->serving, false);
+  atomic_store(&node->solo, false);
+}
+
+static void drop_queues(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
+  while (node->inflight)
+    node_settle(node, node->inflight, TX_UNKNOWN);
+  while (node->proposals) {
+    struct proposal *p = node->proposals;
+    node->proposals = p->next;
+    raft_body_unref(p->body);
+    free(p);
+  }
+  node->proposals_tail = &node->proposals;
+  while (node->new_waiters || node->waiters) {
+    struct waiter **list =
+        node->new_waiters ? &node->new_waiters : &node->waiters;
+    struct waiter *w = *list;
+    *list = w->next;
+    if (w->gone) {
+      free(w);
+    } else {
+      w->status = RAFT_ELOST;
+      pthread_cond_signal(w->cond);
+    }
+  }
+  pthread_mutex_unlock(&node->mutex);
+  while (node->held) {
+    struct held_send *held = node->held;
+    node->held = held->next;
+    raft_message_clear(&held->message);
+    free(held);
+  }
+  node->held_tail = &node->held;
+}
+
+void node_stop(struct node *node, bool clean)
+{
+  announce_stop(node);
+  if (node->worker_started) {
+    /* The worker may wait for the loop: that goes on until it is done. */
+    pthread_join(node->worker_thread, NULL);
+    node->worker_started = false;
+  }
+  stop_loop(node);
+  if (node->wal) wal_revoke(node->wal);
+  drop_queues(node);
+  if (node->wal && clean && !node->failed) {
+    /* Undisturbed now: what is confirmed goes into the database file, and the
+       next start has nothing to do. */
+    node->clean = checkpoint_run(node) == 0;
+  }
+  store_close(node->store);
+  node->store = NULL;
+  raft_free(node->raft);
+  node->raft = NULL;
+}
+
+void node_free(struct node *node)
+{
+  if (node == NULL) return;
+  wal_close(node->wal, node->clean);
+  tls_context_unref(node->tls);
+  if (node->control_map) munmap(node->control_map, 4096);
+  if (node->lock_fd >= 0) close(node->lock_fd);
+  settings_clear(&node->settings);
+  identity_clear(&node->identity);
+  free(node->open_parts);
+  pthread_mutex_destroy(&node->events.mutex);
+  pthread_mutex_destroy(&node->mutex);
+  pthread_cond_destroy(&node->changed);
+  pthread_cond_destroy(&node->worker_cond);
+  free(node->path);
+  free(node->dir);
+  free(node);
+}

@@ -1,0 +1,573 @@
+/*
+** vfs.c: the VFS "quorate".
+**
+** It stands before the VFS that was the default when it was registered. A
+** database file that has no "-quorate" directory beside it, and every other
+** file, is opened by that VFS into the same sqlite3_file: from then on nothing
+** here is in the way. A database of a node of this process is opened as a
+** struct connection, and its -wal as a struct wal_handle that knows its
+** connection. A database whose node runs in another process is opened as a
+** stock program would open it: it can be read, and SQLite itself refuses to
+** write it.
+*/
+#include "vfs.h"
+
+SQLITE_EXTENSION_INIT3
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <sys/stat.h>
+
+static sqlite3_vfs *below; /* the VFS that was the default */
+
+struct wal_handle {
+  sqlite3_file base;
+  struct connection *connection;
+  sqlite3_file *real;
+};
+
+static const sqlite3_io_methods connection_methods, wal_methods;
+
+static sqlite3_file *real_of(sqlite3_file *file)
+{
+  return file->pMethods == &wal_methods ? ((struct wal_handle *)file)->real
+                                        : ((struct connection *)file)->real;
+}
+
+/* ---- both kinds of file ------------------------------------------------ */
+
+static int real_size(sqlite3_file *file, sqlite3_int64 *size)
+{
+  sqlite3_file *real = real_of(file);
+  return real->pMethods->xFileSize(real, size);
+}
+
+static int no_sync(sqlite3_file *file, int flags)
+{
+  /* Durability lives in the log; the checkpointer syncs these files. */
+  (void)file;
+  (void)flags;
+  return SQLITE_OK;
+}
+
+static int real_sector_size(sqlite3_file *file)
+{
+  sqlite3_file *real = real_of(file);
+  return real->pMethods->xSectorSize(real);
+}
+
+static int characteristics(sqlite3_file *file)
+{
+  /* With POWERSAFE_OVERWRITE SQLite never pads a commit with more frames. */
+  sqlite3_file *real = real_of(file);
+  return (real->pMethods->xDeviceCharacteristics(real) |
+          SQLITE_IOCAP_POWERSAFE_OVERWRITE) &
+         ~SQLITE_IOCAP_BATCH_ATOMIC;
+}
+
+static int no_lock(sqlite3_file *file, int level)
+{
+  (void)file;
+  /* SHARED is what a connection in WAL mode holds; anything above would mean
+     to leave it. */
+  return level > SQLITE_LOCK_SHARED ? SQLITE_BUSY : SQLITE_OK;
+}
+
+static int no_unlock(sqlite3_file *file, int level)
+{
+  (void)file;
+  (void)level;
+  return SQLITE_OK;
+}
+
+static int no_reserved(sqlite3_file *file, int *out)
+{
+  (void)file;
+  *out = 0;
+  return SQLITE_OK;
+}
+
+/* ---- the -wal ---------------------------------------------------------- */
+
+static int wal_close_file(sqlite3_file *file)
+{
+  struct wal_handle *w = (struct wal_handle *)file;
+  return w->real->pMethods->xClose(w->real);
+}
+
+static int wal_read(sqlite3_file *file, void *data, int n, sqlite3_int64 offset)
+{
+  struct wal_handle *w = (struct wal_handle *)file;
+  return capture_read(w->connection, w->real, data, n, offset);
+}
+
+static int wal_write(sqlite3_file *file, const void *data, int n,
+                     sqlite3_int64 offset)
+{
+  struct wal_handle *w = (struct wal_handle *)file;
+  return capture_write(w->connection, w->real, data, n, offset);
+}
+
+static int wal_truncate(sqlite3_file *file, sqlite3_int64 size)
+{
+  /* The node alone decides how long the file is. */
+  (void)file;
+  (void)size;
+  return SQLITE_OK;
+}
+
+static int wal_control(sqlite3_file *file, int op, void *arg)
+{
+  sqlite3_file *real = real_of(file);
+  if (op == SQLITE_FCNTL_SIZE_HINT || op == SQLITE_FCNTL_CHUNK_SIZE)
+    return SQLITE_OK;
+  return real->pMethods->xFileControl(real, op, arg);
+}
+
+static const sqlite3_io_methods wal_methods = {
+    .iVersion = 1,
+    .xClose = wal_close_file,
+    .xRead = wal_read,
+    .xWrite = wal_write,
+    .xTruncate = wal_truncate,
+    .xSync = no_sync,
+    .xFileSize = real_size,
+    .xLock = no_lock,
+    .xUnlock = no_unlock,
+    .xCheckReservedLock = no_reserved,
+    .xFileControl = wal_control,
+    .xSectorSize = real_sector_size,
+    .xDeviceCharacteristics = characteristics,
+};
+
+/* ---- the database file ------------------------------------------------- */
+
+static int db_close(sqlite3_file *file)
+{
+  struct connection *c = (struct connection *)file;
+  vfs_shm_unmap(file, 0);
+  int rc = c->real->pMethods->xClose(c->real);
+  free(c->pending);
+  registry_release(c->node);
+  return rc;
+}
+
+static int db_read(sqlite3_file *file, void *data, int n, sqlite3_int64 offset)
+{
+  struct connection *c = (struct connection *)file;
+  int rc = c->real->pMethods->xRead(c->real, data, n, offset);
+  if (rc == SQLITE_OK && offset <= 18 && offset + n > 18) {
+    /* The write version is a fence for others. */
+    uint8_t *version = (uint8_t *)data + (18 - offset);
+    if (*version == 3) *version = 2;
+  }
+  return rc;
+}
+
+static int db_write(sqlite3_file *file, const void *data, int n,
+                    sqlite3_int64 offset)
+{
+  (void)file;
+  (void)data;
+  (void)n;
+  (void)offset;
+  return SQLITE_IOERR_WRITE; /* only the checkpointer writes here */
+}
+
+static int db_truncate(sqlite3_file *file, sqlite3_int64 size)
+{
+  (void)file;
+  (void)size;
+  return SQLITE_IOERR_TRUNCATE;
+}
+
+static int db_fetch(sqlite3_file *file, sqlite3_int64 offset, int n, void **out)
+{
+  struct connection *c = (struct connection *)file;
+  *out = NULL;
+  /* Page 1 must go through db_read(). */
+  if (offset == 0 || c->real->pMethods->iVersion < 3) return SQLITE_OK;
+  return c->real->pMethods->xFetch(c->real, offset, n, out);
+}
+
+static int db_unfetch(sqlite3_file *file, sqlite3_int64 offset, void *page)
+{
+  struct connection *c = (struct connection *)file;
+  if (c->real->pMethods->iVersion < 3) return SQLITE_OK;
+  return c->real->pMethods->xUnfetch(c->real, offset, page);
+}
+
+bool vfs_parse_level(const char *text, enum read_level *level)
+{
+  if (sqlite3_stricmp(text, "linearizable") == 0)
+    *level = LEVEL_LINEARIZABLE;
+  else if (sqlite3_stricmp(text, "local") == 0)
+    *level = LEVEL_LOCAL;
+  else
+    return false;
+  return true;
+}
+
+static bool parse_ms(const char *text, unsigned *out)
+{
+  char *end;
+  long v = strtol(text, &end, 10);
+  if (end == text || *end || v < 0 || v > 3600000) return false;
+  *out = (unsigned)v;
+  return true;
+}
+
+static int answer(char **args, int rc, const char *text)
+{
+  args[0] = sqlite3_mprintf("%s", text);
+  return args[0] ? rc : SQLITE_NOMEM;
+}
+
+/* args: answer or error, name of the pragma, its argument or NULL. */
+static int db_pragma(struct connection *c, char **args)
+{
+  const char *name = args[1], *value = args[2];
+  char number[24];
+  if (sqlite3_stricmp(name, "journal_mode") == 0 && value &&
+      sqlite3_stricmp(value, "wal") != 0)
+    return answer(args, SQLITE_ERROR,
+                  "journal_mode: a replicated database stays in WAL mode");
+  if (sqlite3_stricmp(name, "locking_mode") == 0 && value &&
+      sqlite3_stricmp(value, "normal") != 0)
+    return answer(args, SQLITE_ERROR,
+                  "locking_mode: a replicated database cannot be locked by "
+                  "one connection");
+  if (sqlite3_stricmp(name, "quorate_consistency") == 0) {
+    if (value && !vfs_parse_level(value, &c->level))
+      return answer(args, SQLITE_ERROR,
+                    "quorate_consistency: must be linearizable or local");
+    return answer(args, SQLITE_OK,
+                  c->level == LEVEL_LOCAL ? "local" : "linearizable");
+  }
+  if (sqlite3_stricmp(name, "quorate_write_wait") == 0) {
+    if (value && !parse_ms(value, &c->write_wait))
+      return answer(args, SQLITE_ERROR,
+                    "quorate_write_wait: must be 0 to 3600000 ms");
+    snprintf(number, sizeof(number), "%u", c->write_wait);
+    return answer(args, SQLITE_OK, number);
+  }
+  return SQLITE_NOTFOUND;
+}
+
+static int db_control(sqlite3_file *file, int op, void *arg)
+{
+  struct connection *c = (struct connection *)file;
+  switch (op) {
+  case SQLITE_FCNTL_PDB: c->db = *(sqlite3 **)arg; return SQLITE_OK;
+  case SQLITE_FCNTL_PRAGMA: return db_pragma(c, arg);
+  case SQLITE_FCNTL_COMMIT_PHASETWO: return capture_wait(c);
+  case SQLITE_FCNTL_SIZE_HINT:
+  case SQLITE_FCNTL_CHUNK_SIZE: return SQLITE_OK; /* would change the file */
+  case SQLITE_FCNTL_LOCK_TIMEOUT:
+  case SQLITE_FCNTL_BEGIN_ATOMIC_WRITE: return SQLITE_NOTFOUND;
+  case SQLITE_FCNTL_VFSNAME:
+    *(char **)arg = sqlite3_mprintf("quorate/%s", below->zName);
+    return SQLITE_OK;
+  default: return c->real->pMethods->xFileControl(c->real, op, arg);
+  }
+}
+
+static const sqlite3_io_methods connection_methods = {
+    .iVersion = 3,
+    .xClose = db_close,
+    .xRead = db_read,
+    .xWrite = db_write,
+    .xTruncate = db_truncate,
+    .xSync = no_sync,
+    .xFileSize = real_size,
+    .xLock = no_lock,
+    .xUnlock = no_unlock,
+    .xCheckReservedLock = no_reserved,
+    .xFileControl = db_control,
+    .xSectorSize = real_sector_size,
+    .xDeviceCharacteristics = characteristics,
+    .xShmMap = vfs_shm_map,
+    .xShmLock = vfs_shm_lock,
+    .xShmBarrier = vfs_shm_barrier,
+    .xShmUnmap = vfs_shm_unmap,
+    .xFetch = db_fetch,
+    .xUnfetch = db_unfetch,
+};
+
+/* ---- opening ----------------------------------------------------------- */
+
+static size_t header_size(void)
+{
+  size_t a = sizeof(struct connection), b = sizeof(struct wal_handle);
+  return ((a > b ? a : b) + 15) & ~(size_t)15;
+}
+
+static sqlite3_file *real_space(sqlite3_file *file)
+{
+  return (sqlite3_file *)(void *)((char *)file + header_size());
+}
+
+/* A setting from the file's URI, else from the environment, else NULL. */
+static const char *setting(const char *name, const char *key, const char *env)
+{
+  const char *value = sqlite3_uri_parameter(name, key);
+  return value ? value : getenv(env);
+}
+
+static int open_settings(struct connection *c, const char *name)
+{
+  const char *value =
+      setting(name, "quorate_consistency", "QUORATE_CONSISTENCY");
+  c->level = LEVEL_LINEARIZABLE;
+  c->write_wait = 5000;
+  if (value && !vfs_parse_level(value, &c->level)) {
+    sqlite3_log(SQLITE_CANTOPEN, "quorate: unknown quorate_consistency: %s",
+                value);
+    return SQLITE_CANTOPEN;
+  }
+  value = setting(name, "quorate_write_wait", "QUORATE_WRITE_WAIT");
+  if (value && !parse_ms(value, &c->write_wait)) {
+    sqlite3_log(SQLITE_CANTOPEN, "quorate: bad quorate_write_wait: %s", value);
+    return SQLITE_CANTOPEN;
+  }
+  return SQLITE_OK;
+}
+
+/* URI parameters that would go around the node. */
+static const char *forbidden(const char *name)
+{
+  static const char *const keys[] = {"nolock", "immutable", "readonly_shm"};
+  for (unsigned i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
+    if (sqlite3_uri_boolean(name, keys[i], 0)) return keys[i];
+  return NULL;
+}
+
+static int open_database(struct node *node, const char *name,
+                         sqlite3_file *file, int flags, int *out_flags)
+{
+  struct connection *c = (struct connection *)file;
+  const char *key = forbidden(name);
+  memset(c, 0, sizeof(*c));
+  if (key) {
+    node_reason(node, "%s is not possible on a replicated database", key);
+    sqlite3_log(SQLITE_CANTOPEN,
+                "quorate: %s: %s is not possible on a replicated database",
+                name, key);
+    return SQLITE_CANTOPEN;
+  }
+  int rc = open_settings(c, name);
+  if (rc != SQLITE_OK) return rc;
+  c->node = node;
+  c->real = real_space(file);
+  rc = below->xOpen(below, name, c->real, flags, out_flags);
+  if (rc != SQLITE_OK) {
+    if (c->real->pMethods) c->real->pMethods->xClose(c->real);
+    return rc;
+  }
+  c->base.pMethods = &connection_methods;
+  return SQLITE_OK;
+}
+
+static int open_wal(struct connection *c, const char *name, sqlite3_file *file,
+                    int flags, int *out_flags)
+{
+  struct wal_handle *w = (struct wal_handle *)file;
+  w->base.pMethods = NULL;
+  w->connection = c;
+  w->real = real_space(file);
+  int rc = below->xOpen(below, name, w->real, flags, out_flags);
+  if (rc != SQLITE_OK) {
+    if (w->real->pMethods) w->real->pMethods->xClose(w->real);
+    return rc;
+  }
+  w->base.pMethods = &wal_methods;
+  return SQLITE_OK;
+}
+
+static int vfs_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *file,
+                    int flags, int *out_flags)
+{
+  (void)vfs;
+  file->pMethods = NULL;
+  if (name && (flags & SQLITE_OPEN_WAL)) {
+    sqlite3_file *db = sqlite3_database_file_object(name);
+    if (db && db->pMethods == &connection_methods)
+      return open_wal((struct connection *)db, name, file, flags, out_flags);
+  } else if (name && (flags & SQLITE_OPEN_MAIN_DB)) {
+    struct node *node = NULL;
+    struct text error = {""};
+    int rc = registry_open(name, &node, &error);
+    if (rc != SQLITE_OK) {
+      sqlite3_log(rc, "quorate: %s", error.s);
+      return rc;
+    }
+    if (node) {
+      rc = open_database(node, name, file, flags, out_flags);
+      if (rc != SQLITE_OK) {
+        file->pMethods = NULL;
+        registry_release(node);
+      }
+      return rc;
+    }
+  }
+  return below->xOpen(below, name, file, flags, out_flags);
+}
+
+static int vfs_delete(sqlite3_vfs *vfs, const char *name, int sync)
+{
+  (void)vfs;
+  return below->xDelete(below, name, sync);
+}
+
+static int vfs_access(sqlite3_vfs *vfs, const char *name, int flags, int *out)
+{
+  (void)vfs;
+  return below->xAccess(below, name, flags, out);
+}
+
+static int vfs_full_path(sqlite3_vfs *vfs, const char *name, int n, char *out)
+{
+  (void)vfs;
+  return below->xFullPathname(below, name, n, out);
+}
+
+static void *vfs_dl_open(sqlite3_vfs *vfs, const char *name)
+{
+  (void)vfs;
+  return below->xDlOpen(below, name);
+}
+
+static void vfs_dl_error(sqlite3_vfs *vfs, int n, char *text)
+{
+  (void)vfs;
+  below->xDlError(below, n, text);
+}
+
+static void (*vfs_dl_sym(sqlite3_vfs *vfs, void *handle,
+                         const char *name))(void)
+{
+  (void)vfs;
+  return below->xDlSym(below, handle, name);
+}
+
+static void vfs_dl_close(sqlite3_vfs *vfs, void *handle)
+{
+  (void)vfs;
+  below->xDlClose(below, handle);
+}
+
+static int vfs_randomness(sqlite3_vfs *vfs, int n, char *out)
+{
+  (void)vfs;
+  return below->xRandomness(below, n, out);
+}
+
+static int vfs_sleep(sqlite3_vfs *vfs, int us)
+{
+  (void)vfs;
+  return below->xSleep(below, us);
+}
+
+static int vfs_time(sqlite3_vfs *vfs, double *out)
+{
+  (void)vfs;
+  return below->xCurrentTime(below, out);
+}
+
+static int vfs_last_error(sqlite3_vfs *vfs, int n, char *out)
+{
+  (void)vfs;
+  return below->xGetLastError ? below->xGetLastError(below, n, out) : 0;
+}
+
+static int vfs_time64(sqlite3_vfs *vfs, sqlite3_int64 *out)
+{
+  (void)vfs;
+  if (below->iVersion >= 2 && below->xCurrentTimeInt64)
+    return below->xCurrentTimeInt64(below, out);
+  double day;
+  int rc = below->xCurrentTime(below, &day);
+  *out = (sqlite3_int64)(day * 86400000.0);
+  return rc;
+}
+
+static int vfs_set_call(sqlite3_vfs *vfs, const char *name,
+                        sqlite3_syscall_ptr call)
+{
+  (void)vfs;
+  return below->iVersion >= 3 ? below->xSetSystemCall(below, name, call)
+                              : SQLITE_NOTFOUND;
+}
+
+static sqlite3_syscall_ptr vfs_get_call(sqlite3_vfs *vfs, const char *name)
+{
+  (void)vfs;
+  return below->iVersion >= 3 ? below->xGetSystemCall(below, name) : NULL;
+}
+
+static const char *vfs_next_call(sqlite3_vfs *vfs, const char *name)
+{
+  (void)vfs;
+  return below->iVersion >= 3 ? below->xNextSystemCall(below, name) : NULL;
+}
+
+static sqlite3_vfs quorate_vfs = {
+    .iVersion = 3,
+    .zName = "quorate",
+    .xOpen = vfs_open,
+    .xDelete = vfs_delete,
+    .xAccess = vfs_access,
+    .xFullPathname = vfs_full_path,
+    .xDlOpen = vfs_dl_open,
+    .xDlError = vfs_dl_error,
+    .xDlSym = vfs_dl_sym,
+    .xDlClose = vfs_dl_close,
+    .xRandomness = vfs_randomness,
+    .xSleep = vfs_sleep,
+    .xCurrentTime = vfs_time,
+    .xGetLastError = vfs_last_error,
+    .xCurrentTimeInt64 = vfs_time64,
+    .xSetSystemCall = vfs_set_call,
+    .xGetSystemCall = vfs_get_call,
+    .xNextSystemCall = vfs_next_call,
+};
+
+int vfs_register(void)
+{
+  if (sqlite3_vfs_find("quorate")) return SQLITE_OK;
+  below = sqlite3_vfs_find(NULL);
+  if (below == NULL) return SQLITE_ERROR;
+  quorate_vfs.szOsFile = (int)header_size() + below->szOsFile;
+  quorate_vfs.mxPathname = below->mxPathname;
+  return sqlite3_vfs_register(&quorate_vfs, 1);
+}
+
+struct connection *vfs_connection(sqlite3 *db, const char *schema)
+{
+  sqlite3_file *file = NULL;
+  if (sqlite3_file_control(db, schema, SQLITE_FCNTL_FILE_POINTER, &file) !=
+          SQLITE_OK ||
+      file == NULL || file->pMethods != &connection_methods)
+    return NULL;
+  return (struct connection *)file;
+}
+
+const char *vfs_below_name(void)
+{
+  return below->zName;
+}
+
+char *vfs_absolute(const char *path)
+{
+  char *out = malloc((size_t)below->mxPathname + 1);
+  if (out == NULL || path[0] == 0) {
+    free(out);
+    return NULL;
+  }
+  int rc = below->xFullPathname(below, path, below->mxPathname + 1, out);
+  /* A path through a symbolic link is absolute all the same. */
+  if ((rc & 0xff) == SQLITE_OK) return out;
+  free(out);
+  return NULL;
+}

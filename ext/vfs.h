@@ -1,0 +1,92 @@
+/*
+** vfs.h: the VFS "quorate", and what SQL functions know of a connection.
+*/
+#ifndef EXT_VFS_H
+#define EXT_VFS_H
+
+#include "node.h"
+
+#include <sqlite3ext.h>
+
+enum read_level { LEVEL_LINEARIZABLE = 0, LEVEL_LOCAL = 1 };
+
+/* How a connection's snapshot, which SQLite asks for by a READ lock, is given:
+   nothing yet; the private index was just filled, and SQLite must come back;
+   granted. See vfs_shm_lock() in shm.c. */
+enum read_state { READ_NONE = 0, READ_RETRY, READ_GRANTED };
+
+/*
+** An open database file of a node: the sqlite3_file that SQLite sees, followed
+** by the file of the VFS below. It belongs to one connection, and is used by
+** one thread at a time (SQLite's own mutexes see to that).
+*/
+struct connection {
+  sqlite3_file base;
+  struct node *node;
+  sqlite3_file *real;
+  sqlite3 *db; /* SQLITE_FCNTL_PDB */
+
+  enum read_level level;
+  unsigned write_wait; /* ms */
+  struct text reason;
+
+  /* the private wal-index */
+  struct walindex index;
+  uint64_t generation;
+  uint32_t valid;               /* frames up to here are the confirmed ones */
+  bool spoiled;                 /* there may be others above */
+  struct walindex_header given; /* the header it was last given */
+
+  /* the read transaction */
+  enum read_state read_state;
+  int barriers_left; /* xShmBarrier calls until the retry is a new try */
+  struct wal_reader reader;
+  bool pinned;
+
+  /* the write transaction */
+  bool writing;
+  uint64_t epoch;
+  raft_term term;
+  uint32_t *pending; /* page numbers of frames given.mx_frame + 1 ... */
+  uint32_t n_pending, cap_pending;
+  struct transaction *tx; /* handed over, fate not yet told */
+};
+
+/* Registers the VFS as the default; harmless when it is there already. */
+int vfs_register(void);
+/* The connection behind a schema of a database handle, or NULL. */
+struct connection *vfs_connection(sqlite3 *db, const char *schema);
+/* The VFS that was the default; and a path as SQLite gives it to xOpen,
+   malloc'd, NULL when it cannot be one. */
+const char *vfs_below_name(void);
+char *vfs_absolute(const char *path);
+bool vfs_parse_level(const char *text, enum read_level *level);
+
+/* ---- shm.c ------------------------------------------------------------- */
+
+int vfs_shm_map(sqlite3_file *file, int region, int size, int extend,
+                void volatile **out);
+int vfs_shm_lock(sqlite3_file *file, int offset, int n, int flags);
+void vfs_shm_barrier(sqlite3_file *file);
+int vfs_shm_unmap(sqlite3_file *file, int delete_it);
+
+/* ---- capture.c --------------------------------------------------------- */
+
+/* A frame (or a part of one) is written to -wal by SQLite. */
+int capture_write(struct connection *connection, sqlite3_file *real,
+                  const void *data, int n, sqlite3_int64 offset);
+int capture_read(struct connection *connection, sqlite3_file *real, void *data,
+                 int n, sqlite3_int64 offset);
+/* The write lock is given back: hands over what was committed. */
+void capture_finish(struct connection *connection);
+/* COMMIT's second phase: waits for the fate. An SQLite result code. */
+int capture_wait(struct connection *connection);
+/* True when the write grant of this connection is gone. */
+bool capture_revoked(struct connection *connection);
+
+/* The extended code of a transaction that was not committed, and of one whose
+   fate is not known yet. */
+#define VFS_REJECTED SQLITE_IOERR_COMMIT_ATOMIC
+#define VFS_UNKNOWN SQLITE_IOERR_ROLLBACK_ATOMIC
+
+#endif

@@ -1,0 +1,661 @@
+/*
+** wal.c: see wal.h.
+**
+** Division one, files and fences. Division two, start. Division three,
+** applying. Division four, checkpoint and restart.
+**
+** Locks on the real files are OFD locks (fcntl(2), F_OFD_SETLK): classic POSIX
+** locks of a process vanish when anything in it closes the same file. The
+** bytes are SQLite's: in -shm 120 is WRITE, 121 CKPT, 122 RECOVER, 123..127
+** READ(0..4), 128 the "dead man's switch"; in the database the SHARED range
+** begins at 0x40000002.
+*/
+#include "wal.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#define SHM_WRITE 120
+#define SHM_READ(i) (123 + (i))
+#define SHM_DMS 128
+#define DB_SHARED 0x40000002
+#define DB_SHARED_SIZE 510
+
+#define BLOCK 4096u /* frames in a block of page numbers */
+#define BLOCKS 65536u
+#define OUT_MAX (1u << 20) /* bytes gathered before a write of frames */
+
+/* ---- files and fences -------------------------------------------------- */
+
+static int lock_range(int fd, short type, off_t start, off_t len)
+{
+  struct flock lock = {
+      .l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len};
+  while (fcntl(fd, F_OFD_SETLK, &lock) != 0)
+    if (errno != EINTR) return -errno;
+  return 0;
+}
+
+static uint8_t *grow_shm(void *ctx, unsigned i)
+{
+  struct wal *wal = ctx;
+  uint64_t size = 0, end = (uint64_t)(i + 1) * WALINDEX_REGION;
+  uint8_t zero[4096] = {0};
+  if (wal->io->size(wal->io->ctx, wal->shm, &size) != 0) return NULL;
+  /* Written, not only truncated to: a hole on a full disk would be a SIGBUS
+     when it is touched. */
+  for (; size < end; size = (size / 4096 + 1) * 4096) {
+    size_t n = 4096 - size % 4096;
+    if (wal->io->pwrite(wal->io->ctx, wal->shm, zero, n, size) != 0)
+      return NULL;
+  }
+  void *at = mmap(NULL, WALINDEX_REGION, PROT_READ | PROT_WRITE, MAP_SHARED,
+                  wal->shm, (off_t)(end - WALINDEX_REGION));
+  return at == MAP_FAILED ? NULL : at;
+}
+
+static int set_pgno(struct wal *wal, uint32_t frame, uint32_t pgno)
+{
+  uint32_t block = (frame - 1) / BLOCK;
+  if (block >= BLOCKS) return -EFBIG;
+  if (wal->frames[block] == NULL) {
+    wal->frames[block] = malloc(BLOCK * sizeof(uint32_t));
+    if (wal->frames[block] == NULL) return -ENOMEM;
+  }
+  wal->frames[block][(frame - 1) % BLOCK] = pgno;
+  return 0;
+}
+
+uint32_t wal_pgno(const struct wal *wal, uint32_t frame)
+{
+  return wal->frames[(frame - 1) / BLOCK][(frame - 1) % BLOCK];
+}
+
+static char *beside(const char *path, const char *suffix)
+{
+  char *name = NULL;
+  return asprintf(&name, "%s%s", path, suffix) < 0 ? NULL : name;
+}
+
+static int open_one(const struct io *io, const char *path, const char *suffix,
+                    int flags, int *fd)
+{
+  char *name = beside(path, suffix);
+  if (name == NULL) return -ENOMEM;
+  *fd = io->open(io->ctx, name, flags);
+  free(name);
+  return *fd < 0 ? *fd : 0;
+}
+
+static void set_error(char **error, const char *path, const char *what, int rc)
+{
+  if (asprintf(error, "%s: %s%s%s", path, what, rc ? ": " : "",
+               rc ? strerror(-rc) : "") < 0)
+    *error = NULL;
+}
+
+void wal_close(struct wal *wal, bool clean)
+{
+  if (wal == NULL) return;
+  if (clean && wal->shm >= 0 && wal->index.n_regions > 0 &&
+      lock_range(wal->shm, F_WRLCK, SHM_DMS, 1) == 0) {
+    /* Nobody else: the next start finds nothing to look at. */
+    wal->io->truncate(wal->io->ctx, wal->file, 0);
+    wal->io->truncate(wal->io->ctx, wal->shm, 0);
+  }
+  for (unsigned i = 0; i < wal->index.n_regions; i++)
+    munmap(wal->index.region[i], WALINDEX_REGION);
+  free(wal->index.region);
+  if (wal->frames)
+    for (unsigned i = 0; i < BLOCKS && wal->frames[i]; i++)
+      free(wal->frames[i]);
+  free(wal->frames);
+  free(wal->out);
+  free(wal->append_pages);
+  free(wal->held);
+  if (wal->shm >= 0) wal->io->close(wal->io->ctx, wal->shm);
+  if (wal->file >= 0) wal->io->close(wal->io->ctx, wal->file);
+  if (wal->db >= 0) wal->io->close(wal->io->ctx, wal->db);
+  pthread_mutex_destroy(&wal->mutex);
+  pthread_mutex_destroy(&wal->file_mutex);
+  free(wal->path);
+  free(wal);
+}
+
+/* ---- start ------------------------------------------------------------- */
+
+/* Writes the header of a new generation and its first frame, which repeats
+   page 1 of the database file, and syncs them. */
+static int write_generation(struct wal *wal, struct walindex_header *header)
+{
+  size_t size = WAL_HEADER + WAL_FRAME_HEADER + wal->page_size;
+  uint8_t *buf = malloc(size);
+  if (buf == NULL) return -ENOMEM;
+  uint8_t *page = buf + WAL_HEADER + WAL_FRAME_HEADER;
+  uint64_t bytes;
+  int rc = -EIO;
+  struct walindex_header h = {.change = wal->confirmed.change + 1};
+  uint32_t sequence = wal->sequence + 1;
+  if (wal->io->pread(wal->io->ctx, wal->db, page, wal->page_size, 0) !=
+      (ssize_t)wal->page_size)
+    goto out;
+  rc = wal->io->size(wal->io->ctx, wal->db, &bytes);
+  if (rc) goto out;
+  rc = -EIO;
+  if (getrandom(h.salt, sizeof(h.salt), 0) != sizeof(h.salt)) goto out;
+  h.page_size = walindex_encode_page_size(wal->page_size);
+  h.mx_frame = 1;
+  h.n_page = (uint32_t)(bytes / wal->page_size);
+  wal_encode_header(buf, wal->page_size, sequence, h.salt, h.frame_checksum);
+  wal_encode_frame(buf + WAL_HEADER, 1, h.n_page, h.salt, page, wal->page_size,
+                   h.frame_checksum);
+  walindex_seal(&h);
+  rc = wal->io->pwrite(wal->io->ctx, wal->file, buf, size, 0);
+  if (rc == 0) rc = wal->io->sync(wal->io->ctx, wal->file);
+  if (rc == 0) *header = h;
+out:
+  free(buf);
+  return rc;
+}
+
+/* Makes a freshly written generation the one in force. Mutex held, or alone. */
+static int enter_generation(struct wal *wal,
+                            const struct walindex_header *header)
+{
+  struct walindex_info *info = walindex_info(&wal->index);
+  if (set_pgno(wal, 1, 1) != 0 || walindex_append(&wal->index, 1, 1) != 0)
+    return -ENOMEM;
+  wal->generation++;
+  wal->sequence++;
+  wal->confirmed = *header;
+  /* The first frame is the database's own page: it need not be copied. */
+  wal->backfill = 1;
+  info->backfill = info->backfill_attempted = 1;
+  info->read_mark[0] = 0;
+  info->read_mark[1] = 1;
+  for (int i = 2; i < 5; i++)
+    info->read_mark[i] = WALINDEX_NOT_USED;
+  walindex_publish(&wal->index, header);
+  return 0;
+}
+
+/* Reads the frames of a -wal that other processes use, as stock recovery
+   would, into wal->frames and *header. */
+static int scan_frames(struct wal *wal, struct walindex_header *header)
+{
+  uint8_t head[WAL_HEADER], *buf;
+  uint32_t chain[2] = {0, 0};
+  struct walindex_header h = {0};
+  const struct io *io = wal->io;
+  size_t size = WAL_FRAME_HEADER + wal->page_size;
+  int rc = 0;
+
+  memset(header, 0, sizeof(*header));
+  if (io->pread(io->ctx, wal->file, head, sizeof(head), 0) != sizeof(head))
+    return 0;
+  wal_checksum(head, 24, chain);
+  if (get_be32(head) != WAL_MAGIC || get_be32(head + 8) != wal->page_size ||
+      get_be32(head + 24) != chain[0] || get_be32(head + 28) != chain[1])
+    return 0;
+  wal->sequence = get_be32(head + 12);
+  memcpy(h.salt, head + 16, 8);
+  h.page_size = walindex_encode_page_size(wal->page_size);
+  memcpy(header, &h, sizeof(h));
+  memcpy(header->frame_checksum, chain, sizeof(chain));
+  if ((buf = malloc(size)) == NULL) return -ENOMEM;
+  for (uint32_t frame = 1; rc == 0; frame++) {
+    if (io->pread(io->ctx, wal->file, buf, size, wal_offset(wal, frame)) !=
+        (ssize_t)size)
+      break;
+    if (memcmp(buf + 8, h.salt, 8) != 0 || get_be32(buf) == 0) break;
+    wal_checksum(buf, 8, chain);
+    wal_checksum(buf + WAL_FRAME_HEADER, wal->page_size, chain);
+    if (get_be32(buf + 16) != chain[0] || get_be32(buf + 20) != chain[1]) break;
+    rc = set_pgno(wal, frame, get_be32(buf));
+    if (get_be32(buf + 4) != 0) {
+      header->mx_frame = frame;
+      header->n_page = get_be32(buf + 4);
+      memcpy(header->frame_checksum, chain, sizeof(chain));
+    }
+  }
+  free(buf);
+  return rc;
+}
+
+/* Goes on with a -wal and -shm that other processes have open. */
+static int adopt(struct wal *wal, char **error)
+{
+  uint64_t size = 0;
+  struct walindex_header found, live[2];
+  int rc = wal->io->size(wal->io->ctx, wal->shm, &size);
+  if (rc == 0) rc = scan_frames(wal, &found);
+  if (rc == 0 && walindex_reserve(&wal->index, 0) != 0) rc = -ENOMEM;
+  if (rc) goto fail;
+  memcpy(live, walindex_header(&wal->index), sizeof(live));
+  struct walindex_info *info = walindex_info(&wal->index);
+  bool valid = memcmp(&live[0], &live[1], sizeof(live[0])) == 0 &&
+               walindex_sealed(&live[0]);
+  bool same = valid && memcmp(live[0].salt, found.salt, 8) == 0 &&
+              live[0].mx_frame <= found.mx_frame;
+  if (found.mx_frame == 0 || (valid && !same)) {
+    /* No frame that anybody could be reading, or the new header of a restart
+       that was not carried out: then everything is in the database file. */
+    if (valid && live[0].mx_frame > info->backfill) {
+      set_error(error, wal->path, "-wal and -shm do not belong together", 0);
+      return -EBADMSG;
+    }
+    wal->confirmed.change = valid ? live[0].change : 0;
+    rc = write_generation(wal, &found);
+    if (rc == 0) rc = enter_generation(wal, &found);
+    if (rc) goto fail;
+    return 0;
+  }
+  found.change = valid ? live[0].change + 1 : 1;
+  walindex_seal(&found);
+  uint32_t from = same ? live[0].mx_frame : 0;
+  if (from == 0)
+    info->backfill = info->backfill_attempted = 0;
+  else
+    walindex_rewind(&wal->index, from);
+  for (uint32_t frame = from + 1; frame <= found.mx_frame; frame++)
+    if (walindex_append(&wal->index, frame, wal_pgno(wal, frame)) != 0) {
+      rc = -ENOMEM;
+      goto fail;
+    }
+  wal->generation = 1;
+  wal->confirmed = found;
+  wal->backfill = info->backfill;
+  walindex_publish(&wal->index, &found);
+  return 0;
+fail:
+  set_error(error, wal->path, "cannot go on with -wal and -shm", rc);
+  return rc;
+}
+
+static int begin_alone(struct wal *wal, char **error)
+{
+  struct walindex_header header;
+  const struct io *io = wal->io;
+  int rc = io->truncate(io->ctx, wal->file, 0);
+  if (rc == 0) rc = io->truncate(io->ctx, wal->shm, 0);
+  if (rc == 0 && walindex_reserve(&wal->index, 0) != 0) rc = -ENOMEM;
+  if (rc == 0) rc = write_generation(wal, &header);
+  if (rc == 0) rc = enter_generation(wal, &header);
+  if (rc == 0) rc = lock_range(wal->shm, F_RDLCK, SHM_DMS, 1);
+  if (rc) set_error(error, wal->path, "cannot begin a -wal", rc);
+  return rc;
+}
+
+static int take_fences(struct wal *wal, bool *alone, char **error)
+{
+  *alone = lock_range(wal->shm, F_WRLCK, SHM_DMS, 1) == 0;
+  int rc = *alone ? 0 : lock_range(wal->shm, F_RDLCK, SHM_DMS, 1);
+  if (rc == 0) rc = lock_range(wal->shm, F_WRLCK, SHM_WRITE, 3);
+  if (rc == 0) rc = lock_range(wal->db, F_RDLCK, DB_SHARED, DB_SHARED_SIZE);
+  if (rc) {
+    set_error(error, wal->path, "another process holds a lock on it", 0);
+    return WAL_EFOREIGN;
+  }
+  return 0;
+}
+
+static int read_page_size(struct wal *wal, char **error)
+{
+  uint8_t head[100];
+  if (wal->io->pread(wal->io->ctx, wal->db, head, sizeof(head), 0) !=
+          sizeof(head) ||
+      memcmp(head, "SQLite format 3", 16) != 0 || head[18] != 3 ||
+      head[19] != 2) {
+    set_error(error, wal->path, "not a replicated database", 0);
+    return -EBADMSG;
+  }
+  wal->page_size = (uint32_t)head[16] << 8 | head[17];
+  if (wal->page_size == 1) wal->page_size = 65536;
+  if (wal->page_size < 512 || (wal->page_size & (wal->page_size - 1))) {
+    set_error(error, wal->path, "damaged header: page size", 0);
+    return -EBADMSG;
+  }
+  return 0;
+}
+
+int wal_open(const struct io *io, const char *path, raft_index index,
+             _Atomic uint64_t *control, struct wal **out, char **error)
+{
+  bool alone = false;
+  int rc;
+  struct wal *wal = calloc(1, sizeof(*wal));
+  *out = NULL;
+  if (wal == NULL) return -ENOMEM;
+  wal->io = io;
+  wal->db = wal->file = wal->shm = -1;
+  wal->control = control;
+  wal->confirmed_index = index;
+  wal->readers.next = wal->readers.prev = &wal->readers;
+  wal->index.grow = grow_shm;
+  wal->index.ctx = wal;
+  pthread_mutex_init(&wal->mutex, NULL);
+  pthread_mutex_init(&wal->file_mutex, NULL);
+  wal->path = strdup(path);
+  wal->frames = calloc(BLOCKS, sizeof(wal->frames[0]));
+  rc = wal->path && wal->frames ? 0 : -ENOMEM;
+  if (rc == 0) rc = open_one(io, path, "", O_RDWR, &wal->db);
+  if (rc == 0) rc = open_one(io, path, "-wal", O_RDWR | O_CREAT, &wal->file);
+  if (rc == 0) rc = open_one(io, path, "-shm", O_RDWR | O_CREAT, &wal->shm);
+  if (rc) set_error(error, path, "cannot open", rc);
+  if (rc == 0) rc = read_page_size(wal, error);
+  if (rc == 0) {
+    wal->held = malloc(wal->page_size);
+    wal->out = malloc(OUT_MAX + WAL_FRAME_HEADER + wal->page_size);
+    if (wal->held == NULL || wal->out == NULL) rc = -ENOMEM;
+  }
+  if (rc == 0) rc = take_fences(wal, &alone, error);
+  if (rc == 0) rc = alone ? begin_alone(wal, error) : adopt(wal, error);
+  /* Nothing can be recovered by others any more; stock readers may look for
+     a recovery in progress. */
+  if (rc == 0) rc = lock_range(wal->shm, F_UNLCK, SHM_WRITE + 2, 1);
+  if (rc) {
+    wal_close(wal, false);
+    return rc;
+  }
+  *out = wal;
+  return 0;
+}
+
+/* ---- applying ---------------------------------------------------------- */
+
+/* Makes a header that follows the confirmed one. */
+static struct walindex_header next_header(const struct wal *wal,
+                                          uint32_t mx_frame, uint32_t n_page,
+                                          const uint32_t chain[2])
+{
+  struct walindex_header header = wal->confirmed;
+  header.change++;
+  header.mx_frame = mx_frame;
+  header.n_page = n_page;
+  memcpy(header.frame_checksum, chain, 8);
+  walindex_seal(&header);
+  return header;
+}
+
+/* The one way in which a transaction becomes visible. */
+static int publish(struct wal *wal, const struct walindex_header *header,
+                   const uint32_t *pages, raft_index index)
+{
+  uint32_t first = wal->confirmed.mx_frame + 1;
+  for (uint32_t i = 0; first + i <= header->mx_frame; i++)
+    if (set_pgno(wal, first + i, pages[i]) != 0 ||
+        walindex_append(&wal->index, first + i, pages[i]) != 0) {
+      walindex_rewind(&wal->index, wal->confirmed.mx_frame);
+      return -ENOMEM;
+    }
+  pthread_mutex_lock(&wal->mutex);
+  walindex_publish(&wal->index, header);
+  wal->confirmed = *header;
+  wal->confirmed_index = index;
+  atomic_store_explicit(wal->control, index, memory_order_release);
+  pthread_mutex_unlock(&wal->mutex);
+  return 0;
+}
+
+void wal_advance(struct wal *wal, raft_index index)
+{
+  pthread_mutex_lock(&wal->mutex);
+  wal->confirmed_index = index;
+  atomic_store_explicit(wal->control, index, memory_order_release);
+  pthread_mutex_unlock(&wal->mutex);
+}
+
+void wal_append_start(struct wal *wal)
+{
+  wal->append_frame = wal->confirmed.mx_frame;
+  memcpy(wal->append_chain, wal->confirmed.frame_checksum, 8);
+  wal->out_offset = wal_offset(wal, wal->append_frame + 1);
+  wal->out_len = 0;
+  wal->held_pgno = 0;
+}
+
+static int flush_out(struct wal *wal)
+{
+  if (wal->out_len == 0) return 0;
+  int rc = wal->io->pwrite(wal->io->ctx, wal->file, wal->out, wal->out_len,
+                           wal->out_offset);
+  wal->out_offset += wal->out_len;
+  wal->out_len = 0;
+  return rc;
+}
+
+static int append_frame(struct wal *wal, uint32_t pgno, const uint8_t *page,
+                        uint32_t n_page)
+{
+  uint32_t n = wal->append_frame - wal->confirmed.mx_frame;
+  if (n == wal->append_cap) {
+    uint32_t cap = n ? n * 2 : 64;
+    uint32_t *grown = realloc(wal->append_pages, cap * sizeof(*grown));
+    if (grown == NULL) return -ENOMEM;
+    wal->append_pages = grown;
+    wal->append_cap = cap;
+  }
+  wal->append_pages[n] = pgno;
+  wal->append_frame++;
+  wal_encode_frame(wal->out + wal->out_len, pgno, n_page, wal->confirmed.salt,
+                   page, wal->page_size, wal->append_chain);
+  memcpy(wal->out + wal->out_len + WAL_FRAME_HEADER, page, wal->page_size);
+  wal->out_len += WAL_FRAME_HEADER + wal->page_size;
+  return wal->out_len >= OUT_MAX ? flush_out(wal) : 0;
+}
+
+int wal_append_page(struct wal *wal, uint32_t pgno, const uint8_t *page)
+{
+  int rc = 0;
+  assert(pgno != 0);
+  if (wal->held_pgno) rc = append_frame(wal, wal->held_pgno, wal->held, 0);
+  memcpy(wal->held, page, wal->page_size);
+  wal->held_pgno = pgno;
+  return rc;
+}
+
+int wal_append_commit(struct wal *wal, uint32_t n_page, raft_index index)
+{
+  if (wal->held_pgno == 0) {
+    wal_advance(wal, index);
+    return 0;
+  }
+  int rc = append_frame(wal, wal->held_pgno, wal->held, n_page);
+  if (rc == 0) rc = flush_out(wal);
+  if (rc) return rc;
+  struct walindex_header header =
+      next_header(wal, wal->append_frame, n_page, wal->append_chain);
+  return publish(wal, &header, wal->append_pages, index);
+}
+
+int wal_confirm(struct wal *wal, const struct walindex_header *header,
+                const uint32_t *pages, raft_index index)
+{
+  assert(header->mx_frame > wal->confirmed.mx_frame);
+  int rc = wal->io->pwrite(wal->io->ctx, wal->file, wal->confirmed.salt, 8,
+                           wal_offset(wal, header->mx_frame) + 8);
+  return rc ? rc : publish(wal, header, pages, index);
+}
+
+void wal_revoke(struct wal *wal)
+{
+  pthread_mutex_lock(&wal->file_mutex);
+  pthread_mutex_lock(&wal->mutex);
+  wal->epoch++;
+  pthread_mutex_unlock(&wal->mutex);
+  pthread_mutex_unlock(&wal->file_mutex);
+}
+
+/* ---- readers ----------------------------------------------------------- */
+
+void wal_pin(struct wal *wal, struct wal_reader *reader)
+{
+  reader->generation = wal->generation;
+  reader->frame = wal->confirmed.mx_frame;
+  reader->uses_wal = wal->backfill != wal->confirmed.mx_frame;
+  reader->next = &wal->readers;
+  reader->prev = wal->readers.prev;
+  reader->prev->next = reader;
+  wal->readers.prev = reader;
+}
+
+void wal_unpin(struct wal *wal, struct wal_reader *reader)
+{
+  (void)wal;
+  reader->prev->next = reader->next;
+  reader->next->prev = reader->prev;
+  reader->prev = reader->next = NULL;
+}
+
+/* ---- checkpoint and restart -------------------------------------------- */
+
+struct copy {
+  uint32_t pgno, frame;
+};
+
+static int by_page_newest_first(const void *a, const void *b)
+{
+  const struct copy *x = a, *y = b;
+  if (x->pgno != y->pgno) return x->pgno < y->pgno ? -1 : 1;
+  return x->frame > y->frame ? -1 : x->frame < y->frame;
+}
+
+/* Lowers *target to what stock readers of the real -shm allow, as a stock
+   checkpoint does. */
+static bool bound_by_foreign(struct wal *wal, uint32_t *target)
+{
+  struct walindex_info *info = walindex_info(&wal->index);
+  bool bound = false;
+  for (int i = 1; i < 5; i++) {
+    uint32_t mark = __atomic_load_n(&info->read_mark[i], __ATOMIC_ACQUIRE);
+    if (mark >= *target) continue;
+    if (lock_range(wal->shm, F_WRLCK, SHM_READ(i), 1) == 0) {
+      __atomic_store_n(&info->read_mark[i],
+                       i == 1 ? *target : WALINDEX_NOT_USED, __ATOMIC_RELEASE);
+      lock_range(wal->shm, F_UNLCK, SHM_READ(i), 1);
+    } else {
+      *target = mark;
+      bound = true;
+    }
+  }
+  return bound;
+}
+
+/* Lowers *target to what the node's own readers allow. Mutex held. */
+static bool bound_by_readers(struct wal *wal, uint32_t *target)
+{
+  bool bound = false;
+  for (struct wal_reader *r = wal->readers.next; r != &wal->readers;
+       r = r->next) {
+    uint32_t limit = r->generation == wal->generation ? r->frame : 0;
+    if (limit >= *target) continue;
+    *target = limit;
+    bound = true;
+  }
+  return bound;
+}
+
+static int copy_pages(struct wal *wal, uint32_t from, uint32_t to,
+                      uint32_t n_page)
+{
+  const struct io *io = wal->io;
+  uint32_t n = to - from;
+  struct copy *copies = malloc((size_t)n * sizeof(*copies));
+  uint8_t *page = malloc(wal->page_size);
+  int rc = copies && page ? 0 : -ENOMEM;
+  for (uint32_t i = 0; rc == 0 && i < n; i++) {
+    copies[i].frame = from + 1 + i;
+    copies[i].pgno = wal_pgno(wal, from + 1 + i);
+  }
+  if (rc == 0) qsort(copies, n, sizeof(*copies), by_page_newest_first);
+  for (uint32_t i = 0; rc == 0 && i < n; i++) {
+    uint32_t pgno = copies[i].pgno;
+    if (pgno > n_page || (i > 0 && copies[i - 1].pgno == pgno)) continue;
+    if (io->pread(io->ctx, wal->file, page, wal->page_size,
+                  wal_offset(wal, copies[i].frame) + WAL_FRAME_HEADER) !=
+        (ssize_t)wal->page_size)
+      rc = -EIO;
+    else
+      rc = io->pwrite(io->ctx, wal->db, page, wal->page_size,
+                      (uint64_t)(pgno - 1) * wal->page_size);
+  }
+  free(copies);
+  free(page);
+  return rc;
+}
+
+int wal_checkpoint(struct wal *wal, int (*floor)(void *ctx, raft_index index),
+                   void *ctx, struct wal_checkpointed *done)
+{
+  const struct io *io = wal->io;
+  struct walindex_info *info = walindex_info(&wal->index);
+  memset(done, 0, sizeof(*done));
+
+  pthread_mutex_lock(&wal->mutex);
+  struct walindex_header header = wal->confirmed;
+  raft_index index = wal->confirmed_index;
+  uint32_t target = header.mx_frame, from = wal->backfill;
+  if (bound_by_readers(wal, &target)) done->pinned = "a reader of this process";
+  pthread_mutex_unlock(&wal->mutex);
+
+  if (bound_by_foreign(wal, &target)) done->pinned = "another process";
+  int rc = 0;
+  if (target > from) {
+    if (lock_range(wal->shm, F_WRLCK, SHM_READ(0), 1) != 0) {
+      done->pinned = "another process";
+      return 0;
+    }
+    __atomic_store_n(&info->backfill_attempted, target, __ATOMIC_RELEASE);
+    rc = io->sync(io->ctx, wal->file);
+    if (rc == 0) rc = floor(ctx, index);
+    if (rc == 0) rc = copy_pages(wal, from, target, header.n_page);
+    uint64_t size = 0, want = (uint64_t)header.n_page * wal->page_size;
+    if (rc == 0) rc = io->size(io->ctx, wal->db, &size);
+    if (rc == 0 && target == header.mx_frame && size > want)
+      rc = io->truncate(io->ctx, wal->db, want);
+    if (rc == 0) rc = io->sync(io->ctx, wal->db);
+    if (rc == 0) {
+      pthread_mutex_lock(&wal->mutex);
+      wal->backfill = target;
+      __atomic_store_n(&info->backfill, target, __ATOMIC_RELEASE);
+      pthread_mutex_unlock(&wal->mutex);
+    }
+    lock_range(wal->shm, F_UNLCK, SHM_READ(0), 1);
+  }
+  if (rc == 0 && target >= header.mx_frame) {
+    done->full = true;
+    done->index = index;
+  }
+  return rc;
+}
+
+int wal_restart(struct wal *wal)
+{
+  struct walindex_header header;
+  int rc = 0;
+  if (lock_range(wal->shm, F_WRLCK, SHM_READ(1), 4) != 0) return -EBUSY;
+  pthread_mutex_lock(&wal->mutex);
+  if (wal->backfill != wal->confirmed.mx_frame) rc = -EBUSY;
+  for (struct wal_reader *r = wal->readers.next; r != &wal->readers;
+       r = r->next)
+    if (r->generation == wal->generation && r->uses_wal) rc = -EBUSY;
+  pthread_mutex_unlock(&wal->mutex);
+  /* Whoever begins to read from here on finds everything in the database
+     file, and does not use the WAL. */
+  if (rc == 0) rc = write_generation(wal, &header);
+  if (rc == 0) {
+    pthread_mutex_lock(&wal->mutex);
+    rc = enter_generation(wal, &header);
+    pthread_mutex_unlock(&wal->mutex);
+  }
+  lock_range(wal->shm, F_UNLCK, SHM_READ(1), 4);
+  return rc;
+}

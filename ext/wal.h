@@ -1,0 +1,144 @@
+/*
+** wal.h: the node's own view of one database in WAL mode.
+**
+** It owns the three real files (database, -wal, -shm), the locks that keep
+** foreign processes from writing them, and the history of confirmed frames.
+** Connections of the VFS never see the real -shm: each has a private
+** wal-index, filled from here.
+**
+** Invariants:
+** W1 The real -shm and every frame with right salts in -wal are confirmed:
+**    committed by Raft. A commit frame of an unconfirmed transaction has
+**    inverted salts, so that no recovery goes beyond it.
+** W2 Frames up to confirmed.mx_frame never change within a generation.
+** W3 The WAL starts anew (a new generation) only when every frame is in the
+**    database file and no reader uses the WAL; the new header is synced before
+**    frames overwrite old ones.
+** W4 Pages go into the database file only from confirmed frames that no
+**    reader's snapshot lies below, after the replay floor was made durable.
+** W5 The WAL is never empty: each generation begins with a frame that repeats
+**    page 1, so that SQLite never writes a WAL header itself.
+**
+** Locks: `mutex` guards everything here that is not said to belong to a
+** thread, and is never held over I/O; `file_mutex` is held by an ordinary
+** connection while it writes frames, and by wal_revoke(). Order: file_mutex,
+** then mutex. Applying (wal_append_*, wal_confirm) belongs to one thread at a
+** time; checkpoint and restart to the checkpointer.
+*/
+#ifndef EXT_WAL_H
+#define EXT_WAL_H
+
+#include "io.h"
+#include "raft.h"
+#include "walindex.h"
+
+#include <pthread.h>
+
+/* A snapshot in use, by a connection or a snapshot being sent. */
+struct wal_reader {
+  struct wal_reader *prev, *next;
+  uint64_t generation;
+  uint32_t frame;
+  bool uses_wal; /* false: everything it reads is in the database file */
+};
+
+struct wal {
+  const struct io *io;
+  char *path;        /* of the database; -wal and -shm beside it */
+  int db, file, shm; /* descriptors; kept open until wal_close() */
+  uint32_t page_size;
+  pthread_mutex_t mutex, file_mutex;
+  struct walindex index; /* the real -shm */
+  uint32_t **frames;     /* page numbers, in blocks of 4096 */
+  uint64_t generation;
+  uint32_t sequence; /* of the -wal header */
+  struct walindex_header confirmed;
+  raft_index confirmed_index; /* newest entry that is published */
+  uint32_t backfill;          /* frames that are in the database file */
+  uint64_t epoch;             /* moves when write grants are revoked */
+  struct wal_reader readers;  /* list head */
+  bool restarting;
+  _Atomic uint64_t *control; /* confirmed_index, in a mapped file */
+  /* appending, owned by the applying thread */
+  uint8_t *out;
+  size_t out_len, out_cap;
+  uint64_t out_offset;
+  uint32_t append_frame;
+  uint32_t append_chain[2];
+  uint32_t *append_pages;
+  uint32_t append_cap;
+  uint8_t *held; /* the newest page, until it is known whether it is the last */
+  uint32_t held_pgno;
+};
+
+/* What was found in the way of opening. */
+#define WAL_EFOREIGN (-5001) /* another process holds a lock that it must not */
+
+/*
+** Opens the files of a database that is in WAL mode and fenced, takes the
+** locks, drops what is left in -wal and -shm when no other process uses them,
+** or else goes on with them. confirmed_index is `index` afterwards. *error is
+** a malloc'd line.
+*/
+int wal_open(const struct io *io, const char *path, raft_index index,
+             _Atomic uint64_t *control, struct wal **out, char **error);
+/* clean: everything is in the database file; -wal and -shm are emptied if no
+   other process has them open. */
+void wal_close(struct wal *wal, bool clean);
+
+/* The offset of a frame in -wal. */
+static inline uint64_t wal_offset(const struct wal *wal, uint32_t frame)
+{
+  return WAL_HEADER +
+         (uint64_t)(frame - 1) * (wal->page_size + WAL_FRAME_HEADER);
+}
+
+/* ---- applying ---------------------------------------------------------- */
+
+/* Appends a whole transaction of another node: start, its pages, commit. The
+   pages are copied. Errors are negated errno values; after one, start again.
+   Nothing is visible before commit. */
+void wal_append_start(struct wal *wal);
+int wal_append_page(struct wal *wal, uint32_t pgno, const uint8_t *page);
+int wal_append_commit(struct wal *wal, uint32_t n_page, raft_index index);
+
+/* Publishes a transaction whose frames a connection wrote: sets the salts of
+   its commit frame right. pages: page numbers of its frames. */
+int wal_confirm(struct wal *wal, const struct walindex_header *header,
+                const uint32_t *pages, raft_index index);
+
+/* An entry that changes no page was passed. */
+void wal_advance(struct wal *wal, raft_index index);
+
+/* From now on writes of connections under the old epoch are refused; when it
+   returns, none is under way. */
+void wal_revoke(struct wal *wal);
+
+/* ---- readers ----------------------------------------------------------- */
+
+/* Registers a snapshot of what is confirmed now. With the mutex held. */
+void wal_pin(struct wal *wal, struct wal_reader *reader);
+void wal_unpin(struct wal *wal, struct wal_reader *reader);
+
+/* The page number of a frame at or below a registered snapshot, or of any
+   confirmed frame with the mutex held. */
+uint32_t wal_pgno(const struct wal *wal, uint32_t frame);
+
+/* ---- the checkpointer -------------------------------------------------- */
+
+struct wal_checkpointed {
+  bool full; /* everything up to index is in the database file */
+  raft_index index;
+  const char *pinned; /* who keeps it from being full; NULL: nobody */
+};
+
+/* Copies confirmed frames to the database file and syncs it. floor() must
+   make the replay floor durable and is called before the first page is
+   written. */
+int wal_checkpoint(struct wal *wal, int (*floor)(void *ctx, raft_index index),
+                   void *ctx, struct wal_checkpointed *done);
+/* Begins a new generation; nothing may be appended or in flight meanwhile.
+   -EBUSY: a reader uses the WAL. */
+int wal_restart(struct wal *wal);
+
+#endif
