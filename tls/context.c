@@ -27,7 +27,7 @@
 #define SECURITY_LEVEL 2
 /* What a peer may send us of certificates: bounds the memory that a client
    gets from a server that does not know it yet. */
-#define CERT_LIST_MAX (16 * 1024)
+#define CERT_LIST_MAX (16L * 1024)
 
 static const unsigned char alpn[] = "\x09quorate/1";
 #define ALPN_LEN (sizeof alpn - 1)
