@@ -33,15 +33,19 @@ static void spare_name(struct store *store, char name[SEGMENT_NAME])
 
 /* ---- making one --------------------------------------------------------- */
 
+/* In small pieces, each synced: one sync of all of it would hold up the syncs
+   of commits for as long as the disk takes to write a whole segment. */
 static int fill(const struct io *io, int fd, uint64_t bytes)
 {
   uint64_t at;
   int rc = 0;
 
-  for (at = 0; !rc && at < bytes; at += ZEROS)
+  for (at = 0; !rc && at < bytes; at += ZEROS) {
     rc = io->pwrite(io->ctx, fd, zeros, bytes - at < ZEROS ? bytes - at : ZEROS,
                     at);
-  return rc ? rc : io->sync(io->ctx, fd);
+    if (!rc) rc = io->sync(io->ctx, fd);
+  }
+  return rc;
 }
 
 static int spare_make(struct store *store, uint64_t bytes, struct segment **out,

@@ -74,7 +74,7 @@ struct disk {
   int fail_errno;
   bool fail_dead, dead;
   unsigned long faults, calls;
-  /* what was done, newest last: op and the first letter of the file's kind */
+  /* what was done, newest last: pairs of enum op and disk_kind() */
   char trace[DISK_TRACE];
   unsigned n_trace;
 };
@@ -87,11 +87,12 @@ static inline uint64_t disk_random(struct disk *d)
   return d->random;
 }
 
-/* v: vote, l: a segment or spare, x: another file */
+/* v: vote, l: segment, p: spare, x: anything else */
 static inline char disk_kind(const char *path)
 {
   if (strstr(path, "vote")) return 'v';
-  return strstr(path, "/log") ? 'l' : 'x';
+  if (strstr(path, ".spare")) return 'p';
+  return strstr(path, ".seg") ? 'l' : 'x';
 }
 
 /* Notes a changing call; an errno if it is to fail. Lock held. */
@@ -344,11 +345,14 @@ static inline int disk_size(void *ctx, int fd, uint64_t *size)
 static inline int disk_rename(void *ctx, const char *from, const char *to)
 {
   struct disk *d = ctx;
-  int rc;
+  int rc, fd;
 
   (void)pthread_mutex_lock(&d->lock);
   rc = disk_step(d, OP_RENAME, from);
   if (!rc && !disk_find(d->names, d->n_names, from)) rc = -ENOENT;
+  for (fd = 0; !rc && fd < DISK_FDS; fd++)
+    if (d->fds[fd] && !strcmp(d->fd_paths[fd], from))
+      (void)snprintf(d->fd_paths[fd], sizeof(d->fd_paths[fd]), "%s", to);
   if (!rc) disk_change(d, OP_RENAME, from, to, NULL);
   (void)pthread_mutex_unlock(&d->lock);
   return rc;
@@ -462,6 +466,30 @@ static inline void disk_free(struct disk *d)
   free(d);
 }
 
+/* Another disk with the same files, all of them synced. */
+static inline struct disk *disk_clone(const struct disk *from, uint64_t seed)
+{
+  struct disk *d = disk_new(seed);
+  unsigned i;
+
+  for (i = 0; i < from->n_names; i++) {
+    const struct inode *old = from->names[i].inode;
+    struct inode *inode = calloc(1, sizeof(*inode));
+
+    if (!inode) abort();
+    d->inodes[d->n_inodes++] = inode;
+    disk_grow(inode, old->cap);
+    if (old->cap) {
+      memcpy(inode->cache, old->cache, old->cap);
+      memcpy(inode->platter, old->cache, old->cap);
+    }
+    inode->size = inode->durable_size = old->size;
+    disk_link(d->names, &d->n_names, from->names[i].path, inode);
+    disk_link(d->durable, &d->n_durable, from->names[i].path, inode);
+  }
+  return d;
+}
+
 /* Inodes that no name has any more. */
 static inline void disk_collect(struct disk *d)
 {
@@ -508,6 +536,40 @@ static inline void disk_crash(struct disk *d, unsigned keep)
   }
   d->dead = false;
   d->fail_in = 0;
+}
+
+/* What was done since `from` (a value of n_trace) to files of these kinds. */
+static inline void disk_done(struct disk *d, unsigned from, const char *kinds,
+                             char *out, size_t size)
+{
+  unsigned i, n = 0;
+
+  (void)pthread_mutex_lock(&d->lock);
+  for (i = from; i < d->n_trace; i += 2)
+    if (strchr(kinds, d->trace[i + 1]) && n + 2 < size) {
+      out[n++] = d->trace[i];
+      out[n++] = d->trace[i + 1];
+    }
+  out[n] = 0;
+  (void)pthread_mutex_unlock(&d->lock);
+}
+
+/* Whether two disks hold the same files with the same bytes. */
+static inline bool disk_same(struct disk *a, struct disk *b)
+{
+  unsigned i;
+
+  if (a->n_names != b->n_names) return false;
+  for (i = 0; i < a->n_names; i++) {
+    const struct inode *x = a->names[i].inode, *y;
+    const struct dir_entry *e =
+        disk_find(b->names, b->n_names, a->names[i].path);
+
+    y = e ? e->inode : NULL;
+    if (!y || x->size != y->size || memcmp(x->cache, y->cache, x->size))
+      return false;
+  }
+  return true;
 }
 
 /* The cache's bytes of a file, to look at or to damage; changes are on the
