@@ -56,14 +56,27 @@ static bool has_leader(const struct raft *r)
          r->now - r->leader_heard < r->options.election_timeout_ms;
 }
 
-/* A voter, and the very one that the configuration means. */
-bool raft_may_campaign(const struct raft *r)
+/* Whether it names this node a voter, and means the very one. */
+static bool counts_me(const struct raft *r,
+                      const struct raft_configuration *configuration)
 {
   const struct raft_member *self =
-      raft_configuration_find(&r->configuration, r->options.id);
+      raft_configuration_find(configuration, r->options.id);
 
-  return !r->disk_failed && self && self->role == RAFT_VOTER &&
+  return self && self->role == RAFT_VOTER &&
          self->incarnation == r->options.incarnation;
+}
+
+/*
+** Voters campaign. So does a node whose own removal is in its log but not
+** known to be committed (dissertation, 4.2.2): it may be the only one whose
+** log the others would vote for. Its own vote does not count then.
+*/
+bool raft_may_campaign(const struct raft *r)
+{
+  if (r->disk_failed) return false;
+  if (counts_me(r, &r->configuration)) return true;
+  return r->configuration_index > r->commit && counts_me(r, &r->previous);
 }
 
 /* ---- roles ------------------------------------------------------------- */

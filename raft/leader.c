@@ -250,7 +250,7 @@ static void load(struct raft *r, struct raft_peer *peer)
    at hand, since it mostly is. */
 static void probe(struct raft *r, struct raft_peer *peer)
 {
-  if (peer->paused) return;
+  assert(!peer->paused);
   peer->paused = true;
   if (raft_log_entry(&r->log, peer->next))
     send_entries(r, peer, NULL, r->log.last);
@@ -276,6 +276,7 @@ static void replicate(struct raft *r, struct raft_peer *peer)
 static void serve(struct raft *r, struct raft_peer *peer)
 {
   if (peer->state == RAFT_SNAPSHOT) return;
+  if (peer->state == RAFT_PROBE && peer->paused) return;
   if (peer->next <= raft_log_snapshot(&r->log)) {
     become_snapshot(r, peer);
     return;
@@ -406,7 +407,7 @@ int raft_leader_propose(struct raft *r, raft_term term, unsigned n,
   for (i = 0; i < n; i++) {
     entry.index = r->log.last + 1;
     entry.type = items[i].type;
-    entry.body = items[i].body;
+    entry.body = items[i].body && items[i].body->len > 0 ? items[i].body : NULL;
     if (raft_append(r, &entry)) return RAFT_ENOMEM;
   }
   r->out.proposed_last = r->log.last;
@@ -554,6 +555,8 @@ void raft_peer_connection(struct raft *r, raft_id id, bool up)
 
   if (r->role != RAFT_LEADER || !peer || raft_is_self(r, peer)) return;
   if (peer->state == RAFT_SNAPSHOT) return;
-  become_probe(peer, peer->match + 1);
+  /* Of a peer that has not answered yet, no match means nothing: the first
+     guess stands. */
+  become_probe(peer, peer->match > 0 ? peer->match + 1 : peer->next);
   peer->paused = !up;
 }

@@ -78,12 +78,11 @@ struct node {
   struct held *held;
   unsigned n_held;
   /* What it said last, and all in all. */
-  int rc;
   raft_index commit, proposed_first, proposed_last;
   struct raft_read_result reads[4096];
   unsigned n_reads;
   struct raft_load loads[64];
-  unsigned n_loads;
+  unsigned n_loads, n_loaded; /* asked for, answered */
   raft_id snapshots[64];
   unsigned n_snapshots;
   bool role_changed, configuration_changed;
@@ -96,6 +95,7 @@ struct world {
   struct raft_configuration configuration; /* that every node starts with */
   struct packet *net;
   unsigned n_net;
+  bool no_loads;                  /* settle() leaves them to the test */
   bool unreachable[NODES][NODES]; /* [from][to]: lost as it is sent */
   /* What was ever committed, and who led when. */
   struct {
@@ -365,15 +365,14 @@ static inline int step(struct world *w, raft_id id, struct raft_event *event)
   rc = raft_step(n->raft, event, &effects);
   carry_out(w, id, &effects);
   n->commit = effects.commit;
+  assert_int_equal(n->commit, raft_commit(n->raft));
+  watch_leader(w, id);
+  watch_commit(w, id, commit);
+  if (n->prompt) persist(w, id); /* steps of its own, with other effects */
   n->proposed_first = effects.proposed_first;
   n->proposed_last = effects.proposed_last;
   n->role_changed = effects.role_changed;
   n->configuration_changed = effects.configuration_changed;
-  assert_int_equal(n->commit, raft_commit(n->raft));
-  watch_leader(w, id);
-  watch_commit(w, id, commit);
-  if (n->prompt) persist(w, id);
-  n->rc = rc;
   return rc;
 }
 
@@ -496,6 +495,32 @@ static inline bool deliver_any(struct world *w, raft_id from, raft_id to)
   return true;
 }
 
+/* The oldest load is answered with up to max entries from the disk. */
+static inline bool answer_load(struct world *w, raft_id id, unsigned max)
+{
+  struct raft_event event = {.type = RAFT_EVENT_LOADED};
+  struct node *n = node(w, id);
+  struct raft_entry entries[64];
+  struct raft_load load;
+  unsigned i;
+
+  if (n->n_loaded == n->n_loads) return false;
+  load = n->loads[n->n_loaded++ % 64];
+  for (i = 0; i < max && load.first + i <= n->last; i++) {
+    if (load.first <= n->snapshot) break;
+    entries[i] = (struct raft_entry){.index = load.first + i,
+                                     .term = n->disk[load.first + i].term,
+                                     .type = n->disk[load.first + i].type,
+                                     .body = n->disk[load.first + i].body};
+  }
+  event.u.loaded.peer = load.peer;
+  event.u.loaded.first = load.first;
+  event.u.loaded.n = i;
+  event.u.loaded.entries = entries;
+  assert_int_equal(step(w, id, &event), 0);
+  return true;
+}
+
 /* Messages arrive and writes complete until nothing is under way. */
 static inline void settle(struct world *w)
 {
@@ -505,9 +530,10 @@ static inline void settle(struct world *w)
   while (moved) {
     moved = deliver_any(w, 0, 0);
     for (i = 1; i <= w->n; i++) {
-      if (node(w, i)->n_writes == 0) continue;
+      if (node(w, i)->n_writes > 0) moved = true;
       persist(w, i);
-      moved = true;
+      while (!w->no_loads && core(w, i) && answer_load(w, i, 8))
+        moved = true;
     }
     if (++rounds > 100000) fail_msg("the cluster does not come to rest");
   }
@@ -632,6 +658,7 @@ static inline void crash(struct world *w, raft_id id)
   for (i = 0; i < n->n_held; i++)
     free(n->held[i].packet.bytes);
   n->n_writes = n->n_held = 0;
+  n->n_loaded = n->n_loads;
 }
 
 static inline struct raft_configuration world_members(unsigned voters)
@@ -733,6 +760,19 @@ static inline struct raft_progress progress(struct world *w, raft_id leader,
 
   assert_true(raft_progress(core(w, leader), id, &p));
   return p;
+}
+
+/* Time passes for everybody, and everything arrives. */
+static inline void live(struct world *w, unsigned ms)
+{
+  unsigned t, i;
+
+  for (t = 0; t < ms; t += 10) {
+    pass(w, 10);
+    for (i = 1; i <= w->n; i++)
+      if (core(w, i)) tick(w, i);
+    settle(w);
+  }
 }
 
 /* A round of heartbeats and everything that follows from it. */
