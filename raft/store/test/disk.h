@@ -467,11 +467,12 @@ static inline void disk_free(struct disk *d)
 }
 
 /* Another disk with the same files, all of them synced. */
-static inline struct disk *disk_clone(const struct disk *from, uint64_t seed)
+static inline struct disk *disk_clone(struct disk *from, uint64_t seed)
 {
   struct disk *d = disk_new(seed);
   unsigned i;
 
+  (void)pthread_mutex_lock(&from->lock);
   for (i = 0; i < from->n_names; i++) {
     const struct inode *old = from->names[i].inode;
     struct inode *inode = calloc(1, sizeof(*inode));
@@ -487,6 +488,7 @@ static inline struct disk *disk_clone(const struct disk *from, uint64_t seed)
     disk_link(d->names, &d->n_names, from->names[i].path, inode);
     disk_link(d->durable, &d->n_durable, from->names[i].path, inode);
   }
+  (void)pthread_mutex_unlock(&from->lock);
   return d;
 }
 

@@ -11,7 +11,7 @@
 */
 #include "model.h"
 
-static unsigned rounds = 3000;
+static unsigned rounds = 2000;
 static uint64_t seed = 1;
 
 static struct model model;

@@ -8,17 +8,20 @@
 /* The file whose path ends so. */
 static struct inode *file(struct disk *d, const char *end)
 {
+  struct inode *inode = NULL;
   unsigned i;
 
-  for (i = 0; i < d->n_names; i++) {
+  (void)pthread_mutex_lock(&d->lock);
+  for (i = 0; i < d->n_names && !inode; i++) {
     const char *path = d->names[i].path;
 
     if (strlen(path) >= strlen(end) &&
         !strcmp(path + strlen(path) - strlen(end), end))
-      return d->names[i].inode;
+      inode = d->names[i].inode;
   }
-  fail_msg("no file %s", end);
-  return NULL;
+  (void)pthread_mutex_unlock(&d->lock);
+  if (!inode) fail_msg("no file %s", end);
+  return inode;
 }
 
 #define SEG1 "0000000000000001.seg"
@@ -240,47 +243,61 @@ struct torn {
   struct inode *inode;
   uint8_t before[4096], after[4096];
   uint64_t start, end; /* of the batch */
+  raft_index first;    /* of the segment */
 };
+
+/* Appends until the newest segment, three entries of which are written, is
+   one that was in use before. */
+static void onto_old_records(struct harness *h, uint64_t end)
+{
+  unsigned i;
+
+  harness_append(h, 32, 376);
+  for (i = 0; i < 50; i++) {
+    char name[32];
+
+    harness_compact(h, h->last, h->last - 7);
+    harness_append(h, 3, 376);
+    (void)snprintf(name, sizeof(name), "%016" PRIx64 ".seg", h->last - 2);
+    if (file(h->disk, name)->cache[end + RECORD / 2]) return;
+    harness_append(h, 5, 376);
+  }
+  fail_msg("no segment is ever recycled");
+}
 
 /* `recycled`: over an old segment's records instead of zeros. */
 static void torn_init(struct torn *t, bool recycled)
 {
   struct harness h;
   struct disk *after;
-  raft_index first;
+  char name[32];
 
+  t->start = 512 + 3 * RECORD;
+  t->end = t->start + 4 * RECORD;
   harness_init(&h, 3);
   harness_open(&h);
   harness_vote(&h, 5, 4);
-  if (recycled) {
-    harness_append(&h, 40, 376);
-    harness_compact(&h, 32, 33);
-    harness_append(&h, 8, 376);
-    h.checkpoint.index = 40;
-    h.checkpoint.term = 5;
-  }
-  first = h.last + 1;
-  harness_append(&h, 3, 376);
+  if (recycled)
+    onto_old_records(&h, t->end);
+  else
+    harness_append(&h, 3, 376);
+  t->first = h.last - 2;
   t->disk = disk_clone(h.disk, 1);
   harness_append(&h, 4, 376);
   after = disk_clone(h.disk, 1);
   harness_free(&h);
-  t->inode = file(t->disk, recycled ? "0000000000000031.seg" : SEG1);
+  (void)snprintf(name, sizeof(name), "%016" PRIx64 ".seg", t->first);
+  t->inode = file(t->disk, name);
   memcpy(t->before, t->inode->cache, 4096);
-  memcpy(t->after, file(after, recycled ? "0000000000000031.seg" : SEG1)->cache,
-         4096);
-  t->start = 512 + 3 * RECORD;
-  t->end = t->start + 4 * RECORD;
-  assert_int_equal(first, recycled ? 49 : 1);
-  assert_int_equal(t->before[t->end + RECORD / 2] != 0, recycled);
+  memcpy(t->after, file(after, name)->cache, 4096);
   disk_free(after);
 }
 
 /* Opens a copy; the first `good` records of the batch must be there, and what
    was cut must not come back, not even after a second, shorter batch. */
-static void torn_check(struct torn *t, bool recycled, unsigned good)
+static void torn_check(struct torn *t, unsigned good)
 {
-  raft_index first = recycled ? 49 : 1;
+  raft_index last = t->first + 2 + good;
   struct harness h;
   unsigned i;
 
@@ -288,12 +305,12 @@ static void torn_check(struct torn *t, bool recycled, unsigned good)
   disk_free(h.disk);
   h.disk = disk_clone(t->disk, 1);
   h.io = &h.disk->io;
-  h.checkpoint.index = recycled ? 40 : 0;
-  h.checkpoint.term = recycled ? 5 : 0;
+  h.checkpoint.index = t->first - 1;
+  h.checkpoint.term = t->first > 1 ? 5 : 0;
   for (i = 0; i < 2; i++) {
     harness_open(&h);
-    assert_int_equal(h.recovered.last_index, first + 2 + good);
-    harness_expect(&h, first, first + 2 + good, 5, 0, 376);
+    assert_int_equal(h.recovered.last_index, last);
+    harness_expect(&h, t->first, last, 5, 0, 376);
     h.disk->dead = true;
     harness_close(&h);
     disk_crash(h.disk, 0);
@@ -303,7 +320,7 @@ static void torn_check(struct torn *t, bool recycled, unsigned good)
   harness_append(&h, 1, 300);
   harness_close(&h);
   harness_open(&h);
-  assert_int_equal(h.recovered.last_index, first + 3 + good);
+  assert_int_equal(h.recovered.last_index, last + 1);
   harness_free(&h);
 }
 
@@ -319,7 +336,7 @@ static void torn_at_every_byte(void **state)
     for (at = t.start; at <= t.end; at++) {
       memcpy(t.inode->cache, t.before, 4096);
       memcpy(t.inode->cache, t.after, at);
-      torn_check(&t, recycled, (unsigned)((at - t.start) / RECORD));
+      torn_check(&t, (unsigned)((at - t.start) / RECORD));
     }
     disk_free(t.disk);
   }
@@ -342,7 +359,7 @@ static void every_subset_of_sectors(void **state)
         if (memcmp(t.inode->cache + t.start + good * RECORD,
                    t.after + t.start + good * RECORD, RECORD))
           break;
-      torn_check(&t, recycled, good);
+      torn_check(&t, good);
     }
     disk_free(t.disk);
   }
