@@ -35,6 +35,9 @@
 /* Header, content type and tag of a TLS 1.3 record (RFC 8446, section 5.2). */
 #define RECORD_OVERHEAD 22
 #define BUFFER_MIN 2048
+/* A handshake takes about 3 KB each way, with CERT_LIST_MAX of context.c 20.
+   A peer that needs more is playing for time. */
+#define HANDSHAKE_MAX ((size_t)64 * 1024)
 
 struct buffer {
   uint8_t *data;
@@ -48,6 +51,7 @@ struct tls_stream {
   struct buffer in, out;
   struct tls_peer peer; /* its reason is the stream's error as well */
   uint64_t written;     /* bytes since the key was last replaced */
+  size_t shaken;        /* bytes that the handshake has consumed */
   bool ready, dead, ended, closed;
 };
 
@@ -119,6 +123,7 @@ static int bio_read(BIO *bio, char *data, size_t n, size_t *got)
   if (n > len) n = len;
   memcpy(data, stream->in.data + stream->in.start, n);
   buffer_drop(&stream->in, n);
+  if (!stream->ready) stream->shaken += n;
   *got = n;
   return 1;
 }
@@ -230,7 +235,9 @@ static int shake_hands(struct tls_stream *stream)
     return 0;
   }
   switch (SSL_get_error(stream->ssl, rc)) {
-  case SSL_ERROR_WANT_READ: return 0;
+  case SSL_ERROR_WANT_READ:
+    if (stream->shaken <= HANDSHAKE_MAX) return 0;
+    return die(stream, "handshake too long");
   case SSL_ERROR_ZERO_RETURN: return die(stream, "peer closed too early");
   default: return die_of_openssl(stream);
   }

@@ -542,6 +542,25 @@ static void test_endless_certificates(void **state)
   free_cred(&cred);
 }
 
+/* A hello of 128 KiB is all right for OpenSSL. Not for us. */
+static void test_endless_handshake(void **state)
+{
+  struct tls_stream *server = tls_stream_new(one, true);
+  uint8_t record[5 + 1000] = {22, 3, 1, 1000 >> 8, 1000 & 255, 1, 2, 0, 0};
+  size_t fed = 0;
+
+  (void)state;
+  while (fed < 1u << 20 &&
+         tls_stream_feed(server, record, sizeof record) == 0) {
+    fed += sizeof record;
+    memset(record + 5, 0, 1000);
+  }
+  assert_says(server, "handshake too long");
+  assert_in_range(fed, 60000, 70000);
+  assert_sane(server);
+  tls_stream_free(server);
+}
+
 /* ---- keys are replaced in time ----------------------------------------- */
 
 static void test_rekey(void **state)
@@ -605,6 +624,7 @@ int main(void)
       cmocka_unit_test(test_damaged_hello),
       cmocka_unit_test(test_damaged_flights),
       cmocka_unit_test(test_endless_certificates),
+      cmocka_unit_test(test_endless_handshake),
       cmocka_unit_test(test_rekey),
   };
   return cmocka_run_group_tests(tests, set_up, tear_down);
