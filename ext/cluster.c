@@ -148,7 +148,7 @@ static int cluster_ask(struct node *node, struct packer body, uint8_t **data,
   q->status = -1;
   q->body = body;
   q->task.run = run_question;
-  node_post(node, &q->task);
+  if (!node_post(node, &q->task)) q->refs = 1; /* nobody will answer */
   clock_gettime(CLOCK_MONOTONIC, &end);
   end.tv_sec += ASK_MS / 1000 + 1;
   pthread_mutex_lock(&node->mutex);

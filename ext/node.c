@@ -122,20 +122,32 @@ void node_settle(struct node *node, struct transaction *tx, enum tx_state state)
     pthread_cond_signal(&tx->cond);
 }
 
-void node_wake(struct node *node)
+/* Mutex held, so that the loop cannot close the handle meanwhile. */
+static void wake(struct node *node)
 {
-  uv_async_send(&node->async);
+  if (node->looping) uv_async_send(&node->async);
 }
 
-void node_post(struct node *node, struct task *task)
+void node_wake(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
+  wake(node);
+  pthread_mutex_unlock(&node->mutex);
+}
+
+bool node_post(struct node *node, struct task *task)
 {
   task->next = NULL;
   task->node = node;
   pthread_mutex_lock(&node->mutex);
-  *node->tasks_tail = task;
-  node->tasks_tail = &task->next;
+  bool ok = node->looping;
+  if (ok) {
+    *node->tasks_tail = task;
+    node->tasks_tail = &task->next;
+    wake(node);
+  }
   pthread_mutex_unlock(&node->mutex);
-  node_wake(node);
+  return ok;
 }
 
 /* ---- application threads ----------------------------------------------- */
@@ -186,9 +198,7 @@ static int wait_for(struct node *node, raft_index index,
   } else {
     w->next = node->new_waiters;
     node->new_waiters = w;
-    pthread_mutex_unlock(&node->mutex);
-    node_wake(node);
-    pthread_mutex_lock(&node->mutex);
+    wake(node);
     while (w->status == 1 && !node->stopping)
       if (pthread_cond_timedwait(&cond, &node->mutex, end) != 0) break;
     if (w->status != 0) rc = barrier_failed(node, reason);
@@ -269,8 +279,8 @@ int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
     *node->inflight_tail = tx;
     node->inflight_tail = &tx->next;
   }
+  wake(node);
   pthread_mutex_unlock(&node->mutex);
-  node_wake(node);
   return 0;
 }
 
@@ -681,7 +691,7 @@ static bool propose_batch(struct node *node)
   return rc == 0;
 }
 
-static void run_tasks(struct node *node)
+void node_run_tasks(struct node *node)
 {
   pthread_mutex_lock(&node->mutex);
   struct task *list = node->tasks;
@@ -764,7 +774,7 @@ void node_on_async(uv_async_t *async)
   while (propose_batch(node))
     ;
   take_waiters(node);
-  run_tasks(node);
+  node_run_tasks(node);
   if (node->closing) return;
   net_flush(node->net);
   arm_timer(node);

@@ -185,6 +185,7 @@ struct node {
   struct node_view view;
   struct text reason; /* why the last thing was refused */
   bool stopping, failed;
+  bool looping;   /* the loop may be woken */
   bool can_write; /* leader, and everything before is applied */
   struct raft_configuration members; /* the newest in force */
   raft_term write_term;
@@ -235,7 +236,6 @@ struct node {
 
   _Atomic uint64_t durable; /* newest durable sequence number */
   _Atomic int disk_status;
-  _Atomic bool looping; /* the loop may be woken */
   _Atomic bool serving; /* what is applied is fit to be read locally */
   _Atomic bool solo;    /* leader of a one-voter cluster: reads need no
                                round */
@@ -255,8 +255,8 @@ int node_start(const char *path, const struct raft_configuration *peers,
    most a few seconds. node_free() must follow when nothing uses it. */
 void node_stop(struct node *node, bool clean);
 
-/* Any thread: runs task->run on the loop thread, once. */
-void node_post(struct node *node, struct task *task);
+/* Any thread: runs task->run on the loop thread, once. False: it has ended. */
+bool node_post(struct node *node, struct task *task);
 /* Any thread: wakes the loop. */
 void node_wake(struct node *node);
 
@@ -301,6 +301,7 @@ void node_reason(struct node *node, const char *format, ...)
 /* ---- interface of node.c to start.c ------------------------------------ */
 
 void node_on_async(uv_async_t *async);
+void node_run_tasks(struct node *node);
 void node_callbacks(struct node *node, struct net_callbacks *callbacks);
 void node_conditions(struct node *node);
 void node_begin_loop(struct node *node);

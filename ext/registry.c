@@ -108,6 +108,11 @@ int registry_open(const char *path, struct node **out, struct text *error)
       rc = SQLITE_CANTOPEN;
     }
   }
+  if (rc == SQLITE_OK && node && node->wal == NULL) {
+    text_set(error, "%s: the node is still joining", path);
+    set_refusal(path, error);
+    rc = SQLITE_CANTOPEN;
+  }
   if (rc == SQLITE_OK && node) {
     node->refs++;
     *out = node;

@@ -155,7 +155,9 @@ static int begin_read(struct connection *c, int slot)
     return SQLITE_OK;
   }
   if (c->read_state == READ_GRANTED) return SQLITE_OK;
-  if (c->tx != NULL) return SQLITE_BUSY; /* its second phase comes first */
+  /* SQLite gave up on a commit over several databases between its phases: this
+     one had gone ahead. */
+  if (c->tx != NULL) capture_wait(c);
 
   wait_for_hold(c);
   if (!(c->level == LEVEL_LOCAL && atomic_load(&node->serving)) &&

@@ -134,7 +134,7 @@ static void store_done(void *ctx, uint64_t seq, int status, const char *error)
     events_add(&node->events, "the log: %s", error ? error : "failed");
     atomic_store(&node->disk_status, status);
   }
-  if (atomic_load(&node->looping)) node_wake(node);
+  node_wake(node);
 }
 
 /* Opens the log after the checkpoint. *cp is filled. */
@@ -251,7 +251,9 @@ static int start_threads(struct node *node, struct text *error)
   sigfillset(&all);
   /* The host's signal handlers run on the host's threads. */
   pthread_sigmask(SIG_BLOCK, &all, &old);
-  atomic_store(&node->looping, true);
+  pthread_mutex_lock(&node->mutex);
+  node->looping = true;
+  pthread_mutex_unlock(&node->mutex);
   int rc = pthread_create(&node->worker_thread, NULL, worker_main, node);
   node->worker_started = rc == 0;
   if (rc == 0) rc = pthread_create(&node->loop_thread, NULL, loop_main, node);
@@ -365,6 +367,9 @@ static void closed(void *ctx)
 {
   struct node *node = ctx;
   node->net = NULL;
+  pthread_mutex_lock(&node->mutex);
+  node->looping = false;
+  pthread_mutex_unlock(&node->mutex);
   uv_close((uv_handle_t *)&node->timer, NULL);
   uv_close((uv_handle_t *)&node->async, NULL);
 }
@@ -392,7 +397,7 @@ static void stop_loop(struct node *node)
       closed(node);
     uv_run(&node->loop, UV_RUN_DEFAULT);
   }
-  atomic_store(&node->looping, false);
+  node_run_tasks(node); /* what came too late for the loop */
   if (node->loop_made) uv_loop_close(&node->loop);
   node->loop_made = false;
 }
