@@ -137,7 +137,10 @@ static void track_round(const struct raft *r, struct raft_peer *peer)
         r->now - peer->round_start <= r->options.election_timeout_ms;
     peer->round_end = 0;
   }
-  if (peer->round_end == 0 && peer->match < r->log.last) {
+  if (peer->match == r->log.last) {
+    peer->caught_up = true; /* the next round has nothing to do */
+    peer->round_end = 0;
+  } else if (peer->round_end == 0) {
     peer->round_end = r->log.last;
     peer->round_start = r->now;
   }

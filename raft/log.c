@@ -92,28 +92,34 @@ static int append_run(struct raft_log *log, raft_index first, raft_term term)
 
 /* ---- life -------------------------------------------------------------- */
 
-/* Recovered runs: ascending, within the log, all of it covered. */
-static bool runs_valid(const struct raft_recovered *rec)
+/* One recovered run: on its side of the snapshot, after the one before. */
+static bool run_valid(const struct raft_recovered *rec, size_t i)
 {
-  raft_index first = rec->snapshot_index;
-  raft_term term = rec->snapshot_term;
+  const struct raft_term_run *run = &rec->terms[i];
+
+  if (run->first == 0 || run->first > rec->last_index) return false;
+  if (run->first <= rec->snapshot_index ? run->term > rec->snapshot_term
+                                        : run->term < rec->snapshot_term)
+    return false;
+  return i == 0 || (run->first > run[-1].first && run->term > run[-1].term);
+}
+
+static bool recovered_valid(const struct raft_recovered *rec)
+{
+  raft_index snapshot = rec->snapshot_index;
   size_t i;
 
-  if (rec->last_index < rec->snapshot_index) return false;
-  if (rec->last_index > RAFT_NUMBER_MAX) return false;
-  if (!rec->snapshot_index != !rec->snapshot_term) return false;
-  if (rec->last_index > rec->snapshot_index &&
-      (rec->n_terms == 0 || rec->terms[0].first > rec->snapshot_index + 1))
+  if (rec->last_index < snapshot || rec->last_index > RAFT_NUMBER_MAX)
     return false;
-  for (i = 0; i < rec->n_terms; i++) {
-    if (rec->terms[i].first > rec->last_index) return false;
-    if (i > 0 && rec->terms[i].first <= first) return false;
-    if (i > 0 ? rec->terms[i].term <= term : rec->terms[i].term < term)
-      return false;
-    first = rec->terms[i].first;
-    term = rec->terms[i].term;
-  }
-  return term <= rec->term || term == rec->snapshot_term;
+  if ((snapshot == 0) != (rec->snapshot_term == 0)) return false;
+  if (rec->last_index > snapshot &&
+      (rec->n_terms == 0 || rec->terms[0].first > snapshot + 1))
+    return false;
+  for (i = 0; i < rec->n_terms; i++)
+    if (!run_valid(rec, i)) return false;
+  /* Only a snapshot may be of a term that this node has not been in. */
+  return rec->n_terms == 0 || rec->terms[i - 1].term <= rec->term ||
+         rec->terms[i - 1].term == rec->snapshot_term;
 }
 
 int raft_log_init(struct raft_log *log, const struct raft_recovered *rec,
@@ -129,7 +135,7 @@ int raft_log_init(struct raft_log *log, const struct raft_recovered *rec,
   log->tail_bytes = 0;
   log->tail_max = tail_max;
   log->last = log->durable = rec->last_index;
-  if (!runs_valid(rec)) return RAFT_EINVAL;
+  if (!recovered_valid(rec)) return RAFT_EINVAL;
 
   rc = append_run(log, rec->snapshot_index, rec->snapshot_term);
   for (i = 0; !rc && i < rec->n_terms; i++) {
