@@ -221,7 +221,7 @@ void *store_spare_main(void *arg)
   struct store *store = arg;
   uint64_t usual = store->options.segment_bytes, want;
   struct segment *old;
-  bool recycle, ahead;
+  bool recycle = false, ahead;
 
   (void)pthread_mutex_lock(&store->lock);
   for (;;) {

@@ -73,6 +73,8 @@ struct disk {
   long fail_in; /* 0: never */
   int fail_errno;
   bool fail_dead, dead;
+  bool hold_creates; /* who makes a file waits while this is set */
+  pthread_cond_t created;
   unsigned long faults, calls;
   /* what was done, newest last: pairs of enum op and disk_kind() */
   char trace[DISK_TRACE];
@@ -215,6 +217,8 @@ static inline int disk_open(void *ctx, const char *path, int flags)
   int fd, rc = 0;
 
   (void)pthread_mutex_lock(&d->lock);
+  while (flags & O_CREAT && d->hold_creates)
+    (void)pthread_cond_wait(&d->created, &d->lock);
   e = disk_find(d->names, d->n_names, path);
   if (!e && !(flags & O_CREAT)) rc = -ENOENT;
   if (!rc && flags & (O_CREAT | O_TRUNC)) rc = disk_step(d, OP_CREATE, path);
@@ -229,8 +233,10 @@ static inline int disk_open(void *ctx, const char *path, int flags)
     disk_change(d, OP_CREATE, path, NULL, inode);
     e = disk_find(d->names, d->n_names, path);
   } else if (!rc && flags & O_TRUNC) {
-    memset(e->inode->cache, 0, e->inode->cap);
-    memset(e->inode->dirty, 1, e->inode->cap / SECTOR);
+    if (e->inode->cap) {
+      memset(e->inode->cache, 0, e->inode->cap);
+      memset(e->inode->dirty, 1, e->inode->cap / SECTOR);
+    }
     e->inode->size = 0;
   }
   if (!rc) {
@@ -443,6 +449,7 @@ static inline struct disk *disk_new(uint64_t seed)
       .list = disk_list,
   };
   (void)pthread_mutex_init(&d->lock, NULL);
+  (void)pthread_cond_init(&d->created, NULL);
   d->random = seed * 0x9e3779b97f4a7c15u + 88172645463325252u;
   d->fail_errno = EIO;
   return d;
@@ -462,6 +469,7 @@ static inline void disk_free(struct disk *d)
 
   for (i = 0; i < d->n_inodes; i++)
     disk_free_inode(d->inodes[i]);
+  (void)pthread_cond_destroy(&d->created);
   (void)pthread_mutex_destroy(&d->lock);
   free(d);
 }
@@ -534,13 +542,47 @@ static inline void disk_crash(struct disk *d, unsigned keep)
     }
     if (disk_random(d) % 8 < keep) inode->durable_size = inode->size;
     inode->size = inode->durable_size;
-    memcpy(inode->cache, inode->platter, inode->cap);
+    if (inode->cap) memcpy(inode->cache, inode->platter, inode->cap);
   }
   d->dead = false;
   d->fail_in = 0;
 }
 
-/* What was done since `from` (a value of n_trace) to files of these kinds. */
+/* From now on: the n-th changing call fails; 0: none does. */
+static inline void disk_fail_in(struct disk *d, long n)
+{
+  (void)pthread_mutex_lock(&d->lock);
+  d->fail_in = n;
+  (void)pthread_mutex_unlock(&d->lock);
+}
+
+static inline void disk_hold_creates(struct disk *d, bool hold)
+{
+  (void)pthread_mutex_lock(&d->lock);
+  d->hold_creates = hold;
+  (void)pthread_cond_broadcast(&d->created);
+  (void)pthread_mutex_unlock(&d->lock);
+}
+
+/* From now on nothing changes any more. */
+static inline void disk_kill(struct disk *d)
+{
+  (void)pthread_mutex_lock(&d->lock);
+  d->dead = true;
+  (void)pthread_mutex_unlock(&d->lock);
+}
+
+static inline unsigned disk_now(struct disk *d)
+{
+  unsigned n;
+
+  (void)pthread_mutex_lock(&d->lock);
+  n = d->n_trace;
+  (void)pthread_mutex_unlock(&d->lock);
+  return n;
+}
+
+/* What was done since `from` (from disk_now()) to files of these kinds. */
 static inline void disk_done(struct disk *d, unsigned from, const char *kinds,
                              char *out, size_t size)
 {
@@ -568,7 +610,8 @@ static inline bool disk_same(struct disk *a, struct disk *b)
         disk_find(b->names, b->n_names, a->names[i].path);
 
     y = e ? e->inode : NULL;
-    if (!y || x->size != y->size || memcmp(x->cache, y->cache, x->size))
+    if (!y || x->size != y->size ||
+        (x->size && memcmp(x->cache, y->cache, x->size)))
       return false;
   }
   return true;

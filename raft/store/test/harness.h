@@ -34,6 +34,7 @@ struct harness {
   raft_id voted_for; /* as submitted */
   raft_index last;   /* as submitted */
   uint64_t salt;     /* makes bodies differ */
+  uint64_t random;   /* for the test's own choices, see harness_random() */
   /* from the log thread */
   pthread_mutex_t lock;
   pthread_cond_t news;
@@ -71,10 +72,17 @@ static inline void harness_init(struct harness *h, uint64_t seed)
   memset(h, 0, sizeof(*h));
   h->disk = disk_new(seed);
   h->io = &h->disk->io;
+  h->random = seed ^ 0x2545f4914f6cdd1du;
   h->dir = DIR_;
   h->segment_bytes = 4096;
   (void)pthread_mutex_init(&h->lock, NULL);
   (void)pthread_cond_init(&h->news, NULL);
+}
+
+static inline uint64_t harness_random(struct harness *h)
+{
+  h->random = h->random * 6364136223846793005u + 1442695040888963407u;
+  return h->random >> 24;
 }
 
 static inline int harness_try_open(struct harness *h)
@@ -249,6 +257,24 @@ static inline void harness_expect(struct harness *h, raft_index first,
       raft_body_unref(body);
       raft_body_unref(e[i].body);
     }
+  }
+}
+
+/* Waits until the helper has filled and synced the next segment; if there is
+   nothing to compact, it does nothing more until that is taken. */
+static inline void harness_await_spare(struct harness *h)
+{
+  bool ready = false;
+
+  while (!ready) {
+    unsigned i;
+
+    (void)nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+    (void)pthread_mutex_lock(&h->disk->lock);
+    for (i = 0; i < h->disk->n_names; i++)
+      ready |= strstr(h->disk->names[i].path, ".spare") &&
+               h->disk->names[i].inode->durable_size == h->segment_bytes;
+    (void)pthread_mutex_unlock(&h->disk->lock);
   }
 }
 

@@ -86,7 +86,7 @@ static inline int model_submit(struct model *m, struct harness *h, bool vote,
   int rc;
 
   for (i = 0; i < n; i++) {
-    uint64_t salt = disk_random(h->disk) >> 8;
+    uint64_t salt = harness_random(h);
 
     entries[i] = (struct raft_entry){
         .index = first + i, .term = h->term, .type = RAFT_SETTING};

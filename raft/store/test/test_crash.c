@@ -19,12 +19,7 @@ static unsigned long kills, powers, lost_opens, truncations, resets;
 
 static unsigned pick(struct harness *h, unsigned n)
 {
-  uint64_t r;
-
-  (void)pthread_mutex_lock(&h->disk->lock);
-  r = disk_random(h->disk) >> 20;
-  (void)pthread_mutex_unlock(&h->disk->lock);
-  return (unsigned)(r % n);
+  return (unsigned)(harness_random(h) % n);
 }
 
 /* A checkpoint at a durable entry, and what is below may go. */
@@ -110,7 +105,7 @@ static void load(struct harness *h)
 static void accident(struct harness *h)
 {
   h->disk->dead = false;
-  h->disk->fail_in = 0;
+  disk_fail_in(h->disk, 0);
   if (pick(h, 4) == 0) {
     kills++;
     return;
@@ -127,8 +122,7 @@ static void open_again(struct harness *h)
 
   for (tries = 0; tries < 4 && pick(h, 3) == 0; tries++) {
     model_load_checkpoint(h);
-    h->disk->fail_dead = true;
-    h->disk->fail_in = 1 + pick(h, 12);
+    disk_fail_in(h->disk, 1 + pick(h, 12));
     rc = harness_try_open(h);
     if (!rc) harness_close(h);
     if (rc && rc != -EIO) fail_msg("open: %d %s", rc, h->error);
@@ -146,23 +140,18 @@ static void nothing_durable_is_lost(void **state)
 
   (void)state;
   harness_init(&h, seed);
+  h.disk->fail_dead = true;
   model_init(&model);
   h.term = 1;
   for (round = 0; round < rounds; round++) {
     uint64_t durable;
 
     if (!h.store) harness_open(&h);
-    h.disk->fail_dead = true;
-    (void)pthread_mutex_lock(&h.disk->lock);
-    h.disk->fail_in = 1 + (long)(disk_random(h.disk) >> 9) % 120;
-    if (round % 3 == 0) h.disk->fail_in = 0;
-    (void)pthread_mutex_unlock(&h.disk->lock);
+    disk_fail_in(h.disk, round % 3 ? 1 + pick(&h, 120) : 0);
     if (!h.term) harness_vote(&h, 1, 1);
     load(&h);
     /* pulled before it can end in order */
-    (void)pthread_mutex_lock(&h.disk->lock);
-    if (round % 3) h.disk->dead = true;
-    (void)pthread_mutex_unlock(&h.disk->lock);
+    if (round % 3) disk_kill(h.disk);
     harness_close(&h);
     durable = h.durable;
     accident(&h);

@@ -311,7 +311,7 @@ static void torn_check(struct torn *t, unsigned good)
     harness_open(&h);
     assert_int_equal(h.recovered.last_index, last);
     harness_expect(&h, t->first, last, 5, 0, 376);
-    h.disk->dead = true;
+    disk_kill(h.disk);
     harness_close(&h);
     disk_crash(h.disk, 0);
   }

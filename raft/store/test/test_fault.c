@@ -58,7 +58,7 @@ static bool run(long k, int code, bool dead, bool power)
 
   harness_init(&h, (uint64_t)k);
   model_init(&model);
-  h.disk->fail_in = k;
+  disk_fail_in(h.disk, k);
   h.disk->fail_errno = code;
   h.disk->fail_dead = dead;
   rc = harness_try_open(&h);
@@ -72,7 +72,7 @@ static bool run(long k, int code, bool dead, bool power)
     assert_non_null(h.error);
   }
   faults = h.disk->faults;
-  h.disk->fail_in = 0;
+  disk_fail_in(h.disk, 0);
   h.disk->dead = false;
   if (power) disk_crash(h.disk, (unsigned)k % 9);
   model_load_checkpoint(&h);
@@ -132,8 +132,8 @@ static void a_failure_is_reported_once_and_is_final(void **state)
   harness_open(&h);
   harness_vote(&h, 1, 1);
   harness_append(&h, 1, 100);
-  (void)nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
-  h.disk->fail_in = 2; /* the write succeeds, the sync fails */
+  harness_await_spare(&h);
+  disk_fail_in(h.disk, 2); /* the write succeeds, the sync fails */
   assert_int_equal(harness_submit(&h, false, 2, 1, 100), 0);
   assert_int_equal(harness_wait(&h, h.seq), -EIO);
   assert_non_null(strstr(h.failure, "0000000000000001.seg: sync failed: "));
@@ -160,14 +160,14 @@ static void after_a_failed_sync_the_cache_lies(void **state)
   harness_open(&h);
   harness_vote(&h, 1, 1);
   harness_append(&h, 1, 100);
-  (void)nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
-  h.disk->fail_in = 2;
+  harness_await_spare(&h);
+  disk_fail_in(h.disk, 2);
   assert_int_equal(harness_submit(&h, false, 2, 3, 2000), 0);
   assert_int_equal(harness_wait(&h, h.seq), -EIO);
   harness_reopen(&h); /* the process is started again */
   last = h.recovered.last_index;
   assert_int_equal(last, 4);
-  h.disk->dead = true;
+  disk_kill(h.disk);
   harness_close(&h);
   disk_crash(h.disk, 0); /* and then the power goes */
   harness_open(&h);
@@ -183,14 +183,14 @@ static void a_killed_vote_is_durable_once_seen(void **state)
   harness_init(&h, 1);
   harness_open(&h);
   harness_vote(&h, 1, 1);
-  h.disk->fail_in = 2;
+  disk_fail_in(h.disk, 2);
   h.term = 2;
   h.voted_for = 2;
   assert_int_equal(harness_submit(&h, true, 0, 0, 0), 0);
   assert_int_equal(harness_wait(&h, h.seq), -EIO);
   harness_reopen(&h);
   assert_int_equal(h.recovered.term, 2);
-  h.disk->dead = true;
+  disk_kill(h.disk);
   harness_close(&h);
   disk_crash(h.disk, 0);
   harness_open(&h);
