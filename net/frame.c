@@ -57,20 +57,14 @@ static const struct {
   const char *name;
   uint32_t bound;
 } types[NET_FRAME_TYPES] = {
-    [NET_FRAME_RAFT] = {"raft", NET_MESSAGE_MAX},
-    [NET_FRAME_CALL] = {"call", NET_CALL_HEAD + NET_REQUEST_MAX},
-    [NET_FRAME_ANSWER] = {"answer", NET_ANSWER_HEAD + NET_REQUEST_MAX},
-    [NET_FRAME_JOIN] = {"join", NET_REQUEST_MAX},
-    [NET_FRAME_SNAPSHOT_BEGIN] = {"snapshot begin", NET_REQUEST_MAX},
-    [NET_FRAME_SNAPSHOT_CHUNK] = {"snapshot chunk", NET_CHUNK_MAX},
-    [NET_FRAME_SNAPSHOT_END] = {"snapshot end", 0},
+    [NET_FRAME_RAFT] = {"a raft", NET_MESSAGE_MAX},
+    [NET_FRAME_CALL] = {"a call", NET_CALL_HEAD + NET_REQUEST_MAX},
+    [NET_FRAME_ANSWER] = {"an answer", NET_ANSWER_HEAD + NET_REQUEST_MAX},
+    [NET_FRAME_JOIN] = {"a join", NET_REQUEST_MAX},
+    [NET_FRAME_SNAPSHOT_BEGIN] = {"a snapshot begin", NET_REQUEST_MAX},
+    [NET_FRAME_SNAPSHOT_CHUNK] = {"a snapshot chunk", NET_CHUNK_MAX},
+    [NET_FRAME_SNAPSHOT_END] = {"a snapshot end", 0},
 };
-
-const char *net_frame_name(unsigned type)
-{
-  return type < NET_FRAME_TYPES && types[type].name ? types[type].name
-                                                    : "unknown";
-}
 
 uint32_t net_frame_bound(unsigned type)
 {
@@ -168,9 +162,9 @@ static int check_header(struct net_reader *reader)
     return refuse(reader, "unknown frame version %u", h[5]);
   if (h[6] || h[7]) return refuse(reader, "unknown frame flags");
   if (!(reader->allowed & NET_ALLOW(type)))
-    return refuse(reader, "a %s frame is not allowed here", types[type].name);
+    return refuse(reader, "%s frame is not allowed here", types[type].name);
   if (len > types[type].bound)
-    return refuse(reader, "a %s frame of %u bytes, at most %u are allowed",
+    return refuse(reader, "%s frame of %u bytes, at most %u are allowed",
                   types[type].name, len, types[type].bound);
   reader->type = (uint8_t)type;
   reader->len = len;

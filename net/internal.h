@@ -102,7 +102,6 @@ struct net_reader {
   char error[96];
 };
 
-const char *net_frame_name(unsigned type);
 uint32_t net_frame_bound(unsigned type);
 void net_frame_header(uint8_t out[NET_FRAME_HEADER], uint8_t type,
                       uint32_t len);
