@@ -219,6 +219,14 @@ void raft_election_tick(struct raft *r)
   raft_count_votes(r);
 }
 
+/* Campaigns within the jitter of the hint, if not before. */
+static void campaign_soon(struct raft *r)
+{
+  uint64_t deadline = r->now + raft_random(r) % r->options.hint_jitter_ms;
+
+  if (deadline < r->election_deadline) r->election_deadline = deadline;
+}
+
 /*
 ** The closed-connection hint. The node forgets its leader, so that it grants
 ** pre-votes, and asks for them soon; if the leader is alive after all, the
@@ -226,14 +234,10 @@ void raft_election_tick(struct raft *r)
 */
 void raft_peer_closed(struct raft *r, raft_id id)
 {
-  unsigned jitter = r->options.hint_jitter_ms;
-  uint64_t deadline;
-
-  if (jitter == 0 || r->role != RAFT_FOLLOWER) return;
+  if (r->options.hint_jitter_ms == 0 || r->role != RAFT_FOLLOWER) return;
   if (id == 0 || id != r->leader) return;
   raft_become_follower(r, r->term, 0);
-  deadline = r->now + raft_random(r) % jitter;
-  if (deadline < r->election_deadline) r->election_deadline = deadline;
+  campaign_soon(r);
 }
 
 /* ---- votes ------------------------------------------------------------- */
@@ -272,6 +276,11 @@ void raft_on_vote_request(struct raft *r, const struct raft_message *m)
     raft_write_vote(r);
   }
   if (real && answer.granted) raft_reset_election_timer(r);
+  /* Two miss the leader, and this one has the better log: it need not wait
+     for the timeout that a refused pre-vote has left it with. */
+  if (!real && r->role != RAFT_LEADER && r->leader == 0 &&
+      r->options.hint_jitter_ms > 0 && !is_up_to_date(r, m))
+    campaign_soon(r);
   raft_send(r, m->from, &answer, 0);
 }
 

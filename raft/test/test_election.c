@@ -289,6 +289,36 @@ static void test_closed_connection(void **state)
   world_free(w);
 }
 
+/* Node 3 is refused by 2, which has not heard of the crash yet. Then 2 asks,
+   and its log is behind: 3 does not wait for another timeout. */
+static void test_hint_comes_late(void **state)
+{
+  struct world *w = world_new(3);
+
+  (void)state;
+  elect(w, 1);
+  w->unreachable[1][2] = true;
+  propose(w, 1, RAFT_COMMIT, 10);
+  settle(w);
+  crash(w, 1);
+  peer_event(w, 3, RAFT_EVENT_PEER_DOWN, 1);
+  pass(w, 40);
+  tick(w, 3);
+  settle(w);
+  assert_int_equal(raft_role(core(w, 3)), RAFT_PRECANDIDATE);
+  assert_true(raft_next_deadline(core(w, 3)) >= 500);
+  peer_event(w, 2, RAFT_EVENT_PEER_DOWN, 1);
+  pass(w, 40);
+  tick(w, 2);
+  settle(w);
+  assert_true(raft_next_deadline(core(w, 3)) < 40);
+  pass(w, 40);
+  tick(w, 3);
+  settle(w);
+  assert_int_equal(raft_role(core(w, 3)), RAFT_LEADER);
+  world_free(w);
+}
+
 /* Only one has the hint, and the leader is alive: nothing comes of it. */
 static void test_hint_without_cause(void **state)
 {
@@ -511,6 +541,7 @@ int main(void)
       cmocka_unit_test(test_refusal_brings_a_later_term),
       cmocka_unit_test(test_stickiness),
       cmocka_unit_test(test_closed_connection),
+      cmocka_unit_test(test_hint_comes_late),
       cmocka_unit_test(test_hint_without_cause),
       cmocka_unit_test(test_wedge),
       cmocka_unit_test(test_stale_leader_steps_down),

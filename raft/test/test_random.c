@@ -365,6 +365,13 @@ static struct chaos *chaos_new(uint64_t seed, unsigned n, unsigned voters)
     options->inflight_messages = 4;
     options->inflight_bytes = 400;
     options->uncommitted_bytes = 1000;
+    if (seed % 5 == 0) options->hint_jitter_ms = 0;
+    if (seed % 5 == 1) options->tail_bytes = 1; /* everything is loaded */
+    if (seed % 5 == 2) options->inflight_messages = 1;
+    if (seed % 5 == 3) { /* nothing is ever in the way */
+      options->tail_bytes = options->inflight_bytes = 1u << 20;
+      options->inflight_messages = 64;
+    }
     node(c->w, i)->prompt = false;
     start_node(c->w, i);
   }

@@ -71,6 +71,9 @@ static void test_heartbeat_answers_do_not_wait(void **state)
   node(w, 2)->prompt = false;
   propose(w, 1, RAFT_COMMIT, 100);
   deliver(w, 1, 2, RAFT_APPEND_REQUEST);
+  deliver(w, 1, 3, RAFT_APPEND_REQUEST);
+  deliver(w, 3, 1, RAFT_APPEND_RESPONSE);
+  assert_int_equal(raft_commit(core(w, 1)), 2);
   pass(w, 50);
   tick(w, 1);
   m = look(w, 1, 2, RAFT_HEARTBEAT_REQUEST);
@@ -723,6 +726,31 @@ static void test_impossible_requests(void **state)
   world_free(w);
 }
 
+/* A connection that comes up before the new leader knows anything does not
+   make it send the log from its beginning. */
+static void test_connection_while_probing(void **state)
+{
+  struct world *w = world_new(3);
+  unsigned i;
+
+  (void)state;
+  elect(w, 1);
+  for (i = 0; i < 5; i++)
+    propose(w, 1, RAFT_COMMIT, 10);
+  settle(w);
+  crash(w, 1);
+  time_out(w, 2);
+  while (raft_role(core(w, 2)) != RAFT_LEADER)
+    assert_true(deliver_any(w, 0, 0));
+  assert_int_equal(progress(w, 2, 3).next, 7);
+  peer_event(w, 2, RAFT_EVENT_PEER_DOWN, 3);
+  peer_event(w, 2, RAFT_EVENT_PEER_UP, 3);
+  assert_int_equal(progress(w, 2, 3).next, 7);
+  settle(w);
+  assert_int_equal(raft_commit(core(w, 3)), 7);
+  world_free(w);
+}
+
 /* A restarted follower agrees with its leader again before it commits. */
 static void test_restarted_follower(void **state)
 {
@@ -764,6 +792,7 @@ int main(void)
       cmocka_unit_test(test_back_pressure),
       cmocka_unit_test(test_proposals),
       cmocka_unit_test(test_impossible_requests),
+      cmocka_unit_test(test_connection_while_probing),
       cmocka_unit_test(test_restarted_follower),
   };
 

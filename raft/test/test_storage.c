@@ -397,6 +397,7 @@ static void test_disk_failed(void **state)
   live(w, 300);
   assert_int_equal(count(w, 1, 0, 0), 0);
   assert_int_equal(raft_last(core(w, 1)), 2);
+  assert_int_equal(raft_term_at(core(w, 1), 2), 1); /* takes no entries */
   world_free(w);
 }
 
@@ -415,9 +416,11 @@ static void test_disk_failed_while_voting(void **state)
   step(w, 2, &event);
   drop(w, 0, 0, 0);
   tick(w, 1);
-  pass(w, 50);
-  tick(w, 2);
+  pass(w, 1000);
+  tick(w, 3);
+  deliver(w, 3, 2, RAFT_PREVOTE_REQUEST);
   assert_int_equal(count(w, 2, 0, 0), 0);
+  assert_int_equal(node(w, 2)->n_held, 1); /* only the vote, for ever */
   world_free(w);
 }
 
