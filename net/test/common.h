@@ -101,7 +101,7 @@ HELPER struct authority *authority(void)
 HELPER struct tls_context *context_of(struct authority *ca, uint64_t node)
 {
   struct tls_context *context = NULL;
-  char *request, *key, *cert;
+  char *request = NULL, *key = NULL, *cert = NULL;
   struct tls_error error;
 
   if (tls_make_request(&request, &key, &error) ||

@@ -221,7 +221,7 @@ struct asker {
   size_t body_len;
   struct net_error error;
   uint64_t took;
-  bool pipe_before, pipe_after;
+  bool raise_before, pipe_after;
   _Atomic bool over;
 };
 
@@ -240,7 +240,7 @@ static void *ask(void *arg)
   uint64_t begin = net_now();
 
   memset(request, 'j', sizeof request);
-  asker->pipe_before = pipe_pending();
+  if (asker->raise_before) pthread_kill(pthread_self(), SIGPIPE);
   asker->status = net_join(asker->tls, asker->address, request, asker->len,
                            asker->timeout_ms, &asker->body, &asker->body_len,
                            &asker->error);
@@ -251,9 +251,10 @@ static void *ask(void *arg)
 }
 
 static void asker_start(struct asker *asker, struct tls_context *tls,
-                        const char *address)
+                        const char *address, bool raise_before)
 {
   memset(asker, 0, sizeof *asker);
+  asker->raise_before = raise_before;
   asker->tls = tls;
   asker->address = address;
   asker->timeout_ms = 10000;
@@ -276,7 +277,7 @@ static void a_join_is_answered(void **state)
   (void)state;
   pair_open(&p);
   p.a.status = 3;
-  asker_start(&asker, joiner(true), net_listening(p.a.net));
+  asker_start(&asker, joiner(true), net_listening(p.a.net), false);
   UNTIL(&p.loop, asker.over);
   assert_int_equal(asker.status, 3);
   assert_int_equal(asker.body_len, 4);
@@ -318,7 +319,7 @@ static void a_join_with_the_wrong_fingerprint(void **state)
 
   (void)state;
   pair_open(&p);
-  asker_start(&asker, joiner(false), net_listening(p.a.net));
+  asker_start(&asker, joiner(false), net_listening(p.a.net), false);
   UNTIL(&p.loop, asker.over);
   assert_int_equal(asker.status, -1);
   assert_null(asker.body);
@@ -380,8 +381,9 @@ static void joins_that_go_nowhere(void **state)
   tls_context_unref(tls);
 }
 
-/* A SIGPIPE of ours is taken away; the thread's mask is as before. */
-static void join_leaves_no_signal(void **state)
+/* A SIGPIPE that came meanwhile is taken away, and the thread, in which it
+   would end the process, goes on; one that was pending before stays. */
+static void join_and_signals(void **state)
 {
   struct asker asker;
   struct pair p;
@@ -391,12 +393,20 @@ static void join_leaves_no_signal(void **state)
   sigemptyset(&pipe);
   sigaddset(&pipe, SIGPIPE);
   pair_open(&p);
-  pthread_sigmask(SIG_UNBLOCK, &pipe, NULL);
-  asker_start(&asker, joiner(true), net_listening(p.a.net));
-  pthread_sigmask(SIG_BLOCK, &pipe, NULL);
-  UNTIL(&p.loop, asker.over);
-  assert_false(asker.pipe_after);
-  asker_end(&asker);
+  p.a.hold = true;
+  for (unsigned before = 0; before < 2; before++) {
+    if (!before) pthread_sigmask(SIG_UNBLOCK, &pipe, NULL);
+    asker_start(&asker, joiner(true), net_listening(p.a.net), before);
+    pthread_sigmask(SIG_BLOCK, &pipe, NULL);
+    UNTIL(&p.loop, p.a.held);
+    assert_int_equal(pthread_kill(asker.thread, SIGPIPE), 0);
+    net_reply(p.a.held, 0, NULL, 0);
+    p.a.held = NULL;
+    UNTIL(&p.loop, asker.over);
+    assert_int_equal(asker.status, 0);
+    assert_int_equal(asker.pipe_after, before);
+    asker_end(&asker);
+  }
   pair_close(&p);
 }
 
@@ -417,7 +427,7 @@ int main(void)
       cmocka_unit_test(a_join_with_the_wrong_fingerprint),
       cmocka_unit_test(a_join_that_nobody_answers),
       cmocka_unit_test(joins_that_go_nowhere),
-      cmocka_unit_test(join_leaves_no_signal),
+      cmocka_unit_test(join_and_signals),
   };
 
   block_signals();
