@@ -150,7 +150,8 @@ proc post {name statement} {
   if {[string index $last 0] ne "." && [string index $last end] ne ";"} {
     append statement ";"
   }
-  puts $proc($name,chan) "$statement\n.print =end=[incr ::asked]="
+  set proc($name,mark) "=end=[incr ::asked]=\n"
+  puts -nonewline $proc($name,chan) "$statement\n.print $proc($name,mark)"
   flush $proc($name,chan)
 }
 
@@ -176,7 +177,7 @@ proc take {name variable} {
       set answer "Error: $answer"
     }
   } else {
-    set mark "=end=$::asked=\n"
+    set mark $proc($name,mark)
     set at [string first $mark $proc($name,in)]
     if {$at < 0} {
       return 0
@@ -404,7 +405,9 @@ proc cluster_make {n args} {
   bootstrap n1 {*}$options
   node_open n1
   for {set i 2} {$i <= $n} {incr i} {
-    join_cluster n$i [invite n1 n$i]
+    if {[catch {join_cluster n$i [invite n1 n$i]} why]} {
+      error "$why\nn1 tells: [sql n1 {SELECT event FROM quorate_events}]"
+    }
     node_open n$i
   }
   wait_until {[voters n1] == $n}
