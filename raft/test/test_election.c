@@ -138,6 +138,30 @@ static void test_one_vote_a_term(void **state)
   world_free(w);
 }
 
+/* Whoever gives its vote away waits for what comes of it. */
+static void test_vote_restarts_the_timer(void **state)
+{
+  struct world *w = world_new(3);
+
+  (void)state;
+  pass(w, raft_next_deadline(core(w, 2)) - 1);
+  tick(w, 2);
+  assert_int_equal(raft_next_deadline(core(w, 2)), 1);
+  inject(w, &(struct raft_message){.type = RAFT_PREVOTE_REQUEST,
+                                   .from = 3,
+                                   .to = 2,
+                                   .incarnation = 103,
+                                   .term = 1});
+  assert_int_equal(raft_next_deadline(core(w, 2)), 1);
+  inject(w, &(struct raft_message){.type = RAFT_VOTE_REQUEST,
+                                   .from = 3,
+                                   .to = 2,
+                                   .incarnation = 103,
+                                   .term = 1});
+  assert_true(raft_next_deadline(core(w, 2)) >= 500);
+  world_free(w);
+}
+
 /* Section 5.4.1: a later last term wins, then a longer log. */
 static void test_up_to_date(void **state)
 {
@@ -536,6 +560,7 @@ int main(void)
       cmocka_unit_test(test_votes_are_durable_first),
       cmocka_unit_test(test_own_vote_is_durable),
       cmocka_unit_test(test_one_vote_a_term),
+      cmocka_unit_test(test_vote_restarts_the_timer),
       cmocka_unit_test(test_up_to_date),
       cmocka_unit_test(test_prevote_leaves_terms_alone),
       cmocka_unit_test(test_refusal_brings_a_later_term),

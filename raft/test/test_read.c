@@ -251,6 +251,10 @@ static void test_reads_fail_with_leadership(void **state)
   elect(w, 3);
   assert_int_equal(node(w, 2)->n_reads, 3);
   assert_int_equal(last_read(w, 2)->status, RAFT_ELOST);
+  read_on(w, 2, 5); /* and the next asks the new one at once */
+  assert_int_equal(count(w, 2, 3, RAFT_READ_REQUEST), 1);
+  settle(w);
+  assert_int_equal(last_read(w, 2)->status, 0);
   world_free(w);
 }
 

@@ -304,6 +304,39 @@ static void test_install_over_writes(void **state)
   world_free(w);
 }
 
+/* A snapshot of entries that are here and still being written: the snapshot
+   is durable, what follows it is not yet. */
+static void test_install_over_equal_writes(void **state)
+{
+  struct world *w = world_new(3);
+  struct raft_event event = {.type = RAFT_EVENT_SNAPSHOT_INSTALLED};
+  unsigned i;
+
+  (void)state;
+  elect(w, 1);
+  node(w, 2)->prompt = false;
+  for (i = 0; i < 3; i++) {
+    propose(w, 1, RAFT_COMMIT, 10);
+    deliver(w, 1, 2, RAFT_APPEND_REQUEST);
+  }
+  assert_int_equal(raft_durable(core(w, 2)), 1);
+  event.u.snapshot_installed.index = 3;
+  event.u.snapshot_installed.term = 1;
+  event.u.snapshot_installed.configuration = &w->configuration;
+  node(w, 2)->snapshot = 3;
+  assert_int_equal(step(w, 2, &event), 0);
+  assert_int_equal(raft_durable(core(w, 2)), 3);
+  assert_int_equal(raft_commit(core(w, 2)), 3);
+  assert_int_equal(raft_last(core(w, 2)), 4);
+  persist_one(w, 2); /* the write of entry 2 */
+  assert_int_equal(raft_durable(core(w, 2)), 3);
+  persist(w, 2);
+  assert_int_equal(raft_durable(core(w, 2)), 4);
+  settle(w);
+  assert_int_equal(progress(w, 1, 2).match, 4);
+  world_free(w);
+}
+
 /* A node may start from a snapshot alone, and vote by it. */
 static void test_start_from_snapshot(void **state)
 {
@@ -434,6 +467,7 @@ int main(void)
       cmocka_unit_test(test_snapshot_noticed_by_heartbeat),
       cmocka_unit_test(test_install_keeps_or_drops),
       cmocka_unit_test(test_install_over_writes),
+      cmocka_unit_test(test_install_over_equal_writes),
       cmocka_unit_test(test_start_from_snapshot),
       cmocka_unit_test(test_recovered_terms),
       cmocka_unit_test(test_disk_failed),
