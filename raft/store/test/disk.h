@@ -27,8 +27,8 @@
 #include <string.h>
 
 #define SECTOR 512u
-#define DISK_FILES 256
-#define DISK_FDS 64
+#define DISK_FILES 1024
+#define DISK_FDS 1024
 #define DISK_TRACE 4096
 
 enum op {
@@ -73,8 +73,12 @@ struct disk {
   long fail_in; /* 0: never */
   int fail_errno;
   bool fail_dead, dead;
-  bool hold_creates; /* who makes a file waits while this is set */
-  pthread_cond_t created;
+  /* who makes a file, or reads the file whose path ends so, waits while this
+     is set; held: somebody does */
+  bool hold_creates;
+  const char *hold_reads;
+  bool held;
+  pthread_cond_t released;
   unsigned long faults, calls;
   /* what was done, newest last: pairs of enum op and disk_kind() */
   char trace[DISK_TRACE];
@@ -218,7 +222,7 @@ static inline int disk_open(void *ctx, const char *path, int flags)
 
   (void)pthread_mutex_lock(&d->lock);
   while (flags & O_CREAT && d->hold_creates)
-    (void)pthread_cond_wait(&d->created, &d->lock);
+    (void)pthread_cond_wait(&d->released, &d->lock);
   e = disk_find(d->names, d->n_names, path);
   if (!e && !(flags & O_CREAT)) rc = -ENOENT;
   if (!rc && flags & (O_CREAT | O_TRUNC)) rc = disk_step(d, OP_CREATE, path);
@@ -263,6 +267,10 @@ static inline ssize_t disk_pread(void *ctx, int fd, void *buf, size_t n,
   struct inode *inode;
 
   (void)pthread_mutex_lock(&d->lock);
+  while (d->hold_reads && strstr(d->fd_paths[fd], d->hold_reads)) {
+    d->held = true;
+    (void)pthread_cond_wait(&d->released, &d->lock);
+  }
   inode = d->fds[fd];
   if (offset >= inode->size) n = 0;
   if (n > inode->size - offset) n = inode->size - offset;
@@ -449,7 +457,7 @@ static inline struct disk *disk_new(uint64_t seed)
       .list = disk_list,
   };
   (void)pthread_mutex_init(&d->lock, NULL);
-  (void)pthread_cond_init(&d->created, NULL);
+  (void)pthread_cond_init(&d->released, NULL);
   d->random = seed * 0x9e3779b97f4a7c15u + 88172645463325252u;
   d->fail_errno = EIO;
   return d;
@@ -469,7 +477,7 @@ static inline void disk_free(struct disk *d)
 
   for (i = 0; i < d->n_inodes; i++)
     disk_free_inode(d->inodes[i]);
-  (void)pthread_cond_destroy(&d->created);
+  (void)pthread_cond_destroy(&d->released);
   (void)pthread_mutex_destroy(&d->lock);
   free(d);
 }
@@ -560,8 +568,27 @@ static inline void disk_hold_creates(struct disk *d, bool hold)
 {
   (void)pthread_mutex_lock(&d->lock);
   d->hold_creates = hold;
-  (void)pthread_cond_broadcast(&d->created);
+  (void)pthread_cond_broadcast(&d->released);
   (void)pthread_mutex_unlock(&d->lock);
+}
+
+/* NULL: reads go on. */
+static inline void disk_hold_reads(struct disk *d, const char *path)
+{
+  (void)pthread_mutex_lock(&d->lock);
+  d->hold_reads = path;
+  (void)pthread_cond_broadcast(&d->released);
+  (void)pthread_mutex_unlock(&d->lock);
+}
+
+static inline bool disk_held(struct disk *d)
+{
+  bool held;
+
+  (void)pthread_mutex_lock(&d->lock);
+  held = d->held;
+  (void)pthread_mutex_unlock(&d->lock);
+  return held;
 }
 
 /* From now on nothing changes any more. */

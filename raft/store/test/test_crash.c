@@ -167,10 +167,84 @@ static void nothing_durable_is_lost(void **state)
   harness_free(&h);
 }
 
+/* The accident during store_open, at each call, while the tail of a killed
+   process is only in the cache. */
+static void opening_is_cut_off_at_each_call(void **state)
+{
+  struct harness h;
+  unsigned k, keep;
+
+  (void)state;
+  for (k = 1; k < 24; k++) {
+    for (keep = 0; keep < 40; keep++) {
+      int rc;
+
+      harness_init(&h, k * 100 + keep);
+      h.segment_bytes = 64 * 1024;
+      model_init(&model);
+      harness_open(&h);
+      h.term = 1;
+      assert_int_equal(model_submit(&model, &h, true, 1, 4), 0);
+      assert_int_equal(harness_wait(&h, h.seq), 0);
+      harness_await_spare(&h);
+      h.disk->fail_dead = true;
+      disk_fail_in(h.disk, 2); /* the write succeeds, the sync does not */
+      assert_int_equal(model_submit(&model, &h, false, h.last + 1, 12), 0);
+      assert_int_equal(harness_wait(&h, h.seq), -EIO);
+      harness_close(&h);
+      h.disk->dead = false;
+      disk_fail_in(h.disk, k);
+      rc = harness_try_open(&h);
+      if (!rc) harness_close(&h);
+      disk_crash(h.disk, keep % 9);
+      harness_open(&h);
+      model_check(&model, &h, 1);
+      harness_free(&h);
+    }
+  }
+}
+
+/* A suffix is replaced, the new one compacted, and that cut off at each call:
+   the old one must not show again. */
+static void a_dead_segment_stays_dead(void **state)
+{
+  struct harness h;
+  unsigned k, keep;
+
+  (void)state;
+  for (k = 1; k < 40; k++) {
+    for (keep = 0; keep < 10; keep++) {
+      struct store_checkpoint c = {.index = 45, .term = 2};
+
+      harness_init(&h, k * 100 + keep);
+      h.disk->fail_dead = true;
+      harness_open(&h);
+      harness_vote(&h, 1, 1);
+      harness_append(&h, 30, 500); /* segments at 1, 7, 13, 19, 25 */
+      h.term = 2;
+      assert_int_equal(harness_submit(&h, true, 10, 40, 500), 0);
+      assert_int_equal(harness_wait(&h, h.seq), 0); /* at 1, 7, 10, 16, ... */
+      assert_int_equal(store_checkpoint_write(h.io, DIR_, &c, NULL), 0);
+      harness_await_spare(&h);
+      disk_fail_in(h.disk, k);
+      store_compact(h.store, 45);
+      harness_close(&h);
+      disk_crash(h.disk, 1 + keep % 7);
+      model_load_checkpoint(&h);
+      harness_open(&h);
+      assert_int_equal(h.recovered.last_index, 49);
+      harness_expect(&h, 46, 49, 2, 0, 500);
+      harness_free(&h);
+    }
+  }
+}
+
 int main(int argc, char **argv)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(nothing_durable_is_lost),
+      cmocka_unit_test(opening_is_cut_off_at_each_call),
+      cmocka_unit_test(a_dead_segment_stays_dead),
   };
 
   if (argc > 1) rounds = (unsigned)strtoul(argv[1], NULL, 10);

@@ -176,6 +176,20 @@ static void a_commit_does_not_wait_for_zeros(void **state)
 
 /* ---- replacing ---------------------------------------------------------- */
 
+/* One read across the joint: terms 1 before `at`, 2 from there on. */
+static void expect_joint(struct harness *h, raft_index at)
+{
+  struct raft_entry e[40];
+  int i, n = store_read(h->store, 1, UINT64_MAX, SIZE_MAX, 40, e, NULL);
+
+  assert_int_equal(n, at + 3);
+  for (i = 0; i < n; i++) {
+    assert_int_equal(e[i].index, i + 1);
+    assert_int_equal(e[i].term, e[i].index < at ? 1 : 2);
+    raft_body_unref(e[i].body);
+  }
+}
+
 static void a_suffix_is_replaced(void **state)
 {
   struct harness h;
@@ -193,6 +207,7 @@ static void a_suffix_is_replaced(void **state)
     assert_int_equal(harness_wait(&h, h.seq), 0);
     if (at > 1) harness_expect(&h, 1, at - 1, 1, 0, 500);
     harness_expect(&h, at, at + 3, 2, 99, 300);
+    expect_joint(&h, at);
     harness_append(&h, 3, 300);
     harness_reopen(&h);
     assert_int_equal(h.recovered.last_index, at + 6);
@@ -249,13 +264,13 @@ static void set_checkpoint(struct harness *h, raft_index index, raft_term term)
   h->checkpoint.term = term;
 }
 
-static unsigned count_segments(struct harness *h)
+static unsigned count_names(struct harness *h, const char *part)
 {
   unsigned i, n = 0;
 
   (void)pthread_mutex_lock(&h->disk->lock);
   for (i = 0; i < h->disk->n_names; i++)
-    n += strstr(h->disk->names[i].path, ".seg") != NULL;
+    n += strstr(h->disk->names[i].path, part) != NULL;
   (void)pthread_mutex_unlock(&h->disk->lock);
   return n;
 }
@@ -289,7 +304,7 @@ static void compaction_drops_whole_segments(void **state)
   /* never the newest segment */
   harness_compact(&h, UINT64_MAX - 1, 25);
   harness_expect(&h, 25, 30, 4, 0, 500);
-  assert_int_equal(count_segments(&h), 1);
+  assert_int_equal(count_names(&h, ".seg"), 1);
   set_checkpoint(&h, 27, 4);
   harness_reopen(&h);
   assert_int_equal(h.recovered.snapshot_index, 24);
@@ -322,6 +337,74 @@ static void recycled_segments_show_nothing_old(void **state)
       assert_int_equal(h.recovered.last_index, last);
       harness_expect(&h, h.recovered.snapshot_index + 1, last, 1, 0, 500);
     }
+  }
+  harness_free(&h);
+}
+
+static void spares_do_not_pile_up(void **state)
+{
+  struct harness h;
+  unsigned round;
+
+  (void)state;
+  harness_init(&h, 23);
+  harness_open(&h);
+  harness_vote(&h, 1, 1);
+  for (round = 0; round < 10; round++) {
+    harness_append(&h, 40, 500);
+    harness_compact(&h, h.last, h.last - 6);
+    set_checkpoint(&h, h.last, 1);
+    harness_reopen(&h);
+    assert_true(count_names(&h, ".spare") <= 2);
+    assert_true(count_names(&h, ".seg") <= 2);
+  }
+  harness_free(&h);
+}
+
+struct slow_reader {
+  struct harness *h;
+  int n;
+  struct raft_entry e[8];
+};
+
+static void *read_slowly(void *arg)
+{
+  struct slow_reader *r = arg;
+
+  r->n = store_read(r->h->store, 1, 6, SIZE_MAX, 8, r->e, NULL);
+  return NULL;
+}
+
+/* A segment that is read while it goes is not written over. */
+static void what_is_read_is_not_recycled(void **state)
+{
+  struct harness h;
+  struct slow_reader r = {.h = &h};
+  pthread_t thread;
+  int i;
+
+  (void)state;
+  harness_init(&h, 24);
+  harness_open(&h);
+  harness_vote(&h, 1, 1);
+  harness_append(&h, 40, 500);
+  disk_hold_reads(h.disk, "log/0000000000000001.seg");
+  assert_int_equal(pthread_create(&thread, NULL, read_slowly, &r), 0);
+  while (!disk_held(h.disk))
+    (void)nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+  harness_compact(&h, 30, 31);
+  h.salt = 1;
+  harness_append(&h, 40, 500); /* whatever is recycled is in use by now */
+  disk_hold_reads(h.disk, NULL);
+  assert_int_equal(pthread_join(thread, NULL), 0);
+  assert_int_equal(r.n, 6);
+  for (i = 0; i < 6; i++) {
+    struct raft_body *body = make_body(r.e[i].index, 1, 0, 500);
+
+    assert_int_equal(r.e[i].index, i + 1);
+    assert_memory_equal(r.e[i].body->data, body->data, 500);
+    raft_body_unref(body);
+    raft_body_unref(r.e[i].body);
   }
   harness_free(&h);
 }
@@ -799,6 +882,8 @@ int main(void)
       cmocka_unit_test(replaced_again_and_again),
       cmocka_unit_test(compaction_drops_whole_segments),
       cmocka_unit_test(recycled_segments_show_nothing_old),
+      cmocka_unit_test(spares_do_not_pile_up),
+      cmocka_unit_test(what_is_read_is_not_recycled),
       cmocka_unit_test(a_reset_log_is_empty),
       cmocka_unit_test(a_log_that_ends_before_the_checkpoint_is_dropped),
       cmocka_unit_test(a_log_must_fit_the_checkpoint),
