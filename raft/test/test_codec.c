@@ -346,7 +346,7 @@ static void test_fuzz(void **state)
   }
 }
 
-/* ---- configurations --------------------------------------------------------- */
+/* ---- configurations ---------------------------------------------------- */
 
 static int decode_configuration(const uint8_t *data, size_t len,
                                 struct raft_configuration *c)

@@ -342,7 +342,7 @@ static void check_peace(struct chaos *c)
   check_logs(w);
 }
 
-/* ---- runs ----------------------------------------------------------------- */
+/* ---- runs --------------------------------------------------------------- */
 
 static struct chaos *chaos_new(uint64_t seed, unsigned n, unsigned voters)
 {
