@@ -143,7 +143,7 @@ static struct segment *cut_oldest_locked(struct store *store, bool *recycle)
   struct segment *segment = store->oldest;
 
   if (store->compact_off || !segment || !segment->after ||
-      segment->after->header.first > store->compact_upto + 1)
+      segment->after->header.first - 1 > store->compact_upto)
     return NULL;
   store->oldest = segment->after;
   store->oldest->before = NULL;

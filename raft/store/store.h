@@ -27,12 +27,13 @@ struct store; /* opaque */
 struct store_options {
   const char *dir; /* exists */
   const struct io *io;
-  uint64_t segment_bytes; /* 8 MiB */
+  uint64_t segment_bytes; /* 8 MiB if 0; between 4 KiB and 1 GiB */
   uint64_t cluster;       /* written in headers, checked when opened */
   raft_id node;
   /* Called on the log thread: everything up to seq is durable (status 0), or
      the disk failed for good (negated errno; nothing after that is ever
-     durable). `error` is a line for people, valid during the call. */
+     durable; seq is then the newest that is). `error` is a line for people,
+     valid during the call. */
   void (*done)(void *ctx, uint64_t seq, int status, const char *error);
   void *ctx;
 };
@@ -68,9 +69,9 @@ void store_checkpoint_clear(struct store_checkpoint *checkpoint);
 
 /*
 ** Opens or creates the log after `snapshot` (index and term of the
-** checkpoint), repairs a torn tail, starts the log thread, and fills
-** *recovered for raft_new(): terms, vote, last index, and the newest two
-** configurations of checkpoint and log. *recovered->terms belongs to the
+** checkpoint; NULL: none), repairs a torn tail, starts the log thread, and
+** fills *recovered for raft_new(): terms, vote, last index, and the newest two
+** configurations of checkpoint and log (index 0: there is none). *recovered->terms belongs to the
 ** store and is valid until the first submission. recovered->commit is the
 ** checkpoint's index.
 **
@@ -82,8 +83,14 @@ int store_open(const struct store_options *options,
                const struct store_checkpoint *checkpoint, struct store **out,
                struct raft_recovered *recovered, char **error);
 
-/* Hands a batch to the log thread; takes its own references to bodies.
-   Owner's thread only. -ENOMEM: nothing was taken. */
+/*
+** Hands a batch to the log thread; takes its own references to bodies.
+** Owner's thread only. On error nothing was taken: -ENOMEM; -EINVAL: sequence
+** number or term goes back, indexes leave a gap, or an entry is of a later term
+** than the newest vote (the vote may be in the same batch); or what done()
+** reported, if the store has failed. A store that has failed can be read,
+** closed, and opened anew (as when a full disk has space again).
+*/
 int store_submit(struct store *store, const struct raft_persist *persist);
 
 /*
@@ -101,13 +108,16 @@ int store_read(struct store *store, raft_index first, raft_index last,
 int store_reset(struct store *store, raft_index index, raft_term term);
 
 /* Segments that hold only entries up to `upto` may be recycled. Any thread;
-   carried out by the log thread. Entries above it are never touched. */
+   carried out soon, by the log's helper thread. Entries above it are never
+   touched, nor is the newest segment. A checkpoint file that reaches `upto`
+   must have been written before. */
 void store_compact(struct store *store, raft_index upto);
 
 struct store_stats {
   raft_index first, last; /* on disk; first > last: empty */
   uint64_t bytes;         /* of all segments */
-  uint64_t writes, syncs; /* since opened */
+  /* since opened: by the log thread, vote included; entries written */
+  uint64_t writes, syncs;
   uint64_t entries;
 };
 void store_stats(struct store *store, struct store_stats *stats);

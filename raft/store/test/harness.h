@@ -14,6 +14,7 @@
 #include "store.h"
 
 #include <inttypes.h>
+#include <signal.h>
 #include <time.h>
 
 #define DIR_ "/n"
@@ -49,7 +50,12 @@ static inline void harness_done(void *ctx, uint64_t seq, int status,
                                 const char *error)
 {
   struct harness *h = ctx;
+  sigset_t blocked;
 
+  /* the host's signals are none of this thread's business */
+  (void)pthread_sigmask(SIG_BLOCK, NULL, &blocked);
+  if (!sigismember(&blocked, SIGINT) || !sigismember(&blocked, SIGUSR1))
+    abort();
   (void)pthread_mutex_lock(&h->lock);
   if (status) {
     h->failures++;

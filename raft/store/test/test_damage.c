@@ -235,6 +235,32 @@ static void a_segment_of_another_history(void **state)
   disk_free(logs[1]);
 }
 
+/* Nothing was closed in order, but the log was at rest for a while: then damage
+   to the newest entry does not look like a torn write. */
+static void a_log_at_rest_is_marked(void **state)
+{
+  struct harness h;
+  char done[8] = "";
+  unsigned from;
+
+  (void)state;
+  harness_init(&h, 6);
+  harness_open(&h);
+  harness_vote(&h, 5, 4);
+  harness_append(&h, 2, 376);
+  harness_append(&h, 1, 376);
+  from = disk_now(h.disk);
+  while (strcmp(done, "wl")) /* the mark; no sync */
+    disk_done(h.disk, from, "l", done, sizeof(done));
+  disk_kill(h.disk);
+  harness_close(&h);
+  disk_crash(h.disk, 8);
+  file(h.disk, SEG1)->cache[512 + 2 * RECORD + 100] ^= 1;
+  assert_int_equal(harness_try_open(&h), -EBADMSG);
+  assert_non_null(strstr(h.error, "entry 3 was durable"));
+  harness_free(&h);
+}
+
 /* ---- torn batches ------------------------------------------------------- */
 
 /* Images of the newest segment before and after an unacknowledged batch. */
@@ -465,6 +491,7 @@ int main(void)
       cmocka_unit_test(an_old_vote_is_refused),
       cmocka_unit_test(segments_that_are_missing_or_misplaced),
       cmocka_unit_test(a_segment_of_another_history),
+      cmocka_unit_test(a_log_at_rest_is_marked),
       cmocka_unit_test(torn_at_every_byte),
       cmocka_unit_test(every_subset_of_sectors),
       cmocka_unit_test(a_hole_below_the_mark_is_damage),
