@@ -238,13 +238,22 @@ static void advance(struct node *node, raft_index index)
 static int apply_configuration(struct node *node,
                                const struct raft_entry *entry)
 {
-  struct raft_configuration c;
+  struct applied_configuration *a = calloc(1, sizeof(*a));
+  struct applied_configuration **at = &node->history;
+  if (a == NULL) return -ENOMEM;
   if (entry->body == NULL ||
-      raft_configuration_decode(entry->body->data, entry->body->len, &c) != 0)
+      raft_configuration_decode(entry->body->data, entry->body->len,
+                                &a->configuration) != 0) {
+    free(a);
     return -EBADMSG;
+  }
+  a->index = entry->index;
   pthread_mutex_lock(&node->mutex);
-  node->configuration = c;
-  node->configuration_index = entry->index;
+  node->configuration = a->configuration;
+  node->configuration_index = a->index;
+  while (*at)
+    at = &(*at)->next;
+  *at = a;
   pthread_mutex_unlock(&node->mutex);
   advance(node, entry->index);
   return 0;

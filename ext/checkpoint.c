@@ -26,50 +26,96 @@ SQLITE_EXTENSION_INIT3
 
 enum quiet { QUIET_NONE = 0, QUIET_ASKED, QUIET_GRANTED, QUIET_REFUSED };
 
+/* The term of an entry of the log. */
+static int read_term(struct node *node, raft_index index, raft_term *term,
+                     struct text *error)
+{
+  struct raft_entry entry;
+  char *line = NULL;
+  int n =
+      store_read(node->store, index, index, RAFT_BODY_MAX, 1, &entry, &line);
+  if (n == 1) {
+    *term = entry.term;
+    raft_body_unref(entry.body);
+  } else {
+    text_set(error, "checkpoint: %s", line ? line : "entry not in the log");
+  }
+  free(line);
+  return n == 1 ? 0 : -EIO;
+}
+
+/* The newest configuration that was applied at or before cp->index. Mutex
+   held. */
+static void take_configuration(const struct node *node,
+                               struct store_checkpoint *cp)
+{
+  const struct applied_configuration *a = node->history;
+  for (; a && a->index <= cp->index; a = a->next) {
+    cp->configuration = a->configuration;
+    cp->configuration_index = a->index;
+  }
+}
+
+static void cut_history(struct node *node, raft_index index)
+{
+  pthread_mutex_lock(&node->mutex);
+  while (node->history && node->history->index <= index) {
+    struct applied_configuration *first = node->history;
+    node->history = first->next;
+    free(first);
+  }
+  pthread_mutex_unlock(&node->mutex);
+}
+
+/* Moves a copy of the checkpoint on to `index`. Settings may be newer than
+   that: to apply them again changes nothing. */
+static int advance_checkpoint(struct node *node, raft_index index,
+                              struct store_checkpoint *cp, struct text *error)
+{
+  int rc = read_term(node, index, &cp->term, error);
+  if (rc) return rc;
+  cp->index = index;
+  cp->settings = NULL;
+  pthread_mutex_lock(&node->mutex);
+  take_configuration(node, cp);
+  rc = settings_pack(&node->settings, &cp->settings, &cp->settings_len);
+  pthread_mutex_unlock(&node->mutex);
+  if (rc) text_set(error, "checkpoint: out of memory");
+  return rc ? -ENOMEM : 0;
+}
+
 int checkpoint_save(struct node *node, raft_index index, raft_index floor,
                     struct text *error)
 {
-  struct store_checkpoint cp = {.index = index, .floor = floor};
+  struct store_checkpoint cp = node->checkpoint;
+  bool advanced = index > cp.index;
   char *line = NULL;
-  struct raft_entry entry;
-  cp.term = node->checkpoint_term;
-  if (index != node->checkpoint_index) {
-    if (store_read(node->store, index, index, RAFT_BODY_MAX, 1, &entry,
-                   &line) != 1) {
-      text_set(error, "checkpoint: %s", line ? line : "entry not in the log");
-      free(line);
-      return -EIO;
-    }
-    cp.term = entry.term;
-    raft_body_unref(entry.body);
+  int rc = 0;
+  if (advanced) rc = advance_checkpoint(node, index, &cp, error);
+  if (rc) return rc;
+  cp.floor = floor;
+  rc = store_checkpoint_write(node->io, node->dir, &cp, &line);
+  if (rc) {
+    text_set(error, "checkpoint: %s", line ? line : strerror(-rc));
+    free(line);
+    if (advanced) store_checkpoint_clear(&cp);
+    return rc;
   }
-  pthread_mutex_lock(&node->mutex);
-  cp.configuration = node->configuration;
-  cp.configuration_index = node->configuration_index;
-  int rc = settings_pack(&node->settings, &cp.settings, &cp.settings_len);
-  pthread_mutex_unlock(&node->mutex);
-  if (rc == 0)
-    rc = store_checkpoint_write(node->io, node->dir, &cp, &line);
-  else
-    rc = -ENOMEM;
-  if (rc) text_set(error, "checkpoint: %s", line ? line : strerror(-rc));
-  free(line);
-  if (rc == 0) {
-    node->checkpoint_index = index;
-    atomic_store(&node->shown_checkpoint, index);
-    node->checkpoint_term = cp.term;
-    node->floor = floor;
+  if (advanced) {
+    store_checkpoint_clear(&node->checkpoint);
+    cut_history(node, cp.index);
   }
-  store_checkpoint_clear(&cp);
-  return rc;
+  node->checkpoint = cp;
+  atomic_store(&node->shown_checkpoint, cp.index);
+  return 0;
 }
 
 static int write_floor(void *ctx, raft_index index)
 {
   struct node *node = ctx;
   struct text error;
-  if (index <= node->floor) return 0;
-  int rc = checkpoint_save(node, node->checkpoint_index, index, &error);
+  if (index <= node->checkpoint.floor) return 0;
+  int rc = checkpoint_save(node, node->checkpoint.index, index, &error);
   if (rc) events_add(&node->events, "%s", error.s);
   return rc;
 }
@@ -79,7 +125,7 @@ int checkpoint_run(struct node *node)
   struct wal_checkpointed done;
   struct text error = {""};
   int rc = wal_checkpoint(node->wal, write_floor, node, &done);
-  if (rc == 0 && done.full && done.index > node->checkpoint_index)
+  if (rc == 0 && done.full && done.index > node->checkpoint.index)
     rc = checkpoint_save(node, done.index, done.index, &error);
   if (rc) {
     events_add(&node->events, "checkpoint failed: %s",
@@ -164,7 +210,10 @@ static void release_quiet(struct node *node, bool granted)
 static void checkpoint_and_restart(struct node *node)
 {
   int rc = checkpoint_run(node);
-  if (rc == 0 && node->wal->confirmed.mx_frame >= RESTART_FRAMES) {
+  pthread_mutex_lock(&node->wal->mutex);
+  bool is_long = node->wal->confirmed.mx_frame >= RESTART_FRAMES;
+  pthread_mutex_unlock(&node->wal->mutex);
+  if (rc == 0 && is_long) {
     bool granted = ask_quiet(node);
     rc = granted ? checkpoint_run(node) : -EBUSY;
     if (rc == 0) rc = wal_restart(node->wal);

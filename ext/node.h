@@ -146,6 +146,12 @@ struct waiter {
   bool gone;  /* the waiting thread gave up; the loop frees it */
 };
 
+struct applied_configuration {
+  struct applied_configuration *next;
+  raft_index index;
+  struct raft_configuration configuration;
+};
+
 struct held_send {
   struct held_send *next;
   uint64_t after;
@@ -227,8 +233,8 @@ struct node {
   struct settings settings;
   struct raft_configuration configuration; /* in force at `applied` */
   raft_index configuration_index;
-  raft_id promoting;
-  uint64_t promote_after;
+  /* Guarded by mutex: applied after the checkpoint, oldest first. */
+  struct applied_configuration *history;
   struct snapshot_in *incoming;
   bool installing;    /* the worker installs it */
   bool closing;       /* the loop is about to end */
@@ -239,11 +245,10 @@ struct node {
   _Atomic bool serving; /* what is applied is fit to be read locally */
   _Atomic bool solo;    /* leader of a one-voter cluster: reads need no
                                round */
-  /* checkpoint state, owned by the worker; floor also at start */
-  raft_index checkpoint_index, floor;
-  raft_term checkpoint_term;
-  _Atomic uint64_t shown_checkpoint; /* its index, for others */
-  _Atomic uint64_t progress;         /* pages of a snapshot received */
+  /* owned by the worker; by the loop while there is none */
+  struct store_checkpoint checkpoint; /* as it is on the disk */
+  _Atomic uint64_t shown_checkpoint;  /* its index, for others */
+  _Atomic uint64_t progress;          /* pages of a snapshot received */
 };
 
 /* Starts the node of a database whose directory is complete. peers: whom a

@@ -356,8 +356,10 @@ static int enter_snapshot(struct node *node, struct snapshot_in *in)
   settings_clear(&node->settings);
   rc = settings_unpack(&node->settings, in->cp.settings, in->cp.settings_len);
   pthread_mutex_unlock(&node->mutex);
-  node->checkpoint_index = node->floor = in->cp.index;
-  node->checkpoint_term = in->cp.term;
+  store_checkpoint_clear(&node->checkpoint);
+  node->checkpoint = in->cp;
+  atomic_store(&node->shown_checkpoint, in->cp.index);
+  in->cp.settings = NULL; /* the node's now */
   event.u.snapshot_installed.index = in->cp.index;
   event.u.snapshot_installed.term = in->cp.term;
   event.u.snapshot_installed.configuration = &in->cp.configuration;

@@ -319,14 +319,14 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
     text_set(error, "%s/checkpoint: damaged settings", node->dir);
     rc = -EBADMSG;
   }
+  if (rc) store_checkpoint_clear(&cp);
   if (rc == 0) {
     node->configuration = cp.configuration;
     node->configuration_index = cp.configuration_index;
     node->members = recovered.configuration;
     if (peers) node->members = *peers;
-    node->checkpoint_index = cp.index;
-    node->checkpoint_term = cp.term;
-    node->floor = cp.floor;
+    node->checkpoint = cp; /* now the node's */
+    atomic_store(&node->shown_checkpoint, cp.index);
     /* The term of a bootstrap was never voted for. */
     if (recovered.term < cp.term) recovered.term = cp.term;
   }
@@ -335,7 +335,6 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
   if (rc == 0) rc = make_raft(node, &recovered, error);
   if (rc == 0) rc = init_loop(node, error);
   if (rc == 0) rc = open_network(node, error);
-  store_checkpoint_clear(&cp);
   return rc;
 }
 
@@ -479,6 +478,12 @@ void node_free(struct node *node)
   if (node->control_map) munmap(node->control_map, 4096);
   if (node->lock_fd >= 0) close(node->lock_fd);
   settings_clear(&node->settings);
+  store_checkpoint_clear(&node->checkpoint);
+  while (node->history) {
+    struct applied_configuration *a = node->history;
+    node->history = a->next;
+    free(a);
+  }
   identity_clear(&node->identity);
   free(node->open_parts);
   pthread_mutex_destroy(&node->events.mutex);
