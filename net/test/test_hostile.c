@@ -325,6 +325,8 @@ static void false_names(void **state)
 static void half_frames(void **state)
 {
   static const uint8_t whole[] = {100, 0, 0, 0, NET_FRAME_CALL, 1, 0, 0, 7, 7};
+  static const uint8_t large[] = {0, 250, 0, 0, NET_FRAME_CALL, 1, 0, 0};
+  uint64_t begin;
   struct one one;
   struct raw raw;
 
@@ -336,6 +338,16 @@ static void half_frames(void **state)
     raw_say(&raw, whole, n);
     until_refused(&one, &raw, "a frame was not completed in time");
   }
+  /* A byte now and then does not prolong it. */
+  dial(&one, &raw, identity(2));
+  raw_say(&raw, large, sizeof large);
+  begin = net_now();
+  while (!raw.closed && net_now() - begin < PATIENCE_MS) {
+    raw_say(&raw, "x", 1);
+    MEANWHILE(&one.loop, 5);
+  }
+  assert_in_range(net_now() - begin, 50, 5000);
+  until_refused(&one, &raw, "a frame was not completed in time");
   /* Nothing at all is no half frame: raft has its own heartbeats. */
   dial(&one, &raw, identity(2));
   UNTIL(&one.loop, raw_pump(&raw) && net_peer_find(one.node.net, 2));
