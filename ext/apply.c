@@ -22,6 +22,7 @@
 #include <stdlib.h>
 
 #define CHECKPOINT_FRAMES 1000 /* in -wal: time to begin it anew */
+#define QUIET_MS 5000          /* without a write: time to tidy up */
 
 bool tx_parse(const struct raft_body *body, uint32_t page_size,
               struct tx_head *head, const uint32_t **pgnos,
@@ -289,18 +290,36 @@ static int apply_entry(struct node *node, const struct raft_entry *entry)
   }
 }
 
-static void after_apply(struct node *node)
+static void want_checkpoint(struct node *node, uint64_t now)
 {
-  node_progressed(node);
-  if (node->wal == NULL) return;
-  struct wal *wal = node->wal;
-  if (wal->confirmed.mx_frame < CHECKPOINT_FRAMES) return;
   pthread_mutex_lock(&node->mutex);
-  if (!node->worker_wanted && clock_monotonic_ms() >= node->next_checkpoint) {
+  if (!node->worker_wanted && now >= node->next_checkpoint) {
     node->worker_wanted = true;
     pthread_cond_signal(&node->worker_cond);
   }
   pthread_mutex_unlock(&node->mutex);
+}
+
+static void after_apply(struct node *node)
+{
+  node_progressed(node);
+  if (node->wal && wal_frames(node->wal, NULL) >= CHECKPOINT_FRAMES)
+    want_checkpoint(node, clock_monotonic_ms());
+}
+
+void apply_tick(struct node *node)
+{
+  uint64_t now = clock_monotonic_ms();
+  uint32_t backfill, frames;
+  if (node->wal == NULL) return;
+  frames = wal_frames(node->wal, &backfill);
+  if (frames != node->seen_frames) {
+    node->seen_frames = frames;
+    node->quiet_since = now;
+  }
+  if (frames >= CHECKPOINT_FRAMES ||
+      (frames > backfill && now - node->quiet_since >= QUIET_MS))
+    want_checkpoint(node, now);
 }
 
 void apply_committed(struct node *node)

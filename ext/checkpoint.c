@@ -210,10 +210,7 @@ static void release_quiet(struct node *node, bool granted)
 static void checkpoint_and_restart(struct node *node)
 {
   int rc = checkpoint_run(node);
-  pthread_mutex_lock(&node->wal->mutex);
-  bool is_long = node->wal->confirmed.mx_frame >= RESTART_FRAMES;
-  pthread_mutex_unlock(&node->wal->mutex);
-  if (rc == 0 && is_long) {
+  if (rc == 0 && wal_frames(node->wal, NULL) >= RESTART_FRAMES) {
     bool granted = ask_quiet(node);
     rc = granted ? checkpoint_run(node) : -EBUSY;
     if (rc == 0) rc = wal_restart(node->wal);

@@ -735,6 +735,7 @@ static void on_timer(uv_timer_t *timer)
     drop_gone(node);
     ask_reads(node);
     cluster_tick(node);
+    apply_tick(node);
   }
   net_flush(node->net);
   arm_timer(node);

@@ -229,6 +229,8 @@ struct node {
   bool disk_failed;
   bool asked_to_serve; /* a read index that makes `serving` true */
   raft_index serve_from;
+  uint32_t seen_frames; /* of the WAL, and when they last changed */
+  uint64_t quiet_since;
   uint64_t ticked; /* time of the last cluster_tick() */
   struct settings settings;
   struct raft_configuration configuration; /* in force at `applied` */
@@ -315,6 +317,8 @@ void node_begin_loop(struct node *node);
 
 /* Goes on applying what is committed and durable. */
 void apply_committed(struct node *node);
+/* Now and then: has the WAL grown, or has nobody written for a while? */
+void apply_tick(struct node *node);
 /* One folded transaction: entries from + 1 .. to of the log, newest image of
    each page; at start only. */
 int apply_fold(struct node *node, raft_index from, raft_index to,

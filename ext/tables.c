@@ -110,12 +110,7 @@ static void status_row(struct cursor *c, struct node *node)
   if (m) memcpy(leader, m->name, sizeof(leader));
   pthread_mutex_unlock(&node->mutex);
   if (!stopping) store_stats(node->store, &stats);
-  if (node->wal) {
-    pthread_mutex_lock(&node->wal->mutex);
-    frames = node->wal->confirmed.mx_frame;
-    backfill = node->wal->backfill;
-    pthread_mutex_unlock(&node->wal->mutex);
-  }
+  if (node->wal) frames = wal_frames(node->wal, &backfill);
   put_text(c, node->identity.name);
   put_id(c, node->identity.id);
   put_id(c, node->identity.cluster);

@@ -515,6 +515,15 @@ void wal_unpin(struct wal *wal, struct wal_reader *reader)
   reader->prev = reader->next = NULL;
 }
 
+uint32_t wal_frames(struct wal *wal, uint32_t *backfill)
+{
+  pthread_mutex_lock(&wal->mutex);
+  uint32_t frames = wal->confirmed.mx_frame;
+  if (backfill) *backfill = wal->backfill;
+  pthread_mutex_unlock(&wal->mutex);
+  return frames;
+}
+
 /* ---- checkpoint and restart -------------------------------------------- */
 
 struct copy {

@@ -124,6 +124,10 @@ void wal_unpin(struct wal *wal, struct wal_reader *reader);
    confirmed frame with the mutex held. */
 uint32_t wal_pgno(const struct wal *wal, uint32_t frame);
 
+/* Confirmed frames in -wal, and how many of them are in the database file
+   (backfill may be NULL). Any thread. */
+uint32_t wal_frames(struct wal *wal, uint32_t *backfill);
+
 /* ---- the checkpointer -------------------------------------------------- */
 
 struct wal_checkpointed {
