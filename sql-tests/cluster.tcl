@@ -207,7 +207,8 @@ proc collect_raw {name ms} {
   set end [deadline $ms]
   while {![take $name answer]} {
     if {$proc($name,ended)} {
-      error "$name ended at: $proc($name,asked)\nit said: $proc($name,in)"
+      set what "$proc($name,asked)\nit said: $proc($name,in)"
+      error "$name ended ([reap $name]) at: $what"
     }
     set left [expr {$end - [clock milliseconds]}]
     if {$left <= 0} {
@@ -240,16 +241,18 @@ proc signal {name which} {
   exec sh -c "kill -$which $::proc($name,pid)"
 }
 
-# Forgets a process that has ended, or is about to.
+# Forgets a process that has ended, or is about to; says how it ended.
 proc reap {name} {
   global proc
   if {$name ni $::processes} return
+  set how "in order"
   fconfigure $proc($name,chan) -blocking 1
-  catch {close $proc($name,chan)}
+  catch {close $proc($name,chan)} how
   file delete $::top/pids/$proc($name,pid)
   array unset proc $name,*
   set at [lsearch -exact $::processes $name]
   set ::processes [lreplace $::processes $at $at]
+  return $how
 }
 
 # A name without a process is skipped.
@@ -367,6 +370,10 @@ proc restart {name} {
 
 proc bootstrap {name args} {
   set options [list name $name listen $::node($name,listen) {*}$args]
+  if {$::cluster(PATIENCE) > 1} {
+    # A machine that needs patience would also lose leaders all the time.
+    lappend options election_timeout_ms [expr {500 * $::cluster(PATIENCE)}]
+  }
   sql $name "SELECT quorate_bootstrap('$::node($name,file)',\
              '[join $options "', '"]')"
 }
@@ -456,9 +463,16 @@ proc followers {} {
   }
 }
 
-# Writes on the leader, whoever that is.
+# Writes on the leader, whoever that is.  Busy means that nothing was written:
+# on a machine that is slow enough a leader may lose its place in between.
 proc write {statement {ms 20000}} {
-  sql [leader] $statement $ms
+  set end [deadline $ms]
+  while {[catch {sql [leader] $statement $ms} said]} {
+    if {$said ne "database is locked" || [clock milliseconds] > $end} {
+      return -code error $said
+    }
+  }
+  return $said
 }
 
 # Asks every node that runs for something that it must read up to date, so
