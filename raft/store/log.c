@@ -178,6 +178,20 @@ int store_log_flush(struct store *store, char **error)
   return 0;
 }
 
+/* A segment that takes the place of the log's first one must go on saying that
+   the log begins here, if that one did: a file from before, which the helper
+   was removing when the log was reset, may still be there. */
+static uint32_t inherited_flags(struct store *store, raft_index first)
+{
+  uint32_t flags = 0;
+
+  (void)pthread_mutex_lock(&store->lock);
+  if (store->oldest && store->oldest->header.first == first)
+    flags = store->oldest->header.flags & SEGMENT_BASE;
+  (void)pthread_mutex_unlock(&store->lock);
+  return flags;
+}
+
 /* Begins a segment that has room for a record of `size` bytes and a mark. */
 static int roll(struct store *store, uint64_t size, uint32_t flags,
                 char **error)
@@ -193,7 +207,7 @@ static int roll(struct store *store, uint64_t size, uint32_t flags,
   rc = store_spare_take(store, bytes, &segment, error);
   if (rc) return rc;
   segment->header = (struct segment_header){
-      .flags = flags,
+      .flags = flags | inherited_flags(store, w->last + 1),
       .cluster = store->options.cluster,
       .node = store->options.node,
       .seq = ++store->segment_seq,

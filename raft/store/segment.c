@@ -61,7 +61,8 @@
 ** Since the segment appears by one rename, after its records are synced (S1),
 ** a crash leaves either the old suffix whole or the new one, never a mixture,
 ** and no old record is ever behind a new one in the same file. If K is
-** also the first index of an older segment, the rename replaces that. The
+** also the first index of an older segment, the rename replaces that; the new
+** one is a base if that was. The
 ** order is: records synced, rename, directory synced, dead segments unlinked,
 ** directory synced, and only then is anything acknowledged. The second sync
 ** is for this: were a dead segment to reappear after the segment that killed

@@ -71,9 +71,9 @@ void store_checkpoint_clear(struct store_checkpoint *checkpoint);
 ** Opens or creates the log after `snapshot` (index and term of the
 ** checkpoint; NULL: none), repairs a torn tail, starts the log thread, and
 ** fills *recovered for raft_new(): terms, vote, last index, and the newest two
-** configurations of checkpoint and log (index 0: there is none). *recovered->terms belongs to the
-** store and is valid until the first submission. recovered->commit is the
-** checkpoint's index.
+** configurations of checkpoint and log (index 0: none). *recovered->terms
+** belongs to the store and is valid until the first submission.
+** recovered->commit is the checkpoint's index.
 **
 ** On start a bad record with no good record after it and above the durable
 ** mark is a torn tail and is cut; anything else is -EBADMSG with the file and

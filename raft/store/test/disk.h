@@ -73,8 +73,8 @@ struct disk {
   long fail_in; /* 0: never */
   int fail_errno;
   bool fail_dead, dead;
-  /* who makes a file, or reads the file whose path ends so, waits while this
-     is set; held: somebody does */
+  /* who makes a file, or who reads one whose path contains this, waits while
+     it is set; held: somebody does */
   bool hold_creates;
   const char *hold_reads;
   bool held;
@@ -579,6 +579,16 @@ static inline void disk_hold_reads(struct disk *d, const char *path)
   d->hold_reads = path;
   (void)pthread_cond_broadcast(&d->released);
   (void)pthread_mutex_unlock(&d->lock);
+}
+
+static inline unsigned long disk_faults(struct disk *d)
+{
+  unsigned long n;
+
+  (void)pthread_mutex_lock(&d->lock);
+  n = d->faults;
+  (void)pthread_mutex_unlock(&d->lock);
+  return n;
 }
 
 static inline bool disk_held(struct disk *d)

@@ -239,12 +239,45 @@ static void a_dead_segment_stays_dead(void **state)
   }
 }
 
+/* A segment could not be removed, then the log is reset. The first entry takes a
+   segment of its own size, in the place of the empty one; what was not removed
+   must still count as superseded. */
+static void a_reset_outlives_a_failed_removal(void **state)
+{
+  struct harness h;
+  struct store_checkpoint c = {.index = 60, .term = 1};
+
+  (void)state;
+  harness_init(&h, 5);
+  harness_open(&h);
+  harness_vote(&h, 1, 1);
+  harness_append(&h, 30, 500);
+  harness_await_spare(&h);
+  disk_fail_in(h.disk, 1);
+  store_compact(h.store, 10);
+  while (!disk_faults(h.disk))
+    (void)nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+  assert_int_equal(store_checkpoint_write(h.io, DIR_, &c, NULL), 0);
+  assert_int_equal(store_reset(h.store, 60, 1), 0);
+  h.last = 60;
+  harness_append(&h, 2, 9000);
+  harness_close(&h);
+  assert_non_null(disk_file(h.disk, "/n/log/0000000000000001.seg"));
+  model_load_checkpoint(&h);
+  harness_open(&h);
+  assert_int_equal(h.recovered.snapshot_index, 60);
+  assert_int_equal(h.recovered.last_index, 62);
+  harness_expect(&h, 61, 62, 1, 0, 9000);
+  harness_free(&h);
+}
+
 int main(int argc, char **argv)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(nothing_durable_is_lost),
       cmocka_unit_test(opening_is_cut_off_at_each_call),
       cmocka_unit_test(a_dead_segment_stays_dead),
+      cmocka_unit_test(a_reset_outlives_a_failed_removal),
   };
 
   if (argc > 1) rounds = (unsigned)strtoul(argv[1], NULL, 10);

@@ -183,6 +183,7 @@ static void a_killed_vote_is_durable_once_seen(void **state)
   harness_init(&h, 1);
   harness_open(&h);
   harness_vote(&h, 1, 1);
+  harness_await_spare(&h);
   disk_fail_in(h.disk, 2);
   h.term = 2;
   h.voted_for = 2;
