@@ -239,9 +239,9 @@ static void a_dead_segment_stays_dead(void **state)
   }
 }
 
-/* A segment could not be removed, then the log is reset. The first entry takes a
-   segment of its own size, in the place of the empty one; what was not removed
-   must still count as superseded. */
+/* A segment could not be removed, then the log is reset. The first entry takes
+   a segment of its own size, in the place of the empty one; what was not
+   removed must still count as superseded. */
 static void a_reset_outlives_a_failed_removal(void **state)
 {
   struct harness h;
