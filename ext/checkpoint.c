@@ -3,9 +3,12 @@
 **
 ** When the WAL has grown to some length, the worker copies confirmed pages to
 ** the database file while everything goes on. Then it asks for a quiet
-** moment: writers that have not begun wait (node->hold), the loop stops
-** applying; what is left is copied, and the WAL begins anew. If no such moment
-** comes within QUIET_MS, or a reader needs the WAL, it tries again later.
+** moment: writers that have not begun wait (node->hold) until the one that
+** writes is done; then for an instant new readers wait too, until nobody
+** reads; the loop stops applying; what is left is copied, and the WAL begins
+** anew. If no such moment comes it tries again later. Readers are waited for
+** although they may not need the WAL: one that turned into a writer would find
+** its snapshot gone, with nothing committed since.
 **
 ** The checkpoint file has two numbers: the floor, written before the first
 ** page, and the index, written when everything up to it is in the database
@@ -21,10 +24,12 @@
 SQLITE_EXTENSION_INIT3
 
 #define RESTART_FRAMES 1000 /* a WAL this long begins anew */
-#define QUIET_MS 200
-#define AGAIN_MS 500
-
-enum quiet { QUIET_NONE = 0, QUIET_ASKED, QUIET_GRANTED, QUIET_REFUSED };
+#define QUIET_FRAMES 200    /* may be left to copy in a quiet moment */
+#define PASSES 4
+#define PATIENCE 8     /* that many times as long, even if it is read */
+#define WRITER_MS 1000 /* wait for the one that writes */
+#define READERS_MS 50  /* and for those that read, while others wait */
+#define AGAIN_MS 250   /* doubled each time that it was in vain */
 
 /* The term of an entry of the log. */
 static int read_term(struct node *node, raft_index index, raft_term *term,
@@ -125,7 +130,7 @@ int checkpoint_run(struct node *node)
   struct wal_checkpointed done;
   struct text error = {""};
   int rc = wal_checkpoint(node->wal, write_floor, node, &done);
-  if (rc == 0 && done.full && done.index > node->checkpoint.index)
+  if (rc == 0 && done.index > node->checkpoint.index)
     rc = checkpoint_save(node, done.index, done.index, &error);
   if (rc) {
     events_add(&node->events, "checkpoint failed: %s",
@@ -170,25 +175,60 @@ static struct timespec in_ms(unsigned ms)
   return t;
 }
 
-static bool ask_quiet(struct node *node)
+static void set_hold(struct node *node, enum hold hold)
 {
-  struct timespec end = in_ms(QUIET_MS);
   pthread_mutex_lock(&node->mutex);
-  node->hold = true;
+  atomic_store(&node->hold, hold);
+  pthread_cond_broadcast(&node->changed);
+  pthread_mutex_unlock(&node->mutex);
+}
+
+/* Waits until nobody writes. */
+static bool wait_for_writer(struct node *node)
+{
+  struct timespec end = in_ms(WRITER_MS);
+  pthread_mutex_lock(&node->mutex);
   while ((node->writer || node->inflight) && !node->stopping)
     if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
-  bool ask = !node->writer && !node->inflight && !node->stopping;
+  bool idle = !node->writer && !node->inflight && !node->stopping;
   pthread_mutex_unlock(&node->mutex);
-  if (!ask) return false;
+  return idle;
+}
+
+/* Waits until nobody reads; a WAL that is very long is begun anew all the
+   same, when those who read do not use it. */
+static bool wait_for_readers(struct node *node)
+{
+  struct timespec end = in_ms(READERS_MS);
+  pthread_mutex_lock(&node->mutex);
+  while (!wal_unused(node->wal) && !node->stopping)
+    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
+  pthread_mutex_unlock(&node->mutex);
+  return wal_unused(node->wal) ||
+         wal_frames(node->wal, NULL) >= PATIENCE * RESTART_FRAMES;
+}
+
+static bool ask_loop(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
   node->quiet = QUIET_ASKED;
+  pthread_mutex_unlock(&node->mutex);
   node->quiet_task.run = grant_quiet;
-  node_post(node, &node->quiet_task);
+  if (!node_post(node, &node->quiet_task)) return false;
   pthread_mutex_lock(&node->mutex);
   while (node->quiet == QUIET_ASKED)
     pthread_cond_wait(&node->worker_cond, &node->mutex);
   bool granted = node->quiet == QUIET_GRANTED;
   pthread_mutex_unlock(&node->mutex);
   return granted;
+}
+
+static bool ask_quiet(struct node *node)
+{
+  set_hold(node, HOLD_WRITERS);
+  if (!wait_for_writer(node)) return false;
+  set_hold(node, HOLD_ALL);
+  return wait_for_readers(node) && ask_loop(node);
 }
 
 static void release_quiet(struct node *node, bool granted)
@@ -201,24 +241,44 @@ static void release_quiet(struct node *node, bool granted)
       pthread_cond_wait(&node->worker_cond, &node->mutex);
     pthread_mutex_unlock(&node->mutex);
   }
-  pthread_mutex_lock(&node->mutex);
-  node->hold = false;
-  pthread_cond_broadcast(&node->changed);
-  pthread_mutex_unlock(&node->mutex);
+  set_hold(node, HOLD_NONE);
+}
+
+static bool is_long(struct node *node)
+{
+  return wal_frames(node->wal, NULL) >= RESTART_FRAMES;
+}
+
+/* True when little enough is left to be copied in a quiet moment. */
+static bool is_nearly_copied(struct node *node)
+{
+  uint32_t backfill, frames = wal_frames(node->wal, &backfill);
+  return frames - backfill < QUIET_FRAMES;
+}
+
+static int restart(struct node *node)
+{
+  bool granted = ask_quiet(node);
+  int rc = granted ? checkpoint_run(node) : -EBUSY;
+  if (rc == 0) rc = wal_restart(node->wal);
+  release_quiet(node, granted);
+  return rc;
 }
 
 static void checkpoint_and_restart(struct node *node)
 {
   int rc = checkpoint_run(node);
-  if (rc == 0 && wal_frames(node->wal, NULL) >= RESTART_FRAMES) {
-    bool granted = ask_quiet(node);
-    rc = granted ? checkpoint_run(node) : -EBUSY;
-    if (rc == 0) rc = wal_restart(node->wal);
-    release_quiet(node, granted);
-  }
+  /* What has come meanwhile is copied while writers still write. */
+  for (int i = 0; i < PASSES && rc == 0 && !is_nearly_copied(node); i++)
+    rc = checkpoint_run(node);
+  /* What a reader keeps from being copied may still be little. */
+  if ((rc == 0 || rc == -EBUSY) && is_long(node) && is_nearly_copied(node))
+    rc = restart(node);
   pthread_mutex_lock(&node->mutex);
   node->worker_wanted = false;
-  node->next_checkpoint = rc ? clock_monotonic_ms() + AGAIN_MS : 0;
+  node->in_vain = rc ? node->in_vain + (node->in_vain < 6) : 0;
+  node->next_checkpoint =
+      rc ? clock_monotonic_ms() + (AGAIN_MS << node->in_vain) : 0;
   pthread_mutex_unlock(&node->mutex);
 }
 

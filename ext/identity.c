@@ -83,9 +83,10 @@ static bool hex64(const char *value, uint64_t *out)
 
 static bool number(const char *value, unsigned max, unsigned *out)
 {
-  char *end;
-  unsigned long v = strtoul(value, &end, 10);
-  if (end == value || *end || v > max || value[0] == '-') return false;
+  size_t n = strlen(value);
+  if (n == 0 || n > 9 || strspn(value, "0123456789") != n) return false;
+  unsigned long v = strtoul(value, NULL, 10);
+  if (v > max) return false;
   *out = (unsigned)v;
   return true;
 }
@@ -120,9 +121,7 @@ static bool take(struct identity *i, const char *name, const char *value,
   case 5: return copy_text(value, i->listen, sizeof(i->listen));
   case 6: return copy_text(value, i->advertise, sizeof(i->advertise));
   case 7: return number(value, 60000, &i->heartbeat_ms) && i->heartbeat_ms;
-  case 8:
-    return number(value, 600000, &i->election_timeout_ms) &&
-           i->election_timeout_ms > i->heartbeat_ms;
+  case 8: return number(value, 600000, &i->election_timeout_ms);
   default:
     if (!number(value, 1, &v)) return false;
     i->joining = v == 1;
@@ -133,7 +132,9 @@ static bool take(struct identity *i, const char *name, const char *value,
 static bool parse(struct identity *i, char *text)
 {
   unsigned seen = 0;
+  size_t len = strlen(text);
   char *save = NULL;
+  if (len == 0 || text[len - 1] != '\n') return false; /* cut short */
   for (char *line = strtok_r(text, "\n", &save); line;
        line = strtok_r(NULL, "\n", &save)) {
     char *mid = strstr(line, " = ");
@@ -141,7 +142,7 @@ static bool parse(struct identity *i, char *text)
     *mid = 0;
     if (!take(i, line, mid + 3, &seen)) return false;
   }
-  return seen == (1u << 10) - 1;
+  return seen == (1u << 10) - 1 && i->election_timeout_ms > i->heartbeat_ms;
 }
 
 int identity_read(const char *dir, struct identity *i, struct text *error)

@@ -158,6 +158,10 @@ struct held_send {
   struct raft_message message;
 };
 
+/* How the worker gets a moment in which nothing is written: checkpoint.c. */
+enum hold { HOLD_NONE = 0, HOLD_WRITERS, HOLD_ALL };
+enum quiet { QUIET_NONE = 0, QUIET_ASKED, QUIET_GRANTED, QUIET_REFUSED };
+
 struct node_view {
   enum raft_role role;
   raft_term term;
@@ -195,7 +199,6 @@ struct node {
   bool can_write; /* leader, and everything before is applied */
   struct raft_configuration members; /* the newest in force */
   raft_term write_term;
-  bool hold;    /* the checkpointer wants a quiet moment */
   void *writer; /* connection that holds the write lock */
   struct transaction *inflight, **inflight_tail;
   struct proposal *proposals, **proposals_tail;
@@ -206,6 +209,7 @@ struct node {
   raft_index applied;
   bool worker_wanted, worker_apply, worker_install;
   uint64_t next_checkpoint; /* ms; not before, when one was in vain */
+  unsigned in_vain;         /* that many times in a row */
   int quiet;                /* checkpoint.c: the loop's answer */
   uint64_t sequence;        /* of local transactions */
 
@@ -244,6 +248,7 @@ struct node {
 
   _Atomic uint64_t durable; /* newest durable sequence number */
   _Atomic int disk_status;
+  _Atomic int hold;     /* enum hold: who must wait for a new WAL */
   _Atomic bool serving; /* what is applied is fit to be read locally */
   _Atomic bool solo;    /* leader of a one-voter cluster: reads need no
                                round */
@@ -331,7 +336,7 @@ void apply_large(struct node *node);
 /* ---- checkpoints: checkpoint.c (worker) -------------------------------- */
 
 void *worker_main(void *node);
-/* One checkpoint; in the node's last moments, or at start, without the loop. */
+/* One checkpoint. -EBUSY: a reader keeps some of it from being copied. */
 int checkpoint_run(struct node *node);
 /* The state up to `index` as the checkpoint file keeps it. */
 int checkpoint_save(struct node *node, raft_index index, raft_index floor,

@@ -27,6 +27,7 @@ SQLITE_EXTENSION_INIT3
 #include <assert.h>
 #include <time.h>
 
+#define HOLD_SECONDS 5 /* longest wait for a new WAL */
 #define SLOT_WRITE 0
 #define SLOT_READ(i) (3 + (i))
 
@@ -74,6 +75,11 @@ static void unpin(struct connection *c)
   wal_unpin(wal, &c->reader);
   pthread_mutex_unlock(&wal->mutex);
   c->pinned = false;
+  if (atomic_load(&c->node->hold) != HOLD_ALL) return;
+  /* The checkpointer waits for the last one. */
+  pthread_mutex_lock(&c->node->mutex);
+  pthread_cond_broadcast(&c->node->changed);
+  pthread_mutex_unlock(&c->node->mutex);
 }
 
 static int refuse(struct connection *c, int rc, const char *why)
@@ -96,22 +102,44 @@ static bool wants_to_write(struct connection *c)
   return false;
 }
 
-/* Waits while the checkpointer holds writers back, so that they do not find
-   their snapshot gone when they ask for the write lock. */
-static void wait_for_hold(struct connection *c)
+/* Waits while the checkpointer wants to begin the WAL anew: later the snapshot
+   that would be given now could not become a write transaction. False: that
+   takes too long, go on. */
+static bool wait_for_hold(struct connection *c)
 {
   struct node *node = c->node;
   struct timespec end;
-  pthread_mutex_lock(&node->mutex);
-  bool held = node->hold;
-  pthread_mutex_unlock(&node->mutex);
-  if (!held || !wants_to_write(c)) return;
+  int hold = atomic_load(&node->hold);
+  bool in_time = true;
+  if (hold == HOLD_NONE || (hold == HOLD_WRITERS && !wants_to_write(c)))
+    return true;
   clock_gettime(CLOCK_MONOTONIC, &end);
-  end.tv_sec += 1;
+  end.tv_sec += HOLD_SECONDS;
   pthread_mutex_lock(&node->mutex);
-  while (node->hold && !node->stopping)
-    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
+  while (in_time && atomic_load(&node->hold) != HOLD_NONE && !node->stopping)
+    in_time = pthread_cond_timedwait(&node->changed, &node->mutex, &end) == 0;
   pthread_mutex_unlock(&node->mutex);
+  return in_time;
+}
+
+/* Pins what is confirmed, and tells what that is. */
+static void pin(struct connection *c, struct walindex_header *header,
+                uint32_t *backfill)
+{
+  struct wal *wal = c->node->wal;
+  bool in_time, held;
+  do {
+    in_time = wait_for_hold(c);
+    pthread_mutex_lock(&wal->mutex);
+    /* The checkpointer, once it holds back all readers and has found none,
+       must not be surprised by one that was on its way. */
+    held = in_time && atomic_load(&c->node->hold) == HOLD_ALL;
+    if (!held) wal_pin(wal, &c->reader);
+    *header = wal->confirmed;
+    *backfill = wal->backfill;
+    pthread_mutex_unlock(&wal->mutex);
+  } while (held);
+  c->pinned = true;
 }
 
 /* Makes the private index show the pinned snapshot. */
@@ -182,8 +210,6 @@ static int barrier(struct connection *c)
 
 static int begin_read(struct connection *c, int slot)
 {
-  struct node *node = c->node;
-  struct wal *wal = node->wal;
   if (c->writing) return SQLITE_OK; /* another slot, the same snapshot */
   if (c->read_state == READ_RETRY) {
     if (c->barriers_left > 0) return SQLITE_BUSY;
@@ -195,16 +221,11 @@ static int begin_read(struct connection *c, int slot)
      one had gone ahead. */
   if (c->tx != NULL) capture_wait(c);
 
-  wait_for_hold(c);
   int rc = barrier(c);
   if (rc != SQLITE_OK) return rc;
-  pthread_mutex_lock(&wal->mutex);
-  wal_pin(wal, &c->reader);
-  c->pinned = true;
-  struct walindex_header header = wal->confirmed;
-  uint32_t backfill = wal->backfill;
-  pthread_mutex_unlock(&wal->mutex);
-
+  struct walindex_header header;
+  uint32_t backfill;
+  pin(c, &header, &backfill);
   struct walindex_info *info = walindex_info(&c->index);
   bool same = c->generation == c->reader.generation && !c->spoiled &&
               memcmp(walindex_header(&c->index), &header, sizeof(header)) == 0;
@@ -281,7 +302,12 @@ static int begin_write(struct connection *c)
   pthread_mutex_lock(&node->mutex);
   while ((why = cannot_write(node)) != NULL && !node->stopping)
     if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
-  if (why == NULL && (node->writer || node->inflight || node->hold)) {
+  /* A new WAL takes a moment; a reader that it did not wait for then finds its
+     snapshot gone. */
+  while (why == NULL && node->quiet == QUIET_GRANTED)
+    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
+  if (why == NULL &&
+      (node->writer || node->inflight || node->quiet == QUIET_GRANTED)) {
     pthread_mutex_unlock(&node->mutex);
     return SQLITE_BUSY;
   }

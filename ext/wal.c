@@ -500,6 +500,7 @@ void wal_pin(struct wal *wal, struct wal_reader *reader)
 {
   reader->generation = wal->generation;
   reader->frame = wal->confirmed.mx_frame;
+  reader->index = wal->confirmed_index;
   reader->uses_wal = wal->backfill != wal->confirmed.mx_frame;
   reader->next = &wal->readers;
   reader->prev = wal->readers.prev;
@@ -522,6 +523,14 @@ uint32_t wal_frames(struct wal *wal, uint32_t *backfill)
   if (backfill) *backfill = wal->backfill;
   pthread_mutex_unlock(&wal->mutex);
   return frames;
+}
+
+bool wal_unused(struct wal *wal)
+{
+  pthread_mutex_lock(&wal->mutex);
+  bool unused = wal->readers.next == &wal->readers;
+  pthread_mutex_unlock(&wal->mutex);
+  return unused;
 }
 
 /* ---- checkpoint and restart -------------------------------------------- */
@@ -558,8 +567,10 @@ static bool bound_by_foreign(struct wal *wal, uint32_t *target)
   return bound;
 }
 
-/* Lowers *target to what the node's own readers allow. Mutex held. */
-static bool bound_by_readers(struct wal *wal, uint32_t *target)
+/* Lowers *target, and *index with it, to what the node's own readers allow.
+   Mutex held. */
+static bool bound_by_readers(struct wal *wal, uint32_t *target,
+                             raft_index *index)
 {
   bool bound = false;
   for (struct wal_reader *r = wal->readers.next; r != &wal->readers;
@@ -567,6 +578,7 @@ static bool bound_by_readers(struct wal *wal, uint32_t *target)
     uint32_t limit = r->generation == wal->generation ? r->frame : 0;
     if (limit >= *target) continue;
     *target = limit;
+    *index = limit ? r->index : 0;
     bound = true;
   }
   return bound;
@@ -610,12 +622,16 @@ int wal_checkpoint(struct wal *wal, int (*floor)(void *ctx, raft_index index),
 
   pthread_mutex_lock(&wal->mutex);
   struct walindex_header header = wal->confirmed;
-  raft_index index = wal->confirmed_index;
+  raft_index index = wal->confirmed_index, reached = index;
   uint32_t target = header.mx_frame, from = wal->backfill;
-  if (bound_by_readers(wal, &target)) done->pinned = "a reader of this process";
+  if (bound_by_readers(wal, &target, &reached))
+    done->pinned = "a reader of this process";
   pthread_mutex_unlock(&wal->mutex);
 
-  if (bound_by_foreign(wal, &target)) done->pinned = "another process";
+  if (bound_by_foreign(wal, &target)) {
+    done->pinned = "another process";
+    reached = 0;
+  }
   int rc = 0;
   if (target > from) {
     if (lock_range(wal->shm, F_WRLCK, SHM_READ(0), 1) != 0) {
@@ -639,9 +655,9 @@ int wal_checkpoint(struct wal *wal, int (*floor)(void *ctx, raft_index index),
     }
     lock_range(wal->shm, F_UNLCK, SHM_READ(0), 1);
   }
-  if (rc == 0 && target >= header.mx_frame) {
-    done->full = true;
-    done->index = index;
+  if (rc == 0) {
+    done->full = target >= header.mx_frame;
+    done->index = reached;
   }
   return rc;
 }

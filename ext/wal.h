@@ -39,7 +39,8 @@ struct wal_reader {
   struct wal_reader *prev, *next;
   uint64_t generation;
   uint32_t frame;
-  bool uses_wal; /* false: everything it reads is in the database file */
+  raft_index index; /* the newest entry in it */
+  bool uses_wal;    /* false: everything it reads is in the database file */
 };
 
 struct wal {
@@ -127,6 +128,8 @@ uint32_t wal_pgno(const struct wal *wal, uint32_t frame);
 /* Confirmed frames in -wal, and how many of them are in the database file
    (backfill may be NULL). Any thread. */
 uint32_t wal_frames(struct wal *wal, uint32_t *backfill);
+/* No snapshot is in use. Any thread. */
+bool wal_unused(struct wal *wal);
 
 /* ---- the checkpointer -------------------------------------------------- */
 
