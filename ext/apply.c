@@ -72,7 +72,7 @@ static int read_one(struct node *node, raft_index index,
       store_read(node->store, index, index, RAFT_BODY_MAX, 1, entry, &error);
   if (n != 1)
     events_add(&node->events, "reading the log back: %s",
-               error ? error : strerror(-n));
+               error ? error : errno_text(-n).s);
   free(error);
   return n == 1 ? 0 : n < 0 ? n : -ENOENT;
 }
@@ -190,7 +190,7 @@ static void large_done(struct task *task)
   if (node->large_rc) {
     node_fail(node, "applying entry %llu: %s",
               (unsigned long long)(node->applied + 1),
-              strerror(-node->large_rc));
+              errno_text(-node->large_rc).s);
     return;
   }
   pthread_mutex_lock(&node->mutex);
@@ -336,7 +336,7 @@ void apply_committed(struct node *node)
     }
     if (rc) {
       node_fail(node, "applying entry %llu: %s",
-                (unsigned long long)(node->applied + 1), strerror(-rc));
+                (unsigned long long)(node->applied + 1), errno_text(-rc).s);
       return;
     }
     if (node->apply_busy) break; /* a large one: counted when it is done */
@@ -487,7 +487,7 @@ int apply_fold(struct node *node, raft_index from, raft_index to,
     rc = fold_append(node, &fold, to);
   }
   if (rc)
-    text_set(error, "%s: applying the log: %s", node->path, strerror(-rc));
+    text_set(error, "%s: applying the log: %s", node->path, errno_text(-rc).s);
   free(fold.images);
   return rc;
 }

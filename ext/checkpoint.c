@@ -101,7 +101,7 @@ int checkpoint_save(struct node *node, raft_index index, raft_index floor,
   cp.floor = floor;
   rc = store_checkpoint_write(node->io, node->dir, &cp, &line);
   if (rc) {
-    text_set(error, "checkpoint: %s", line ? line : strerror(-rc));
+    text_set(error, "checkpoint: %s", line ? line : errno_text(-rc).s);
     free(line);
     if (advanced) store_checkpoint_clear(&cp);
     return rc;
@@ -134,7 +134,7 @@ int checkpoint_run(struct node *node)
     rc = checkpoint_save(node, done.index, done.index, &error);
   if (rc) {
     events_add(&node->events, "checkpoint failed: %s",
-               error.s[0] ? error.s : strerror(-rc));
+               error.s[0] ? error.s : errno_text(-rc).s);
     return rc;
   }
   return done.full ? 0 : -EBUSY;

@@ -34,7 +34,7 @@ static int write_one(const char *dir, const char *file, const char *text,
   char *path = NULL;
   if (asprintf(&path, "%s/%s", dir, file) < 0) return -ENOMEM;
   int rc = io_replace_file(&io_posix, path, text, strlen(text));
-  if (rc) text_set(error, "%s: %s", path, strerror(-rc));
+  if (rc) text_set(error, "%s: %s", path, errno_text(-rc).s);
   free(path);
   return rc;
 }
@@ -68,7 +68,7 @@ static int read_one(const char *dir, const char *file, char **text,
   if (rc == -EBADMSG)
     text_set(error, "%s: damaged", path);
   else if (rc)
-    text_set(error, "%s: %s", path, strerror(-rc));
+    text_set(error, "%s: %s", path, errno_text(-rc).s);
   free(path);
   return rc;
 }

@@ -122,7 +122,7 @@ static bool address_free(const char *address, struct text *error)
     rc = errno;
   if (fd >= 0) close(fd);
   freeaddrinfo(found);
-  if (rc) text_set(error, "cannot listen on %s: %s", address, strerror(rc));
+  if (rc) text_set(error, "cannot listen on %s: %s", address, errno_text(rc).s);
   return rc == 0;
 }
 
@@ -194,7 +194,7 @@ static bool place_find(const char *file, struct place *place,
     return false;
   }
   if (access(place->parent, W_OK | X_OK) != 0) {
-    text_set(error, "%s: %s", place->parent, strerror(errno));
+    text_set(error, "%s: %s", place->parent, errno_text(errno).s);
     return false;
   }
   if (stat(place->dir, &st) == 0) {
@@ -216,7 +216,7 @@ static bool begin_directory(const struct place *place, struct text *error)
 {
   remove_directory(place->fresh);
   int rc = io_posix.mkdir(io_posix.ctx, place->fresh);
-  if (rc) text_set(error, "%s: %s", place->fresh, strerror(-rc));
+  if (rc) text_set(error, "%s: %s", place->fresh, errno_text(-rc).s);
   return rc == 0;
 }
 
@@ -225,7 +225,7 @@ static bool finish_directory(const struct place *place, struct text *error)
   int rc = io_posix.sync_dir(io_posix.ctx, place->fresh);
   if (rc == 0) rc = io_posix.rename(io_posix.ctx, place->fresh, place->dir);
   if (rc == 0) rc = io_posix.sync_dir(io_posix.ctx, place->parent);
-  if (rc) text_set(error, "%s: %s", place->dir, strerror(-rc));
+  if (rc) text_set(error, "%s: %s", place->dir, errno_text(-rc).s);
   return rc == 0;
 }
 
@@ -289,7 +289,7 @@ static bool set_write_version(const char *path, uint8_t version,
             pwrite(fd, &version, 1, 18) == 1 && fsync(fd) == 0;
   if (!ok && error)
     text_set(error, "%s: %s", path,
-             fd < 0 || errno ? strerror(errno) : "not in WAL mode");
+             fd < 0 || errno ? errno_text(errno).s : "not in WAL mode");
   if (fd >= 0) close(fd);
   return ok;
 }
@@ -331,7 +331,7 @@ static bool write_first_checkpoint(const char *dir, const struct identity *i,
   if (rc == 0) rc = settings_set(&settings, "ca-key", ca_key, strlen(ca_key));
   if (rc == 0) rc = settings_pack(&settings, &cp.settings, &cp.settings_len);
   rc = rc ? -ENOMEM : store_checkpoint_write(&io_posix, dir, &cp, &line);
-  if (rc) text_set(error, "%s", line ? line : strerror(-rc));
+  if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
   free(line);
   settings_clear(&settings);
   store_checkpoint_clear(&cp);
@@ -443,7 +443,7 @@ static bool ask_to_join(const struct tls_token *token, struct identity *i,
     if (status == ANSWER_OK)
       ok = parse_admission(body, len, i, a, error);
     else if (status < 0)
-      text_set(error, "%s: %s", address, net_error.text);
+      text_set(error, "%s", net_error.text);
     else
       text_set(error, "%.*s", (int)len, body ? (const char *)body : "");
     free(body);

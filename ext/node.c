@@ -14,6 +14,7 @@
 #include "node.h"
 
 #include <assert.h>
+#include <ctype.h>
 #include <errno.h>
 #include <sqlite3ext.h>
 #include <stdarg.h>
@@ -36,6 +37,15 @@ void text_set(struct text *text, const char *format, ...)
   va_start(args, format);
   vsnprintf(text->s, sizeof(text->s), format, args);
   va_end(args);
+}
+
+struct errno_text errno_text(int number)
+{
+  struct errno_text text = {""};
+  const char *found = strerror_r(number, text.s, sizeof(text.s));
+  if (found != text.s) snprintf(text.s, sizeof(text.s), "%s", found);
+  text.s[0] = (char)tolower((unsigned char)text.s[0]);
+  return text;
 }
 
 uint64_t clock_monotonic_ms(void)
@@ -556,7 +566,7 @@ static void load(struct node *node, const struct raft_load *load)
                   : 0;
   if (n < 0) {
     events_add(&node->events, "reading the log back: %s",
-               error ? error : strerror(-n));
+               error ? error : errno_text(-n).s);
     n = 0;
   }
   free(error);

@@ -30,6 +30,12 @@ struct text {
 void text_set(struct text *text, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* The text of an errno value, as messages here are written: lower case. */
+struct errno_text {
+  char s[80];
+};
+struct errno_text errno_text(int number);
+
 /* Milliseconds of a clock that never jumps; of the calendar. */
 uint64_t clock_monotonic_ms(void);
 int64_t clock_wall_ms(void);
@@ -391,7 +397,8 @@ int registry_start(const char *path, const struct raft_configuration *peers,
 void registry_release(struct node *node);
 /* Stops a node; it is freed when the last reference is released. */
 int registry_stop(const char *path, bool clean, struct text *answer);
-/* Why the node of a path could not be opened here; false: no reason known. */
+/* Why the node of a path could not be opened here, or (path NULL) the newest
+   such reason; false: no reason known. */
 bool registry_refusal(const char *path, struct text *reason);
 
 #endif

@@ -24,7 +24,8 @@ struct refusal {
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct node *nodes;
 static struct refusal *refusals;
-static pid_t owner; /* process that the nodes belong to */
+static struct text newest; /* of the refusals */
+static pid_t owner;        /* process that the nodes belong to */
 
 static void enter(void)
 {
@@ -44,6 +45,7 @@ static struct node *find(const char *path)
 
 static void set_refusal(const char *path, const struct text *reason)
 {
+  if (reason->s[0]) newest = *reason;
   struct refusal *r = refusals;
   while (r && strcmp(r->path, path) != 0)
     r = r->next;
@@ -64,7 +66,11 @@ bool registry_refusal(const char *path, struct text *reason)
 {
   bool found = false;
   enter();
-  for (struct refusal *r = refusals; r; r = r->next)
+  if (path == NULL) {
+    *reason = newest;
+    found = newest.s[0] != 0;
+  }
+  for (struct refusal *r = path ? refusals : NULL; r; r = r->next)
     if (strcmp(r->path, path) == 0 && r->reason.s[0]) {
       *reason = r->reason;
       found = true;

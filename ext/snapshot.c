@@ -242,6 +242,7 @@ static bool parse_head(struct node *node, struct snapshot_in *in,
   if (in->cp.settings == NULL) return false;
   memcpy(in->cp.settings, s, n_settings);
   in->cp.settings_len = n_settings;
+  in->cp.from_snapshot = true;
   return true;
 }
 
@@ -297,7 +298,7 @@ bool snapshot_chunk(void *ctx, const uint8_t *data, size_t len)
   int rc = node->io->pwrite(node->io->ctx, in->fd, data + 8, len - 8,
                             (uint64_t)in->received * in->page_size);
   if (rc) {
-    events_add(&node->events, "%s: %s", in->path, strerror(-rc));
+    events_add(&node->events, "%s: %s", in->path, errno_text(-rc).s);
     return false;
   }
   in->received += pages;
@@ -359,7 +360,8 @@ static int enter_snapshot(struct node *node, struct snapshot_in *in)
   store_checkpoint_clear(&node->checkpoint);
   node->checkpoint = in->cp;
   atomic_store(&node->shown_checkpoint, in->cp.index);
-  in->cp.settings = NULL; /* the node's now */
+  node->checkpoint.from_snapshot = false; /* the log was begun anew */
+  in->cp.settings = NULL;                 /* the node's now */
   event.u.snapshot_installed.index = in->cp.index;
   event.u.snapshot_installed.term = in->cp.term;
   event.u.snapshot_installed.configuration = &in->cp.configuration;
@@ -375,10 +377,12 @@ static void installed(struct task *task)
   node->installing = false;
   node->incoming = NULL;
   if (rc == 0 && !node->closing) rc = enter_snapshot(node, in);
-  const char *text = rc ? strerror(-rc) : "";
-  events_add(&node->events, "snapshot %s %s",
-             rc ? "not installed:" : "installed", text);
-  net_reply(in->request, rc ? 1 : 0, text, strlen(text));
+  struct errno_text why = errno_text(-rc);
+  if (rc)
+    events_add(&node->events, "snapshot not installed: %s", why.s);
+  else
+    events_add(&node->events, "snapshot installed");
+  net_reply(in->request, rc ? 1 : 0, why.s, strlen(why.s));
   free_in(node, in);
 }
 

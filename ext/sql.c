@@ -33,7 +33,7 @@ static struct connection *here(sqlite3_context *ctx)
   const char *file =
       sqlite3_db_filename(sqlite3_context_db_handle(ctx), "main");
   fail(ctx, name_of(ctx),
-       file && registry_refusal(file, &reason)
+       file && file[0] && registry_refusal(file, &reason)
            ? reason.s
            : "the main database is not replicated, or was opened before the "
              "extension was loaded");
@@ -202,8 +202,8 @@ static void sql_last_error(sqlite3_context *ctx, int n, sqlite3_value **values)
   struct text reason = {""};
   if (c)
     reason = c->reason;
-  else if (file)
-    registry_refusal(file, &reason);
+  else
+    registry_refusal(file && file[0] ? file : NULL, &reason);
   if (reason.s[0]) sqlite3_result_text(ctx, reason.s, -1, SQLITE_TRANSIENT);
 }
 
@@ -228,14 +228,16 @@ int sql_register(sqlite3 *db)
       {"quorate_index", 0, false, sql_index},
       {"quorate_last_error", 0, false, sql_last_error},
   };
-  int rc = SQLITE_OK;
+  int rc = tables_register(db);
   for (unsigned i = 0;
        rc == SQLITE_OK && i < sizeof(functions) / sizeof(functions[0]); i++)
     rc = sqlite3_create_function_v2(
         db, functions[i].name, functions[i].n,
         SQLITE_UTF8 | (functions[i].action ? SQLITE_DIRECTONLY : 0),
         functions[i].name, functions[i].run, NULL, NULL, NULL);
-  return rc == SQLITE_OK ? tables_register(db) : rc;
+  /* What is there cannot be replaced while a statement runs, as one does that
+     loads the extension again. */
+  return rc == SQLITE_BUSY ? SQLITE_OK : rc;
 }
 
 int sql_auto(sqlite3 *db, char **error, const sqlite3_api_routines *api)

@@ -76,7 +76,7 @@ static int open_control(struct node *node, raft_index *confirmed,
     map = mmap(NULL, sizeof(zero), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (rc == 0 && map == MAP_FAILED) rc = -errno;
   if (fd >= 0) io->close(io->ctx, fd);
-  if (rc) text_set(error, "%s: %s", path, strerror(-rc));
+  if (rc) text_set(error, "%s: %s", path, errno_text(-rc).s);
   free(path);
   if (rc) return rc;
   struct control *control = map;
@@ -102,7 +102,7 @@ static int take_lock(struct node *node, struct text *error)
   node->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   if (node->lock_fd < 0) {
     rc = -errno;
-    text_set(error, "%s: %s", path, strerror(-rc));
+    text_set(error, "%s: %s", path, errno_text(-rc).s);
   } else if (flock(node->lock_fd, LOCK_EX | LOCK_NB) != 0) {
     ssize_t n = pread(node->lock_fd, pid, sizeof(pid) - 1, 0);
     pid[n > 0 ? n : 0] = 0;
@@ -116,7 +116,7 @@ static int take_lock(struct node *node, struct text *error)
     if (ftruncate(node->lock_fd, 0) != 0 ||
         pwrite(node->lock_fd, pid, (size_t)n, 0) != n) {
       rc = -errno;
-      text_set(error, "%s: %s", path, strerror(-rc));
+      text_set(error, "%s: %s", path, errno_text(-rc).s);
     }
   }
   free(path);
@@ -152,7 +152,7 @@ static int open_log(struct node *node, struct store_checkpoint *cp,
   int rc = store_checkpoint_read(node->io, node->dir, cp, &line);
   if (rc == -ENOENT && node->identity.joining) rc = 0;
   if (rc == 0) rc = store_open(&options, cp, &node->store, recovered, &line);
-  if (rc) text_set(error, "%s", line ? line : strerror(-rc));
+  if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
   free(line);
   return rc;
 }
@@ -176,7 +176,7 @@ static int recover_database(struct node *node,
   }
   int rc = wal_open(node->io, node->path, cp->index, node->control_confirmed,
                     &node->wal, &line);
-  if (rc) text_set(error, "%s", line ? line : strerror(-rc));
+  if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
   free(line);
   if (rc) return rc;
   rc = apply_fold(node, cp->index, k, error);
@@ -259,7 +259,7 @@ static int start_threads(struct node *node, struct text *error)
   if (rc == 0) rc = pthread_create(&node->loop_thread, NULL, loop_main, node);
   node->loop_started = node->worker_started && rc == 0;
   pthread_sigmask(SIG_SETMASK, &old, NULL);
-  if (rc) text_set(error, "cannot start a thread: %s", strerror(rc));
+  if (rc) text_set(error, "cannot start a thread: %s", errno_text(rc).s);
   return -rc;
 }
 

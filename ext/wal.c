@@ -10,7 +10,7 @@
 ** READ(0..4), 128 the "dead man's switch"; in the database the SHARED range
 ** begins at 0x40000002.
 */
-#include "wal.h"
+#include "node.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -98,7 +98,7 @@ static int open_one(const struct io *io, const char *path, const char *suffix,
 static void set_error(char **error, const char *path, const char *what, int rc)
 {
   if (asprintf(error, "%s: %s%s%s", path, what, rc ? ": " : "",
-               rc ? strerror(-rc) : "") < 0)
+               rc ? errno_text(-rc).s : "") < 0)
     *error = NULL;
 }
 
@@ -191,6 +191,7 @@ static int enter_generation(struct wal *wal,
    would, into wal->frames and *header. */
 static int scan_frames(struct wal *wal, struct walindex_header *header)
 {
+  ssize_t n;
   uint8_t head[WAL_HEADER], *buf;
   uint32_t chain[2] = {0, 0};
   struct walindex_header h = {0};
@@ -199,8 +200,8 @@ static int scan_frames(struct wal *wal, struct walindex_header *header)
   int rc = 0;
 
   memset(header, 0, sizeof(*header));
-  if (io->pread(io->ctx, wal->file, head, sizeof(head), 0) != sizeof(head))
-    return 0;
+  n = io->pread(io->ctx, wal->file, head, sizeof(head), 0);
+  if (n != sizeof(head)) return n < 0 ? (int)n : 0;
   wal_checksum(head, 24, chain);
   if (get_be32(head) != WAL_MAGIC || get_be32(head + 8) != wal->page_size ||
       get_be32(head + 24) != chain[0] || get_be32(head + 28) != chain[1])
@@ -212,9 +213,9 @@ static int scan_frames(struct wal *wal, struct walindex_header *header)
   memcpy(header->frame_checksum, chain, sizeof(chain));
   if ((buf = malloc(size)) == NULL) return -ENOMEM;
   for (uint32_t frame = 1; rc == 0; frame++) {
-    if (io->pread(io->ctx, wal->file, buf, size, wal_offset(wal, frame)) !=
-        (ssize_t)size)
-      break;
+    n = io->pread(io->ctx, wal->file, buf, size, wal_offset(wal, frame));
+    if (n < 0) rc = (int)n;
+    if (n != (ssize_t)size) break;
     if (memcmp(buf + 8, h.salt, 8) != 0 || get_be32(buf) == 0) break;
     wal_checksum(buf, 8, chain);
     wal_checksum(buf + WAL_FRAME_HEADER, wal->page_size, chain);
@@ -310,10 +311,13 @@ static int take_fences(struct wal *wal, bool *alone, char **error)
 static int read_page_size(struct wal *wal, char **error)
 {
   uint8_t head[100];
-  if (wal->io->pread(wal->io->ctx, wal->db, head, sizeof(head), 0) !=
-          sizeof(head) ||
-      memcmp(head, "SQLite format 3", 16) != 0 || head[18] != 3 ||
-      head[19] != 2) {
+  ssize_t n = wal->io->pread(wal->io->ctx, wal->db, head, sizeof(head), 0);
+  if (n < 0) {
+    set_error(error, wal->path, "cannot read", (int)n);
+    return (int)n;
+  }
+  if (n != sizeof(head) || memcmp(head, "SQLite format 3", 16) != 0 ||
+      head[18] != 3 || head[19] != 2) {
     set_error(error, wal->path, "not a replicated database", 0);
     return -EBADMSG;
   }
@@ -358,6 +362,7 @@ int wal_open(const struct io *io, const char *path, raft_index index,
   }
   if (rc == 0) rc = take_fences(wal, &alone, error);
   if (rc == 0) rc = alone ? begin_alone(wal, error) : adopt(wal, error);
+  if (rc == 0) wal->info = walindex_info(&wal->index);
   /* Nothing can be recovered by others any more; stock readers may look for
      a recovery in progress. */
   if (rc == 0) rc = lock_range(wal->shm, F_UNLCK, SHM_WRITE + 2, 1);
@@ -385,7 +390,14 @@ static struct walindex_header next_header(const struct wal *wal,
   return header;
 }
 
-/* The one way in which a transaction becomes visible. */
+/* From here on frames of `index` may be found by recovery, whoever does it: a
+   start must not bring the database to an older state. */
+static void announce(struct wal *wal, raft_index index)
+{
+  atomic_store_explicit(wal->control, index, memory_order_release);
+}
+
+/* The one way in which a transaction becomes visible; it was announced. */
 static int publish(struct wal *wal, const struct walindex_header *header,
                    const uint32_t *pages, raft_index index)
 {
@@ -400,7 +412,6 @@ static int publish(struct wal *wal, const struct walindex_header *header,
   walindex_publish(&wal->index, header);
   wal->confirmed = *header;
   wal->confirmed_index = index;
-  atomic_store_explicit(wal->control, index, memory_order_release);
   pthread_mutex_unlock(&wal->mutex);
   return 0;
 }
@@ -409,7 +420,7 @@ void wal_advance(struct wal *wal, raft_index index)
 {
   pthread_mutex_lock(&wal->mutex);
   wal->confirmed_index = index;
-  atomic_store_explicit(wal->control, index, memory_order_release);
+  announce(wal, index);
   pthread_mutex_unlock(&wal->mutex);
 }
 
@@ -468,6 +479,7 @@ int wal_append_commit(struct wal *wal, uint32_t n_page, raft_index index)
     wal_advance(wal, index);
     return 0;
   }
+  announce(wal, index);
   int rc = append_frame(wal, wal->held_pgno, wal->held, n_page);
   if (rc == 0) rc = flush_out(wal);
   if (rc) return rc;
@@ -480,6 +492,7 @@ int wal_confirm(struct wal *wal, const struct walindex_header *header,
                 const uint32_t *pages, raft_index index)
 {
   assert(header->mx_frame > wal->confirmed.mx_frame);
+  announce(wal, index);
   int rc = wal->io->pwrite(wal->io->ctx, wal->file, wal->confirmed.salt, 8,
                            wal_offset(wal, header->mx_frame) + 8);
   return rc ? rc : publish(wal, header, pages, index);
@@ -550,7 +563,7 @@ static int by_page_newest_first(const void *a, const void *b)
    checkpoint does. */
 static bool bound_by_foreign(struct wal *wal, uint32_t *target)
 {
-  struct walindex_info *info = walindex_info(&wal->index);
+  struct walindex_info *info = wal->info;
   bool bound = false;
   for (int i = 1; i < 5; i++) {
     uint32_t mark = __atomic_load_n(&info->read_mark[i], __ATOMIC_ACQUIRE);
@@ -617,7 +630,7 @@ int wal_checkpoint(struct wal *wal, int (*floor)(void *ctx, raft_index index),
                    void *ctx, struct wal_checkpointed *done)
 {
   const struct io *io = wal->io;
-  struct walindex_info *info = walindex_info(&wal->index);
+  struct walindex_info *info = wal->info;
   memset(done, 0, sizeof(*done));
 
   pthread_mutex_lock(&wal->mutex);
@@ -662,6 +675,24 @@ int wal_checkpoint(struct wal *wal, int (*floor)(void *ctx, raft_index index),
   return rc;
 }
 
+/* Writes a new generation over the old one's beginning, which is put back if
+   that fails: the index goes on showing the old one. */
+static int replace_generation(struct wal *wal, struct walindex_header *header)
+{
+  const struct io *io = wal->io;
+  size_t size = wal_offset(wal, 2);
+  uint8_t *old = malloc(size);
+  if (old == NULL) return -ENOMEM;
+  ssize_t n = io->pread(io->ctx, wal->file, old, size, 0);
+  int rc = n == (ssize_t)size ? 0 : n < 0 ? (int)n : -EIO;
+  if (rc == 0) {
+    rc = write_generation(wal, header);
+    if (rc) io->pwrite(io->ctx, wal->file, old, size, 0);
+  }
+  free(old);
+  return rc;
+}
+
 int wal_restart(struct wal *wal)
 {
   struct walindex_header header;
@@ -675,7 +706,7 @@ int wal_restart(struct wal *wal)
   pthread_mutex_unlock(&wal->mutex);
   /* Whoever begins to read from here on finds everything in the database
      file, and does not use the WAL. */
-  if (rc == 0) rc = write_generation(wal, &header);
+  if (rc == 0) rc = replace_generation(wal, &header);
   if (rc == 0) {
     pthread_mutex_lock(&wal->mutex);
     rc = enter_generation(wal, &header);

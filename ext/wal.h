@@ -49,8 +49,9 @@ struct wal {
   int db, file, shm; /* descriptors; kept open until wal_close() */
   uint32_t page_size;
   pthread_mutex_t mutex, file_mutex;
-  struct walindex index; /* the real -shm */
-  uint32_t **frames;     /* page numbers, in blocks of 4096 */
+  struct walindex index; /* the real -shm; belongs to the applying thread */
+  struct walindex_info *info; /* in it, for the checkpointer */
+  uint32_t **frames;          /* page numbers, in blocks of 4096 */
   uint64_t generation;
   uint32_t sequence; /* of the -wal header */
   struct walindex_header confirmed;
