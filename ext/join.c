@@ -159,6 +159,7 @@ struct place {
   char *fresh; /* PATH-quorate.new */
   char *parent;
   bool existed; /* the database file */
+  bool was_wal; /* and was in WAL mode */
 };
 
 static void place_clear(struct place *place)
@@ -255,12 +256,44 @@ static bool run(sqlite3 *db, const char *sql, const char *want,
   return ok;
 }
 
+/* Bytes 18 and 19 of the header: write version, read version. */
+static bool read_versions(const char *path, uint8_t versions[2])
+{
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  bool ok = fd >= 0 && pread(fd, versions, 2, 18) == 2;
+  if (fd >= 0) close(fd);
+  return ok;
+}
+
+/* Sets the write version in the header: 3 fences it, 2 is an ordinary WAL
+   database. */
+static bool set_write_version(const char *path, uint8_t version,
+                              struct text *error)
+{
+  uint8_t header[20];
+  int fd = open(path, O_RDWR | O_CLOEXEC);
+  bool ok = fd >= 0 && pread(fd, header, 20, 0) == 20 &&
+            memcmp(header, "SQLite format 3", 16) == 0 && header[19] == 2 &&
+            pwrite(fd, &version, 1, 18) == 1 && fsync(fd) == 0;
+  if (!ok && error)
+    text_set(error, "%s: %s", path,
+             fd < 0 || errno ? errno_text(errno).s : "not in WAL mode");
+  if (fd >= 0) close(fd);
+  return ok;
+}
+
 /* Brings the file, or a new one, into WAL mode with everything in it, while
    nobody else uses it. */
-static bool convert(const struct place *place, struct text *error)
+static bool convert(struct place *place, struct text *error)
 {
   sqlite3 *db = NULL;
   struct text detail = {""};
+  uint8_t versions[2];
+  if (read_versions(place->path, versions)) {
+    place->was_wal = versions[1] == 2;
+    /* Of a node whose directory is gone: nobody else fences it. */
+    if (versions[0] == 3) set_write_version(place->path, 2, NULL);
+  }
   int rc = sqlite3_open_v2(place->path, &db,
                            SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE,
                            vfs_below_name());
@@ -275,22 +308,6 @@ static bool convert(const struct place *place, struct text *error)
             run(db, "PRAGMA journal_mode=WAL", "wal", &detail);
   sqlite3_close(db);
   if (!ok) text_set(error, "%s: %s", place->path, detail.s);
-  return ok;
-}
-
-/* Sets the write version in the header: 3 fences it, 2 is an ordinary WAL
-   database. */
-static bool set_write_version(const char *path, uint8_t version,
-                              struct text *error)
-{
-  uint8_t header[20];
-  int fd = open(path, O_RDWR | O_CLOEXEC);
-  bool ok = fd >= 0 && pread(fd, header, 20, 0) == 20 && header[19] == 2 &&
-            pwrite(fd, &version, 1, 18) == 1 && fsync(fd) == 0;
-  if (!ok && error)
-    text_set(error, "%s: %s", path,
-             fd < 0 || errno ? errno_text(errno).s : "not in WAL mode");
-  if (fd >= 0) close(fd);
   return ok;
 }
 
@@ -342,10 +359,16 @@ static void undo_bootstrap(const struct place *place)
 {
   remove_directory(place->fresh);
   remove_directory(place->dir);
-  if (place->existed)
-    set_write_version(place->path, 2, NULL);
-  else
+  if (!place->existed) {
     unlink(place->path);
+  } else if (set_write_version(place->path, 2, NULL) && !place->was_wal) {
+    sqlite3 *db = NULL;
+    struct text ignored;
+    if (sqlite3_open_v2(place->path, &db, SQLITE_OPEN_READWRITE,
+                        vfs_below_name()) == SQLITE_OK)
+      run(db, "PRAGMA journal_mode=DELETE", "delete", &ignored);
+    sqlite3_close(db);
+  }
 }
 
 int cluster_bootstrap(const char *file, int n, const char *const *options,
