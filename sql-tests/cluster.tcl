@@ -52,6 +52,8 @@ set dir $top/$suite.[pid]
 file mkdir $dir
 exec ln -s $cluster(QUORATE_LIBRARY) $dir/quorate.so
 cd $dir
+# Should whoever runs us be killed, sql-tests/all ends us by this.
+close [open $top/pids/[pid] w]
 # No shell of a test may read its user's .sqliterc.
 set env(HOME) $dir
 set code ""
