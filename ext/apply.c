@@ -124,6 +124,19 @@ static int confirm_own(struct node *node, struct transaction *tx,
   return 0;
 }
 
+/* A part is missing: then the transaction is dead, on every node alike. */
+static void drop_incomplete(struct node *node, struct transaction *tx,
+                            const struct raft_entry *entry)
+{
+  node->n_open = 0;
+  events_add(&node->events, "entry %llu ends a transaction that is not whole",
+             (unsigned long long)entry->index);
+  if (tx == NULL) return;
+  pthread_mutex_lock(&node->mutex);
+  node_settle(node, tx, TX_REJECTED);
+  pthread_mutex_unlock(&node->mutex);
+}
+
 static int apply_commit(struct node *node, const struct raft_entry *entry)
 {
   struct tx_head head;
@@ -135,8 +148,11 @@ static int apply_commit(struct node *node, const struct raft_entry *entry)
     return -EBADMSG;
   if (node->n_open && !same_transaction(&node->open_head, &head))
     node->n_open = 0;
-  if (head.part != node->n_open) return -EBADMSG;
   struct transaction *tx = own(node, entry);
+  if (head.part != node->n_open) {
+    drop_incomplete(node, tx, entry);
+    return 0;
+  }
   if (tx) {
     node->n_open = 0;
     return confirm_own(node, tx, entry);
@@ -167,7 +183,10 @@ static int note_part(struct node *node, const struct raft_entry *entry)
     return -EBADMSG;
   if (node->n_open && !same_transaction(&node->open_head, &head))
     node->n_open = 0;
-  if (head.part != node->n_open) return -EBADMSG;
+  if (head.part != node->n_open) {
+    node->n_open = 0; /* a part is missing: its COMMIT will find that out */
+    return 0;
+  }
   if (node->n_open == node->cap_open) {
     unsigned cap = node->cap_open ? node->cap_open * 2 : 64;
     raft_index *grown = realloc(node->open_parts, cap * sizeof(*grown));
@@ -358,7 +377,8 @@ struct image {
 struct fold {
   struct image *images;
   size_t n, cap;
-  struct tx_head head;
+  struct tx_head head; /* of the newest part */
+  bool whole_so_far;   /* its transaction misses no part */
   uint32_t n_page;
 };
 
@@ -406,16 +426,27 @@ static int fold_entry(struct node *node, struct fold *fold,
   struct tx_head head;
   const uint32_t *pgnos;
   const uint8_t *pages;
-  if (entry->type == RAFT_NOOP) fold->n = *whole;
+  if (entry->type == RAFT_NOOP) {
+    fold->n = *whole;
+    fold->whole_so_far = false;
+  }
   if (entry->type != RAFT_PAGES && entry->type != RAFT_COMMIT) return 0;
   if (!tx_parse(entry->body, node->wal->page_size, &head, &pgnos, &pages))
     return -EBADMSG;
-  if (head.part == 0 || !same_transaction(&head, &fold->head)) fold->n = *whole;
+  /* As note_part() and apply_commit() do. */
+  if (head.part == 0)
+    fold->whole_so_far = true;
+  else if (!same_transaction(&head, &fold->head) ||
+           head.part != fold->head.part + 1)
+    fold->whole_so_far = false;
+  if (head.part == 0 || !fold->whole_so_far) fold->n = *whole;
   fold->head = head;
+  if (!fold->whole_so_far) return 0;
   int rc = fold_add(fold, entry->index, pgnos, head.count);
   if (rc == 0 && entry->type == RAFT_COMMIT) {
     *whole = fold->n;
     fold->n_page = head.n_page;
+    fold->whole_so_far = false;
   }
   return rc;
 }

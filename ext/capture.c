@@ -185,16 +185,39 @@ static struct image *newest_images(const struct connection *c, uint32_t n,
   return images;
 }
 
-/* SQLite computed its checksums over a page 1 that says 2; on disk it says 3:
-   computes the chain anew from that frame on. */
+/* Writes a frame's header, unless the grant is gone and the frame another's. */
+static int write_frame_header(struct connection *c, const uint8_t *head,
+                              uint64_t offset)
+{
+  struct wal *wal = c->node->wal;
+  pthread_mutex_lock(&wal->file_mutex);
+  int rc = capture_revoked(c) ? -EPERM
+                              : wal->io->pwrite(wal->io->ctx, wal->file, head,
+                                                WAL_FRAME_HEADER, offset);
+  pthread_mutex_unlock(&wal->file_mutex);
+  return rc;
+}
+
+/* The first frame whose checksum SQLite did not compute as it must be on disk:
+   of page 1, which it sees with another byte 18; or the first of all when its
+   chain had left ours before. n: there is none. */
+static uint32_t first_to_rewrite(const struct connection *c, uint32_t n)
+{
+  uint32_t first = 0;
+  if (memcmp(c->before.frame_checksum, c->given.frame_checksum, 8) != 0)
+    return 0;
+  while (first < n && c->pending[first] != 1)
+    first++;
+  return first;
+}
+
+/* Computes the chain of checksums anew where it has to be. */
 static int rewrite_chain(struct connection *c, uint32_t n,
                          struct walindex_header *header)
 {
   struct wal *wal = c->node->wal;
   const struct io *io = wal->io;
-  uint32_t chain[2], first = 0;
-  while (first < n && c->pending[first] != 1)
-    first++;
+  uint32_t chain[2], first = first_to_rewrite(c, n);
   if (first == n) return 0;
   memcpy(chain, c->given.frame_checksum, sizeof(chain));
   size_t size = WAL_FRAME_HEADER + wal->page_size;
@@ -213,7 +236,7 @@ static int rewrite_chain(struct connection *c, uint32_t n,
       if (get_be32(buf + 4) != 0)
         for (int k = 8; k < 16; k++)
           head[k] = (uint8_t)~head[k];
-      rc = io->pwrite(io->ctx, wal->file, head, sizeof(head), at);
+      rc = write_frame_header(c, head, at);
     }
   }
   free(buf);
@@ -300,7 +323,7 @@ static struct transaction *make_transaction(struct connection *c)
 void capture_finish(struct connection *c)
 {
   struct walindex_header *now = walindex_header(&c->index);
-  if (memcmp(now, &c->given, sizeof(*now)) == 0) return; /* rolled back */
+  if (memcmp(now, &c->before, sizeof(*now)) == 0) return; /* rolled back */
   uint32_t n = now->mx_frame - c->given.mx_frame, count = 0;
   struct image *images = NULL;
   assert(c->tx == NULL);
@@ -355,6 +378,8 @@ int capture_wait(struct connection *c)
     return VFS_UNKNOWN;
   }
   if (state == TX_CONFIRMED) {
+    /* What the private index shows now, apart from the chain. */
+    c->given = tx->header;
     c->valid = tx->header.mx_frame;
     c->spoiled = false;
     transaction_free(tx);

@@ -98,7 +98,8 @@ int checkpoint_save(struct node *node, raft_index index, raft_index floor,
   int rc = 0;
   if (advanced) rc = advance_checkpoint(node, index, &cp, error);
   if (rc) return rc;
-  cp.floor = floor;
+  /* It never goes back: pages of later entries may be in the file already. */
+  if (floor > cp.floor) cp.floor = floor;
   rc = store_checkpoint_write(node->io, node->dir, &cp, &line);
   if (rc) {
     text_set(error, "checkpoint: %s", line ? line : errno_text(-rc).s);

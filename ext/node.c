@@ -126,6 +126,9 @@ void node_settle(struct node *node, struct transaction *tx, enum tx_state state)
   if (tx->next == NULL) node->inflight_tail = at;
   tx->next = NULL;
   tx->state = state;
+  /* The checkpointer may be waiting for a moment without any. */
+  if (node->inflight == NULL && atomic_load(&node->hold) != HOLD_NONE)
+    pthread_cond_broadcast(&node->changed);
   if (tx->abandoned)
     transaction_free(tx);
   else
@@ -426,10 +429,7 @@ static void update_view(struct node *node, bool configuration_changed)
   v.voters = count_voters(c);
   struct node_view was = node->view; /* only this thread changes it */
   bool deposed = was.role == RAFT_LEADER && (!leads || was.term != v.term);
-  if (deposed) {
-    atomic_store(&node->solo, false);
-    if (node->wal) wal_revoke(node->wal);
-  }
+  if (deposed) atomic_store(&node->solo, false);
   if (leads && (was.role != RAFT_LEADER || was.term != v.term))
     node->lead_from = v.last;
   pthread_mutex_lock(&node->mutex);
@@ -446,6 +446,9 @@ static void update_view(struct node *node, bool configuration_changed)
   char name[RAFT_NAME_MAX] = "";
   if (leader) memcpy(name, leader->name, sizeof(name));
   pthread_mutex_unlock(&node->mutex);
+  /* After no new grant is possible: one given in between would carry the new
+     epoch and never be revoked. */
+  if (deposed && node->wal) wal_revoke(node->wal);
   if (was.role != v.role || was.leader != v.leader)
     events_add(&node->events, "%s in term %llu, leader %s", role_name(v.role),
                (unsigned long long)v.term,

@@ -312,6 +312,9 @@ void node_free(struct node *node);
 /* "leader", "follower", "candidate", "learner", "stopped", "failed". */
 const char *node_role_name(struct node *node);
 
+/* In a child after fork(): closes the copies of its parent's locks. */
+void node_abandon(struct node *node);
+
 /* Says why something was refused: kept for quorate_last_error(). */
 void node_reason(struct node *node, const char *format, ...)
     __attribute__((format(printf, 2, 3)));

@@ -25,15 +25,38 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct node *nodes;
 static struct refusal *refusals;
 static struct text newest; /* of the refusals */
-static pid_t owner;        /* process that the nodes belong to */
+
+/* In fork(), so that the child finds the list whole and its mutex free. */
+static void before_fork(void)
+{
+  pthread_mutex_lock(&mutex);
+}
+
+static void after_fork(void)
+{
+  pthread_mutex_unlock(&mutex);
+}
+
+/* In the child: the threads, and so the nodes, are the parent's; copies of its
+   locks must not outlive it. */
+static void in_child(void)
+{
+  for (struct node *n = nodes; n; n = n->next)
+    node_abandon(n);
+  nodes = NULL;
+  pthread_mutex_unlock(&mutex);
+}
+
+static void watch_forks(void)
+{
+  pthread_atfork(before_fork, after_fork, in_child);
+}
 
 static void enter(void)
 {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, watch_forks);
   pthread_mutex_lock(&mutex);
-  if (owner == getpid()) return;
-  /* A child after fork(): the threads, and so the nodes, are the parent's. */
-  owner = getpid();
-  nodes = NULL;
 }
 
 static struct node *find(const char *path)
@@ -196,10 +219,9 @@ int registry_stop(const char *path, bool clean, struct text *answer)
 __attribute__((destructor)) static void stop_all(void)
 {
   if (pthread_mutex_trylock(&mutex) != 0) return;
-  if (owner == getpid())
-    for (struct node *node = nodes, *next; node; node = next) {
-      next = node->next;
-      if (!node->stopping) stop_one(node, true);
-    }
+  for (struct node *node = nodes, *next; node; node = next) {
+    next = node->next;
+    if (!node->stopping) stop_one(node, true);
+  }
   pthread_mutex_unlock(&mutex);
 }

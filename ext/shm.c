@@ -28,6 +28,8 @@ SQLITE_EXTENSION_INIT3
 #include <time.h>
 
 #define HOLD_SECONDS 5 /* longest wait for a new WAL */
+#define AGAIN_MS 250   /* a busy handler comes back sooner */
+#define ROUND_MS 200   /* time for the leader to answer */
 #define SLOT_WRITE 0
 #define SLOT_READ(i) (3 + (i))
 
@@ -95,9 +97,9 @@ static int refuse(struct connection *c, int rc, const char *why)
    read transaction that begins will want the write lock. */
 static bool wants_to_write(struct connection *c)
 {
-  if (c->db == NULL) return false;
-  for (sqlite3_stmt *s = sqlite3_next_stmt(c->db, NULL); s;
-       s = sqlite3_next_stmt(c->db, s))
+  if (c->db == NULL || *c->db == NULL) return false;
+  for (sqlite3_stmt *s = sqlite3_next_stmt(*c->db, NULL); s;
+       s = sqlite3_next_stmt(*c->db, s))
     if (sqlite3_stmt_busy(s) && !sqlite3_stmt_readonly(s)) return true;
   return false;
 }
@@ -172,15 +174,25 @@ static int fill(struct connection *c, const struct walindex_header *header,
   return SQLITE_OK;
 }
 
+/* How long this connection waits now. SQLite's busy handler asks again and
+   again: only the first time is waited for at length, or the two would
+   multiply. */
+static unsigned wait_ms(const struct connection *c, uint64_t refused,
+                        unsigned least)
+{
+  bool again = refused && clock_monotonic_ms() - refused < AGAIN_MS;
+  return again && c->write_wait > least ? least : c->write_wait;
+}
+
 /* True when nothing but the node's own tables is asked for, or nothing at all:
    SQLite reads the schema before it has a statement to run. */
 static bool asks_for_state(struct connection *c)
 {
   static const char *const tables[] = {"%quorate_status%", "%quorate_events%",
                                        "%quorate_members%"};
-  if (c->db == NULL) return false;
-  for (sqlite3_stmt *s = sqlite3_next_stmt(c->db, NULL); s;
-       s = sqlite3_next_stmt(c->db, s)) {
+  if (c->db == NULL || *c->db == NULL) return false;
+  for (sqlite3_stmt *s = sqlite3_next_stmt(*c->db, NULL); s;
+       s = sqlite3_next_stmt(*c->db, s)) {
     const char *sql = sqlite3_sql(s);
     if (!sqlite3_stmt_busy(s)) continue;
     bool named = false;
@@ -204,7 +216,9 @@ static int barrier(struct connection *c)
   bool leaderless = node->view.leader == 0 && !node->stopping;
   pthread_mutex_unlock(&node->mutex);
   if (leaderless && asks_for_state(c)) return SQLITE_OK;
-  int rc = node_barrier(node, local, c->write_wait, &c->reason);
+  int rc = node_barrier(node, local, wait_ms(c, c->refused_read, ROUND_MS),
+                        &c->reason);
+  if (rc == SQLITE_BUSY_TIMEOUT) c->refused_read = clock_monotonic_ms();
   return rc == SQLITE_BUSY_TIMEOUT && asks_for_state(c) ? SQLITE_OK : rc;
 }
 
@@ -228,11 +242,10 @@ static int begin_read(struct connection *c, int slot)
   pin(c, &header, &backfill);
   struct walindex_info *info = walindex_info(&c->index);
   bool same = c->generation == c->reader.generation && !c->spoiled &&
-              memcmp(walindex_header(&c->index), &header, sizeof(header)) == 0;
+              memcmp(&c->given, &header, sizeof(header)) == 0;
   /* When all is in the database file, SQLite must know it and read from there,
      or it would keep the WAL from starting anew. */
   if (same && (backfill < header.mx_frame || info->backfill == backfill)) {
-    c->given = header;
     c->read_state = READ_GRANTED;
     return SQLITE_OK;
   }
@@ -280,6 +293,7 @@ static int refuse_write(struct connection *c, const char *why)
   else
     snprintf(text, sizeof(text), "write refused: %s", why);
   pthread_mutex_unlock(&node->mutex);
+  c->refused_write = clock_monotonic_ms();
   return refuse(c, SQLITE_BUSY_TIMEOUT, text);
 }
 
@@ -292,9 +306,10 @@ static int begin_write(struct connection *c)
   if (c->writing) return SQLITE_OK;
   if (c->read_state != READ_GRANTED) return SQLITE_BUSY;
 
+  unsigned wait = wait_ms(c, c->refused_write, 0);
   clock_gettime(CLOCK_MONOTONIC, &end);
-  end.tv_sec += c->write_wait / 1000;
-  end.tv_nsec += (c->write_wait % 1000) * 1000000L;
+  end.tv_sec += wait / 1000;
+  end.tv_nsec += (wait % 1000) * 1000000L;
   if (end.tv_nsec >= 1000000000L) {
     end.tv_sec++;
     end.tv_nsec -= 1000000000L;
@@ -315,6 +330,7 @@ static int begin_write(struct connection *c)
     pthread_mutex_lock(&wal->mutex);
     bool newest = memcmp(&wal->confirmed, &c->given, sizeof(c->given)) == 0 &&
                   c->reader.generation == wal->generation;
+    c->before = *walindex_header(&c->index);
     c->epoch = wal->epoch;
     pthread_mutex_unlock(&wal->mutex);
     if (!newest) {

@@ -20,6 +20,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 /* ---- sending ----------------------------------------------------------- */
@@ -174,7 +175,10 @@ void snapshot_send(struct node *node, raft_id peer)
 {
   struct packer head = {0};
   struct snapshot_out *s = node->wal ? make_out(node, peer) : NULL;
-  if (s == NULL || pack_head(node, s, &head) != 0) {
+  /* While parts of a transaction are open, the index stays before them: a later
+     configuration does not belong to it. Asked for again soon. */
+  if (s == NULL || node->configuration_index > s->index ||
+      pack_head(node, s, &head) != 0) {
     if (s) free_out(s);
     refuse_send(node, peer);
   } else {
@@ -257,7 +261,10 @@ static int open_incoming(struct node *node, struct snapshot_in *in)
     rc = -ENOMEM;
   }
   if (rc == 0) {
-    in->fd = io->open(io->ctx, in->path, O_RDWR | O_CREAT | O_TRUNC);
+    /* Made with the rights that SQLite gives to a new database. */
+    int fd = open(in->path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (fd >= 0) close(fd);
+    in->fd = io->open(io->ctx, in->path, O_RDWR);
     if (in->fd < 0) rc = in->fd;
   }
   free(dir);

@@ -94,6 +94,17 @@ static int open_control(struct node *node, raft_index *confirmed,
   return 0;
 }
 
+/* Descriptors 0 to 2 are where programs print, open or not: nothing of a node
+   may get such a number. What is free is filled as SQLite does it. */
+static void fill_low_descriptors(void)
+{
+  int fd;
+  do
+    fd = open("/dev/null", O_RDWR);
+  while (fd >= 0 && fd < 3);
+  if (fd >= 3) close(fd);
+}
+
 static int take_lock(struct node *node, struct text *error)
 {
   char *path = in_dir(node, "lock"), pid[24];
@@ -341,6 +352,7 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
 int node_start(const char *path, const struct raft_configuration *peers,
                struct node **out, struct text *error)
 {
+  fill_low_descriptors();
   struct node *node = node_new(path);
   *out = NULL;
   if (node == NULL) {
@@ -464,10 +476,23 @@ void node_stop(struct node *node, bool clean)
        next start has nothing to do. */
     node->clean = checkpoint_run(node) == 0;
   }
-  store_close(node->store);
+  pthread_mutex_lock(&node->mutex);
+  struct store *store = node->store;
   node->store = NULL;
+  pthread_mutex_unlock(&node->mutex);
+  store_close(store);
   raft_free(node->raft);
   node->raft = NULL;
+}
+
+void node_abandon(struct node *node)
+{
+  if (node->lock_fd >= 0) close(node->lock_fd);
+  node->lock_fd = -1;
+  if (node->wal == NULL) return;
+  close(node->wal->shm);
+  close(node->wal->file);
+  close(node->wal->db);
 }
 
 void node_free(struct node *node)
@@ -476,7 +501,11 @@ void node_free(struct node *node)
   wal_close(node->wal, node->clean);
   tls_context_unref(node->tls);
   if (node->control_map) munmap(node->control_map, 4096);
-  if (node->lock_fd >= 0) close(node->lock_fd);
+  if (node->lock_fd >= 0) {
+    /* A forked child may hold a copy: closing alone would not release it. */
+    flock(node->lock_fd, LOCK_UN);
+    close(node->lock_fd);
+  }
   settings_clear(&node->settings);
   store_checkpoint_clear(&node->checkpoint);
   while (node->history) {

@@ -105,11 +105,11 @@ static void status_row(struct cursor *c, struct node *node)
   struct node_view view = node->view;
   raft_index applied = node->applied;
   struct text reason = node->reason;
-  bool writable = node->can_write, stopping = node->stopping;
+  bool writable = node->can_write;
   const struct raft_member *m = node_member(node, view.leader);
   if (m) memcpy(leader, m->name, sizeof(leader));
+  if (node->store) store_stats(node->store, &stats);
   pthread_mutex_unlock(&node->mutex);
-  if (!stopping) store_stats(node->store, &stats);
   if (node->wal) frames = wal_frames(node->wal, &backfill);
   put_text(c, node->identity.name);
   put_id(c, node->identity.id);

@@ -259,7 +259,7 @@ static int db_control(sqlite3_file *file, int op, void *arg)
 {
   struct connection *c = (struct connection *)file;
   switch (op) {
-  case SQLITE_FCNTL_PDB: c->db = *(sqlite3 **)arg; return SQLITE_OK;
+  case SQLITE_FCNTL_PDB: c->db = arg; return SQLITE_OK;
   case SQLITE_FCNTL_PRAGMA: return db_pragma(c, arg);
   case SQLITE_FCNTL_COMMIT_PHASETWO: return capture_wait(c);
   case SQLITE_FCNTL_SIZE_HINT:

@@ -24,18 +24,22 @@ struct connection {
   sqlite3_file base;
   struct node *node;
   sqlite3_file *real;
-  sqlite3 *db; /* SQLITE_FCNTL_PDB */
+  sqlite3 **db; /* SQLITE_FCNTL_PDB: with a shared cache it changes */
 
   enum read_level level;
   unsigned write_wait; /* ms */
   struct text reason;
+  uint64_t refused_read, refused_write; /* ms; when a wait was in vain */
 
   /* the private wal-index */
   struct walindex index;
   uint64_t generation;
-  uint32_t valid;               /* frames up to here are the confirmed ones */
-  bool spoiled;                 /* there may be others above */
-  struct walindex_header given; /* the header it was last given */
+  uint32_t valid; /* frames up to here are the confirmed ones */
+  bool spoiled;   /* there may be others above */
+  /* The confirmed transaction that it shows. The header in the index itself
+     may differ in the chain of checksums: SQLite's own, over a page 1 that
+     says 2 (capture.c). */
+  struct walindex_header given;
 
   /* the read transaction */
   enum read_state read_state;
@@ -47,6 +51,7 @@ struct connection {
   bool writing;
   uint64_t epoch;
   raft_term term;
+  struct walindex_header before; /* the header in the index at the grant */
   uint32_t *pending; /* page numbers of frames given.mx_frame + 1 ... */
   uint32_t n_pending, cap_pending;
   struct transaction *tx; /* handed over, fate not yet told */

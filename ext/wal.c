@@ -21,6 +21,8 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define SHM_WRITE 120
@@ -31,6 +33,8 @@
 
 #define BLOCK 4096u /* frames in a block of page numbers */
 #define BLOCKS 65536u
+#define FENCE_TRIES 100 /* 10 ms apart */
+#define OPEN_TRIES 10
 #define OUT_MAX (1u << 20) /* bytes gathered before a write of frames */
 
 /* ---- files and fences -------------------------------------------------- */
@@ -102,6 +106,8 @@ static void set_error(char **error, const char *path, const char *what, int rc)
     *error = NULL;
 }
 
+static void close_beside(struct wal *wal);
+
 void wal_close(struct wal *wal, bool clean)
 {
   if (wal == NULL) return;
@@ -121,9 +127,11 @@ void wal_close(struct wal *wal, bool clean)
   free(wal->out);
   free(wal->append_pages);
   free(wal->held);
-  if (wal->shm >= 0) wal->io->close(wal->io->ctx, wal->shm);
-  if (wal->file >= 0) wal->io->close(wal->io->ctx, wal->file);
-  if (wal->db >= 0) wal->io->close(wal->io->ctx, wal->db);
+  close_beside(wal);
+  if (wal->db >= 0) {
+    lock_range(wal->db, F_UNLCK, DB_SHARED, DB_SHARED_SIZE);
+    wal->io->close(wal->io->ctx, wal->db);
+  }
   pthread_mutex_destroy(&wal->mutex);
   pthread_mutex_destroy(&wal->file_mutex);
   free(wal->path);
@@ -281,31 +289,101 @@ fail:
   return rc;
 }
 
+/* Nobody else has the files open. What is in -wal stays: a checkpoint that was
+   cut off may have left pages in the database file that make sense only
+   together with it. The -shm is made anew, as after a power loss it may be
+   anything. */
 static int begin_alone(struct wal *wal, char **error)
 {
-  struct walindex_header header;
-  const struct io *io = wal->io;
-  int rc = io->truncate(io->ctx, wal->file, 0);
-  if (rc == 0) rc = io->truncate(io->ctx, wal->shm, 0);
-  if (rc == 0 && walindex_reserve(&wal->index, 0) != 0) rc = -ENOMEM;
-  if (rc == 0) rc = write_generation(wal, &header);
-  if (rc == 0) rc = enter_generation(wal, &header);
+  int rc = wal->io->truncate(wal->io->ctx, wal->shm, 0);
+  if (rc) set_error(error, wal->path, "cannot begin a -shm", rc);
+  if (rc == 0) rc = adopt(wal, error);
   if (rc == 0) rc = lock_range(wal->shm, F_RDLCK, SHM_DMS, 1);
-  if (rc) set_error(error, wal->path, "cannot begin a -wal", rc);
   return rc;
 }
 
-static int take_fences(struct wal *wal, bool *alone, char **error)
+static int try_fences(struct wal *wal, bool *alone)
 {
   *alone = lock_range(wal->shm, F_WRLCK, SHM_DMS, 1) == 0;
   int rc = *alone ? 0 : lock_range(wal->shm, F_RDLCK, SHM_DMS, 1);
   if (rc == 0) rc = lock_range(wal->shm, F_WRLCK, SHM_WRITE, 3);
   if (rc == 0) rc = lock_range(wal->db, F_RDLCK, DB_SHARED, DB_SHARED_SIZE);
-  if (rc) {
-    set_error(error, wal->path, "another process holds a lock on it", 0);
-    return WAL_EFOREIGN;
+  return rc;
+}
+
+/* A stock process that opens or closes the file takes for an instant locks
+   that are in the way. */
+static int take_fences(struct wal *wal, bool *alone, char **error)
+{
+  struct timespec pause = {0, 10 * 1000000};
+  int rc = try_fences(wal, alone);
+  for (int i = 0; rc && i < FENCE_TRIES; i++) {
+    lock_range(wal->shm, F_UNLCK, SHM_WRITE, 9);
+    nanosleep(&pause, NULL);
+    rc = try_fences(wal, alone);
+  }
+  if (rc == 0) return 0;
+  set_error(error, wal->path, "another process holds a lock on it", 0);
+  return WAL_EFOREIGN;
+}
+
+/* False when a stock process that closed the database has removed the files
+   between their opening and their locking. */
+static bool is_current(const struct wal *wal, const char *suffix, int fd)
+{
+  struct stat opened, named;
+  char *name = beside(wal->path, suffix);
+  bool same = name && fstat(fd, &opened) == 0 && stat(name, &named) == 0 &&
+              opened.st_dev == named.st_dev && opened.st_ino == named.st_ino;
+  free(name);
+  return same;
+}
+
+/* Opens -wal and -shm with the rights of the database file, as SQLite does. */
+static int open_beside(struct wal *wal)
+{
+  struct stat db;
+  int rc = open_one(wal->io, wal->path, "-wal", O_RDWR | O_CREAT, &wal->file);
+  if (rc == 0)
+    rc = open_one(wal->io, wal->path, "-shm", O_RDWR | O_CREAT, &wal->shm);
+  if (rc) return rc;
+  if (fstat(wal->db, &db) != 0) return -errno;
+  const int fds[] = {wal->file, wal->shm};
+  for (int i = 0; i < 2; i++) {
+    fchmod(fds[i], db.st_mode & 0777);
+    if (geteuid() == 0 && fchown(fds[i], db.st_uid, db.st_gid) != 0)
+      return -errno;
   }
   return 0;
+}
+
+static void close_beside(struct wal *wal)
+{
+  if (wal->shm >= 0) {
+    /* A forked child may hold a copy: closing alone releases nothing. */
+    lock_range(wal->shm, F_UNLCK, SHM_WRITE, 9);
+    wal->io->close(wal->io->ctx, wal->shm);
+  }
+  if (wal->file >= 0) wal->io->close(wal->io->ctx, wal->file);
+  wal->shm = wal->file = -1;
+}
+
+static int open_and_fence(struct wal *wal, bool *alone, char **error)
+{
+  for (int i = 0; i < OPEN_TRIES; i++) {
+    int rc = open_beside(wal);
+    if (rc) {
+      set_error(error, wal->path, "cannot open -wal and -shm", rc);
+      return rc;
+    }
+    rc = take_fences(wal, alone, error);
+    if (rc) return rc;
+    if (is_current(wal, "-wal", wal->file) && is_current(wal, "-shm", wal->shm))
+      return 0;
+    close_beside(wal);
+  }
+  set_error(error, wal->path, "-wal and -shm are removed all the time", 0);
+  return WAL_EFOREIGN;
 }
 
 static int read_page_size(struct wal *wal, char **error)
@@ -351,8 +429,6 @@ int wal_open(const struct io *io, const char *path, raft_index index,
   wal->frames = calloc(BLOCKS, sizeof(wal->frames[0]));
   rc = wal->path && wal->frames ? 0 : -ENOMEM;
   if (rc == 0) rc = open_one(io, path, "", O_RDWR, &wal->db);
-  if (rc == 0) rc = open_one(io, path, "-wal", O_RDWR | O_CREAT, &wal->file);
-  if (rc == 0) rc = open_one(io, path, "-shm", O_RDWR | O_CREAT, &wal->shm);
   if (rc) set_error(error, path, "cannot open", rc);
   if (rc == 0) rc = read_page_size(wal, error);
   if (rc == 0) {
@@ -360,7 +436,7 @@ int wal_open(const struct io *io, const char *path, raft_index index,
     wal->out = malloc(OUT_MAX + WAL_FRAME_HEADER + wal->page_size);
     if (wal->held == NULL || wal->out == NULL) rc = -ENOMEM;
   }
-  if (rc == 0) rc = take_fences(wal, &alone, error);
+  if (rc == 0) rc = open_and_fence(wal, &alone, error);
   if (rc == 0) rc = alone ? begin_alone(wal, error) : adopt(wal, error);
   if (rc == 0) wal->info = walindex_info(&wal->index);
   /* Nothing can be recovered by others any more; stock readers may look for

@@ -78,9 +78,9 @@ struct wal {
 
 /*
 ** Opens the files of a database that is in WAL mode and fenced, takes the
-** locks, drops what is left in -wal and -shm when no other process uses them,
-** or else goes on with them. confirmed_index is `index` afterwards. *error is
-** a malloc'd line.
+** locks, and goes on with the frames that are in -wal: they are confirmed (W1),
+** and a checkpoint that was cut off may need them. confirmed_index is `index`
+** afterwards. *error is a malloc'd line.
 */
 int wal_open(const struct io *io, const char *path, raft_index index,
              _Atomic uint64_t *control, struct wal **out, char **error);
