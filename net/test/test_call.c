@@ -296,6 +296,7 @@ static void a_join_by_name_and_of_full_length(void **state)
   struct pair p;
 
   (void)state;
+  need_localhost();
   pair_open(&p);
   snprintf(address, sizeof address, "localhost%s",
            strrchr(net_listening(p.a.net), ':'));
