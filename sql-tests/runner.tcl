@@ -62,9 +62,25 @@ proc readable {chan} {
   }
 }
 
+# A process and those that it started, by what /proc says of their parents.
+# One of them could keep our pipe open, so that its end would never come.
+proc family {pid} {
+  set found $pid
+  foreach stat [glob -nocomplain /proc/\[0-9\]*/stat] {
+    if {![catch {
+      set f [open $stat]
+      regexp {^(\d+) \(.*\) \S+ (\d+)} [read $f] - child parent
+      close $f
+    }] && $parent == $pid} {
+      lappend found {*}[family $child]
+    }
+  }
+  return $found
+}
+
 proc out_of_time {chan} {
   append ::output($chan) "\nno end after $::limit_ms ms: killed\n"
-  exec sh -c "kill -9 [pid $chan]"
+  catch {exec sh -c "kill -9 [family [pid $chan]]"}
 }
 
 proc finish {chan} {
