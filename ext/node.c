@@ -760,6 +760,11 @@ static void arm_timer(struct node *node)
   bool busy = node->waiters || !atomic_load(&node->serving);
   uint64_t most = busy ? 20 : TICK_MS;
   if (ms > most) ms = most;
+  /* One that is due sooner stays: under steady traffic it would be put off for
+     ever. */
+  if (uv_is_active((uv_handle_t *)&node->timer) &&
+      uv_timer_get_due_in(&node->timer) <= ms)
+    return;
   uv_timer_start(&node->timer, on_timer, ms ? ms : 1, 0);
 }
 
