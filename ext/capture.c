@@ -24,7 +24,6 @@ SQLITE_EXTENSION_INIT3
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
-#include <time.h>
 
 #define WAIT_MS 30000 /* longest wait for the fate of a commit */
 
@@ -146,40 +145,23 @@ int capture_read(struct connection *c, sqlite3_file *real, void *data, int n,
 
 /* ---- hand-over --------------------------------------------------------- */
 
-struct image {
-  uint32_t pgno, frame;
-};
-
-static int by_page_newest_first(const void *a, const void *b)
-{
-  const struct image *x = a, *y = b;
-  if (x->pgno != y->pgno) return x->pgno < y->pgno ? -1 : 1;
-  return x->frame > y->frame ? -1 : x->frame < y->frame;
-}
-
 static int by_frame(const void *a, const void *b)
 {
-  const struct image *x = a, *y = b;
+  const struct wal_image *x = a, *y = b;
   return x->frame < y->frame ? -1 : x->frame > y->frame;
 }
 
 /* Lists the newest frame of each page of the transaction, in frame order. */
-static struct image *newest_images(const struct connection *c, uint32_t n,
-                                   uint32_t n_page, uint32_t *count)
+static struct wal_image *newest_images(const struct connection *c, uint32_t n,
+                                       uint32_t n_page, uint32_t *count)
 {
-  struct image *images = malloc((size_t)n * sizeof(*images));
+  struct wal_image *images = malloc((size_t)n * sizeof(*images));
   if (images == NULL) return NULL;
   for (uint32_t i = 0; i < n; i++) {
     images[i].pgno = c->pending[i];
     images[i].frame = c->given.mx_frame + 1 + i;
   }
-  qsort(images, n, sizeof(*images), by_page_newest_first);
-  uint32_t kept = 0;
-  for (uint32_t i = 0; i < n; i++) {
-    if (images[i].pgno > n_page || images[i].pgno == 0) continue;
-    if (kept && images[kept - 1].pgno == images[i].pgno) continue;
-    images[kept++] = images[i];
-  }
+  uint32_t kept = wal_newest(images, n, n_page);
   qsort(images, kept, sizeof(*images), by_frame);
   *count = kept;
   return images;
@@ -249,8 +231,8 @@ static int rewrite_chain(struct connection *c, uint32_t n,
 
 /* One part: `count` images from `images`, read back from -wal. */
 static struct raft_body *make_part(struct connection *c,
-                                   const struct image *images, uint32_t count,
-                                   const struct tx_head *head)
+                                   const struct wal_image *images,
+                                   uint32_t count, const struct tx_head *head)
 {
   struct wal *wal = c->node->wal;
   size_t offset = tx_pages_offset(count);
@@ -276,7 +258,7 @@ static struct raft_body *make_part(struct connection *c,
 
 /* Hands all parts over, in order. -1: not handed over. */
 static int hand_over(struct connection *c, struct transaction *tx,
-                     const struct image *images, uint32_t count)
+                     const struct wal_image *images, uint32_t count)
 {
   struct node *node = c->node;
   uint32_t page_size = node->wal->page_size;
@@ -325,7 +307,7 @@ void capture_finish(struct connection *c)
   struct walindex_header *now = walindex_header(&c->index);
   if (memcmp(now, &c->before, sizeof(*now)) == 0) return; /* rolled back */
   uint32_t n = now->mx_frame - c->given.mx_frame, count = 0;
-  struct image *images = NULL;
+  struct wal_image *images = NULL;
   assert(c->tx == NULL);
   c->tx = make_transaction(c);
   /* From here on the second phase tells: what cannot be handed over is
@@ -359,8 +341,7 @@ int capture_wait(struct connection *c)
                : SQLITE_OK;
   }
   c->tx = NULL;
-  clock_gettime(CLOCK_MONOTONIC, &end);
-  end.tv_sec += WAIT_MS / 1000;
+  end = clock_deadline(WAIT_MS);
   pthread_mutex_lock(&node->mutex);
   while (tx->state == TX_WAITING)
     if (pthread_cond_timedwait(&tx->cond, &node->mutex, &end) != 0) break;

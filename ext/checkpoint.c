@@ -19,7 +19,6 @@
 #include <errno.h>
 #include <sqlite3ext.h>
 #include <stdio.h>
-#include <time.h>
 
 SQLITE_EXTENSION_INIT3
 
@@ -166,16 +165,6 @@ static void end_quiet(struct task *task)
   apply_committed(node);
 }
 
-static struct timespec in_ms(unsigned ms)
-{
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  t.tv_nsec += (long)ms * 1000000L;
-  t.tv_sec += t.tv_nsec / 1000000000L;
-  t.tv_nsec %= 1000000000L;
-  return t;
-}
-
 static void set_hold(struct node *node, enum hold hold)
 {
   pthread_mutex_lock(&node->mutex);
@@ -187,7 +176,7 @@ static void set_hold(struct node *node, enum hold hold)
 /* Waits until nobody writes. */
 static bool wait_for_writer(struct node *node)
 {
-  struct timespec end = in_ms(WRITER_MS);
+  struct timespec end = clock_deadline(WRITER_MS);
   pthread_mutex_lock(&node->mutex);
   while ((node->writer || node->inflight) && !node->stopping)
     if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
@@ -200,7 +189,7 @@ static bool wait_for_writer(struct node *node)
    same, when those who read do not use it. */
 static bool wait_for_readers(struct node *node)
 {
-  struct timespec end = in_ms(READERS_MS);
+  struct timespec end = clock_deadline(READERS_MS);
   pthread_mutex_lock(&node->mutex);
   while (!wal_unused(node->wal) && !node->stopping)
     if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;

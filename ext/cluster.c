@@ -15,7 +15,6 @@
 #include <errno.h>
 #include <sqlite3ext.h>
 #include <stdio.h>
-#include <time.h>
 
 SQLITE_EXTENSION_INIT3
 
@@ -132,25 +131,19 @@ static int cluster_ask(struct node *node, struct packer body, uint8_t **data,
                        size_t *len)
 {
   struct question *q = body.bad ? NULL : calloc(1, sizeof(*q));
-  pthread_condattr_t attr;
-  struct timespec end;
+  struct timespec end = clock_deadline(ASK_MS + 1000);
   *data = NULL;
   *len = 0;
   if (q == NULL) {
     free(body.data);
     return -1;
   }
-  pthread_condattr_init(&attr);
-  pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-  pthread_cond_init(&q->cond, &attr);
-  pthread_condattr_destroy(&attr);
+  clock_condition(&q->cond);
   q->refs = 2;
   q->status = -1;
   q->body = body;
   q->task.run = run_question;
   if (!node_post(node, &q->task)) q->refs = 1; /* nobody will answer */
-  clock_gettime(CLOCK_MONOTONIC, &end);
-  end.tv_sec += ASK_MS / 1000 + 1;
   pthread_mutex_lock(&node->mutex);
   while (!q->answered && !node->stopping)
     if (pthread_cond_timedwait(&q->cond, &node->mutex, &end) != 0) break;

@@ -62,7 +62,7 @@ int64_t clock_wall_ms(void)
   return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-static struct timespec deadline_in(uint64_t ms)
+struct timespec clock_deadline(uint64_t ms)
 {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
@@ -85,7 +85,7 @@ void node_reason(struct node *node, const char *format, ...)
   pthread_mutex_unlock(&node->mutex);
 }
 
-static void cond_init(pthread_cond_t *cond)
+void clock_condition(pthread_cond_t *cond)
 {
   pthread_condattr_t attr;
   pthread_condattr_init(&attr);
@@ -98,7 +98,7 @@ struct transaction *transaction_new(void)
 {
   struct transaction *tx = calloc(1, sizeof(*tx));
   if (tx == NULL) return NULL;
-  cond_init(&tx->cond);
+  clock_condition(&tx->cond);
   tx->state = TX_OPEN;
   return tx;
 }
@@ -198,7 +198,7 @@ static int wait_for(struct node *node, raft_index index,
   pthread_cond_t cond;
   struct waiter *w = calloc(1, sizeof(*w));
   if (w == NULL) return SQLITE_NOMEM;
-  cond_init(&cond);
+  clock_condition(&cond);
   w->cond = &cond;
   w->index = index;
   w->status = 1;
@@ -228,7 +228,7 @@ static int wait_for(struct node *node, raft_index index,
 int node_barrier(struct node *node, bool local, uint64_t wait_ms,
                  struct text *reason)
 {
-  struct timespec end = deadline_in(wait_ms);
+  struct timespec end = clock_deadline(wait_ms);
   int rc = wait_serving(node, &end, reason);
   return rc || local ? rc : wait_for(node, 0, &end, reason);
 }
@@ -236,7 +236,7 @@ int node_barrier(struct node *node, bool local, uint64_t wait_ms,
 int node_wait_applied(struct node *node, raft_index index, uint64_t wait_ms,
                       struct text *reason)
 {
-  struct timespec end = deadline_in(wait_ms);
+  struct timespec end = clock_deadline(wait_ms);
   return wait_for(node, index, &end, reason);
 }
 
@@ -265,7 +265,7 @@ static void purge(struct node *node, const struct transaction *tx)
 int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
                    struct raft_body *body)
 {
-  struct timespec end = deadline_in(HAND_OVER_MS);
+  struct timespec end = clock_deadline(HAND_OVER_MS);
   struct proposal *p = calloc(1, sizeof(*p));
   bool lost = p == NULL;
   pthread_mutex_lock(&node->mutex);
@@ -866,8 +866,8 @@ void node_callbacks(struct node *node, struct net_callbacks *callbacks)
 void node_conditions(struct node *node)
 {
   pthread_mutex_init(&node->mutex, NULL);
-  cond_init(&node->changed);
-  cond_init(&node->worker_cond);
+  clock_condition(&node->changed);
+  clock_condition(&node->worker_cond);
 }
 
 void node_begin_loop(struct node *node)

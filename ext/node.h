@@ -39,6 +39,9 @@ struct errno_text errno_text(int number);
 /* Milliseconds of a clock that never jumps; of the calendar. */
 uint64_t clock_monotonic_ms(void);
 int64_t clock_wall_ms(void);
+/* A condition that is waited for by the first clock, and how long. */
+void clock_condition(pthread_cond_t *cond);
+struct timespec clock_deadline(uint64_t ms);
 
 /* ---- identity: identity.c ---------------------------------------------- */
 

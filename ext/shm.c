@@ -25,11 +25,10 @@
 SQLITE_EXTENSION_INIT3
 
 #include <assert.h>
-#include <time.h>
 
-#define HOLD_SECONDS 5 /* longest wait for a new WAL */
-#define AGAIN_MS 250   /* a busy handler comes back sooner */
-#define ROUND_MS 200   /* time for the leader to answer */
+#define HOLD_MS 5000 /* longest wait for a new WAL */
+#define AGAIN_MS 250 /* a busy handler comes back sooner */
+#define ROUND_MS 200 /* time for the leader to answer */
 #define SLOT_WRITE 0
 #define SLOT_READ(i) (3 + (i))
 
@@ -115,8 +114,7 @@ static bool wait_for_hold(struct connection *c)
   bool in_time = true;
   if (hold == HOLD_NONE || (hold == HOLD_WRITERS && !wants_to_write(c)))
     return true;
-  clock_gettime(CLOCK_MONOTONIC, &end);
-  end.tv_sec += HOLD_SECONDS;
+  end = clock_deadline(HOLD_MS);
   pthread_mutex_lock(&node->mutex);
   while (in_time && atomic_load(&node->hold) != HOLD_NONE && !node->stopping)
     in_time = pthread_cond_timedwait(&node->changed, &node->mutex, &end) == 0;
@@ -306,14 +304,7 @@ static int begin_write(struct connection *c)
   if (c->writing) return SQLITE_OK;
   if (c->read_state != READ_GRANTED) return SQLITE_BUSY;
 
-  unsigned wait = wait_ms(c, c->refused_write, 0);
-  clock_gettime(CLOCK_MONOTONIC, &end);
-  end.tv_sec += wait / 1000;
-  end.tv_nsec += (wait % 1000) * 1000000L;
-  if (end.tv_nsec >= 1000000000L) {
-    end.tv_sec++;
-    end.tv_nsec -= 1000000000L;
-  }
+  end = clock_deadline(wait_ms(c, c->refused_write, 0));
   pthread_mutex_lock(&node->mutex);
   while ((why = cannot_write(node)) != NULL && !node->stopping)
     if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;

@@ -25,25 +25,14 @@
 
 /* ---- sending ----------------------------------------------------------- */
 
-struct image {
-  uint32_t pgno, frame;
-};
-
 struct snapshot_out {
   struct node *node;
   raft_id peer;
   raft_index index;
   struct wal_reader reader;
-  struct image *images; /* sorted by page number, newest frame each */
+  struct wal_image *images; /* sorted by page number, newest frame each */
   uint32_t n_images, n_page, next;
 };
-
-static int by_page_newest_first(const void *a, const void *b)
-{
-  const struct image *x = a, *y = b;
-  if (x->pgno != y->pgno) return x->pgno < y->pgno ? -1 : 1;
-  return x->frame > y->frame ? -1 : x->frame < y->frame;
-}
 
 static void free_out(struct snapshot_out *s)
 {
@@ -69,7 +58,7 @@ static struct snapshot_out *make_out(struct node *node, raft_id peer)
   s->index = wal->confirmed_index;
   s->n_page = wal->confirmed.n_page;
   pthread_mutex_unlock(&wal->mutex);
-  uint32_t n = s->reader.frame, kept = 0;
+  uint32_t n = s->reader.frame;
   s->images = malloc((size_t)n * sizeof(*s->images));
   if (s->images == NULL) {
     free_out(s);
@@ -79,11 +68,7 @@ static struct snapshot_out *make_out(struct node *node, raft_id peer)
     s->images[i].frame = i + 1;
     s->images[i].pgno = wal_pgno(wal, i + 1);
   }
-  qsort(s->images, n, sizeof(*s->images), by_page_newest_first);
-  for (uint32_t i = 0; i < n; i++)
-    if (kept == 0 || s->images[kept - 1].pgno != s->images[i].pgno)
-      s->images[kept++] = s->images[i];
-  s->n_images = kept;
+  s->n_images = wal_newest(s->images, n, s->n_page);
   return s;
 }
 

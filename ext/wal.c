@@ -606,6 +606,25 @@ void wal_unpin(struct wal *wal, struct wal_reader *reader)
   reader->prev = reader->next = NULL;
 }
 
+static int by_page_newest_first(const void *a, const void *b)
+{
+  const struct wal_image *x = a, *y = b;
+  if (x->pgno != y->pgno) return x->pgno < y->pgno ? -1 : 1;
+  return x->frame > y->frame ? -1 : x->frame < y->frame;
+}
+
+uint32_t wal_newest(struct wal_image *images, uint32_t n, uint32_t n_page)
+{
+  uint32_t kept = 0;
+  qsort(images, n, sizeof(*images), by_page_newest_first);
+  for (uint32_t i = 0; i < n; i++) {
+    if (images[i].pgno > n_page || images[i].pgno == 0) continue;
+    if (kept && images[kept - 1].pgno == images[i].pgno) continue;
+    images[kept++] = images[i];
+  }
+  return kept;
+}
+
 uint32_t wal_frames(struct wal *wal, uint32_t *backfill)
 {
   pthread_mutex_lock(&wal->mutex);
@@ -624,17 +643,6 @@ bool wal_unused(struct wal *wal)
 }
 
 /* ---- checkpoint and restart -------------------------------------------- */
-
-struct copy {
-  uint32_t pgno, frame;
-};
-
-static int by_page_newest_first(const void *a, const void *b)
-{
-  const struct copy *x = a, *y = b;
-  if (x->pgno != y->pgno) return x->pgno < y->pgno ? -1 : 1;
-  return x->frame > y->frame ? -1 : x->frame < y->frame;
-}
 
 /* Lowers *target to what stock readers of the real -shm allow, as a stock
    checkpoint does. */
@@ -679,24 +687,22 @@ static int copy_pages(struct wal *wal, uint32_t from, uint32_t to,
 {
   const struct io *io = wal->io;
   uint32_t n = to - from;
-  struct copy *copies = malloc((size_t)n * sizeof(*copies));
+  struct wal_image *copies = malloc((size_t)n * sizeof(*copies));
   uint8_t *page = malloc(wal->page_size);
   int rc = copies && page ? 0 : -ENOMEM;
   for (uint32_t i = 0; rc == 0 && i < n; i++) {
     copies[i].frame = from + 1 + i;
     copies[i].pgno = wal_pgno(wal, from + 1 + i);
   }
-  if (rc == 0) qsort(copies, n, sizeof(*copies), by_page_newest_first);
+  if (rc == 0) n = wal_newest(copies, n, n_page);
   for (uint32_t i = 0; rc == 0 && i < n; i++) {
-    uint32_t pgno = copies[i].pgno;
-    if (pgno > n_page || (i > 0 && copies[i - 1].pgno == pgno)) continue;
     if (io->pread(io->ctx, wal->file, page, wal->page_size,
                   wal_offset(wal, copies[i].frame) + WAL_FRAME_HEADER) !=
         (ssize_t)wal->page_size)
       rc = -EIO;
     else
       rc = io->pwrite(io->ctx, wal->db, page, wal->page_size,
-                      (uint64_t)(pgno - 1) * wal->page_size);
+                      (uint64_t)(copies[i].pgno - 1) * wal->page_size);
   }
   free(copies);
   free(page);

@@ -132,6 +132,14 @@ uint32_t wal_frames(struct wal *wal, uint32_t *backfill);
 /* No snapshot is in use. Any thread. */
 bool wal_unused(struct wal *wal);
 
+/* A page and the frame that holds it. */
+struct wal_image {
+  uint32_t pgno, frame;
+};
+/* Sorts images by page and keeps the newest of each that is still in a database
+   of n_page pages. Their number. */
+uint32_t wal_newest(struct wal_image *images, uint32_t n, uint32_t n_page);
+
 /* ---- the checkpointer -------------------------------------------------- */
 
 struct wal_checkpointed {

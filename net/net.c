@@ -72,7 +72,7 @@ void net_deliver(struct net *net, struct net_connection *c,
   }
   if (message.from != c->peer || message.to != net->self) {
     net_connection_end(c, NET_FAILED,
-                       "a message from node %" PRIu64 " to node %" PRIu64,
+                       "a message from node %016" PRIx64 " to node %016" PRIx64,
                        message.from, message.to);
     raft_message_clear(&message);
     return;
@@ -127,7 +127,8 @@ static void inbound_ready(struct net_connection *c)
   }
   if (!net->callbacks.allowed(net->callbacks.ctx, id)) {
     net_event(net, NET_EVENT_STRANGER,
-              "refused node %" PRIu64 " from %s: not a member", id, c->remote);
+              "refused node %016" PRIx64 " from %s: not a member", id,
+              c->remote);
     net_connection_end(c, NET_CUT, "not a member");
     return;
   }
@@ -207,8 +208,8 @@ static void tell(struct net *net, const struct net_connection *c)
   if (c->cause == NET_CUT) return;
   if (c->cause == NET_FAILED && c->peer)
     net_event(net, NET_EVENT_REFUSED,
-              "closed the connection of node %" PRIu64 " from %s: %s", c->peer,
-              c->remote, c->why);
+              "closed the connection of node %016" PRIx64 " from %s: %s",
+              c->peer, c->remote, c->why);
   else if (c->cause == NET_FAILED && c->ready)
     net_event(net, NET_EVENT_REFUSED, "closed a connection from %s: %s",
               c->remote, c->why);
@@ -217,7 +218,7 @@ static void tell(struct net *net, const struct net_connection *c)
               c->remote, c->why);
   else if (c->role == NET_ROLE_NEW || c->role == NET_ROLE_MEMBER)
     net_event(net, NET_EVENT_PEER,
-              "node %" PRIu64 " closed its connection from %s: %s", c->peer,
+              "node %016" PRIx64 " closed its connection from %s: %s", c->peer,
               c->remote, c->why);
 }
 

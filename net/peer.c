@@ -147,7 +147,7 @@ static void tell(struct net_peer *peer, const struct net_connection *c)
   uint64_t now = uv_now(net->hub.loop), ago = now - peer->told_at;
   char line[NET_TEXT + RAFT_ADDRESS_MAX + 64];
 
-  snprintf(line, sizeof line, "%s node %" PRIu64 " at %s: %s",
+  snprintf(line, sizeof line, "%s node %016" PRIx64 " at %s: %s",
            c->peer ? "lost" : "cannot connect to", peer->id, c->remote, c->why);
   if (peer->told_at && ago < net->hub.limits.event_ms) return;
   if (peer->told_at && ago < RETELL_MS && strcmp(peer->told, c->why) == 0)
@@ -166,7 +166,7 @@ static void dialled_ready(struct net_connection *c)
 
   if (id != peer->id) {
     net_connection_end(c, NET_FAILED,
-                       "it shows the certificate of node %" PRIu64, id);
+                       "it shows the certificate of node %016" PRIx64, id);
     return;
   }
   if (!net->callbacks.allowed(net->callbacks.ctx, id)) {

@@ -128,7 +128,7 @@ static void out_ready(struct net_connection *c)
 
   if (id != s->peer) {
     net_connection_end(c, NET_FAILED,
-                       "it shows the certificate of node %" PRIu64, id);
+                       "it shows the certificate of node %016" PRIx64, id);
     return;
   }
   if (!net->callbacks.allowed(net->callbacks.ctx, id)) {

@@ -311,10 +311,14 @@ static void false_names(void **state)
   say_message(&raw, 2, 1);
   UNTIL(&one.loop, raw_pump(&raw) && one.node.messages == 1);
   say_message(&raw, 3, 1);
-  until_refused(&one, &raw, "a message from node 3 to node 1");
+  until_refused(
+      &one, &raw,
+      "a message from node 0000000000000003 to node 0000000000000001");
   dial(&one, &raw, identity(2));
   say_message(&raw, 2, 4);
-  until_refused(&one, &raw, "a message from node 2 to node 4");
+  until_refused(
+      &one, &raw,
+      "a message from node 0000000000000002 to node 0000000000000004");
   assert_int_equal(one.node.messages, 1);
   /* One who shows this node's own certificate. */
   dial(&one, &raw, identity(1));
@@ -560,7 +564,9 @@ static void servers_gone_mad(void **state)
   assert_true(heard_of(&one.node, "a malformed answer"));
   assert_true(heard_of(&one.node, "a call frame is not allowed here"));
   assert_true(heard_of(&one.node, "a snapshot begin frame is not allowed"));
-  assert_true(heard_of(&one.node, "a message from node 3 to node 1"));
+  assert_true(heard_of(
+      &one.node,
+      "a message from node 0000000000000003 to node 0000000000000001"));
   /* An answer to nothing is ignored; one that is too early ends a call. */
   accept_raw(&raw, listener, &one.loop, identity(2));
   UNTIL(&one.loop, raw_pump(&raw) && connected(&one.node, 2));

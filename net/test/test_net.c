@@ -274,7 +274,8 @@ static void the_wrong_node_at_an_address(void **state)
   all = configuration_of(both, 2);
   all.members[1].id = 3;
   net_set_peers(p.a.net, &all);
-  UNTIL(&p.loop, heard_of(&p.a, "it shows the certificate of node 2"));
+  UNTIL(&p.loop,
+        heard_of(&p.a, "it shows the certificate of node 0000000000000002"));
   assert_false(connected(&p.a, 3));
   assert_int_equal(p.a.up[3], 0);
   pair_close(&p);
@@ -291,7 +292,7 @@ static void a_stranger_is_refused(void **state)
   raw_open(&raw, net_listening(p.a.net), identity(7));
   raw_handshake(&raw, &p.loop);
   UNTIL(&p.loop, raw_pump(&raw) && raw.closed);
-  assert_true(heard_of(&p.a, "refused node 7"));
+  assert_true(heard_of(&p.a, "refused node 0000000000000007"));
   assert_true(heard_of(&p.a, "not a member"));
   raw_end(&raw);
   pair_close(&p);
@@ -312,7 +313,7 @@ static void a_member_is_removed(void **state)
   p.a.banned[2] = true;
   all.n = 1;
   net_set_peers(p.a.net, &all);
-  UNTIL(&p.loop, heard_of(&p.a, "refused node 2"));
+  UNTIL(&p.loop, heard_of(&p.a, "refused node 0000000000000002"));
   UNTIL(&p.loop, net_peer_find(p.a.net, 2) == NULL);
   pair_close(&p);
 }
