@@ -832,11 +832,17 @@ static void on_down(void *ctx, raft_id peer)
   arm_timer(node);
 }
 
+/* The leader knows all members. A follower may not have heard of the newest
+   yet, whom it must hear, or never learn of it: there a certificate of this
+   cluster is enough. */
 static bool on_allowed(void *ctx, raft_id peer)
 {
   struct node *node = ctx;
   char name[40];
   size_t len;
+  if (raft_role(node->raft) == RAFT_LEADER &&
+      !raft_configuration_find(raft_configuration(node->raft, NULL), peer))
+    return false;
   snprintf(name, sizeof(name), "revoked/%016llx", (unsigned long long)peer);
   return settings_get(&node->settings, name, &len) == NULL;
 }
