@@ -6,7 +6,7 @@
 **     version = 1
 **     cluster = <16 hex>      node = <16 hex>      incarnation = <16 hex>
 **     name = n1               listen = host:port   advertise = host:port
-**     heartbeat_ms = 50       election_timeout_ms = 500
+**     heartbeat_ms = 75       election_timeout_ms = 500
 **     joining = 0
 **
 ** It is replaced in one step, and read strictly: an unknown name, a missing or

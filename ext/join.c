@@ -73,7 +73,9 @@ static bool take_option(struct identity *i, const char *name, const char *value,
 static bool take_options(struct identity *i, int n, const char *const *options,
                          bool bootstrap, struct text *error)
 {
-  i->heartbeat_ms = 50;
+  /* What an idle leader costs is its heartbeats; five may be lost before an
+     election. */
+  i->heartbeat_ms = 75;
   i->election_timeout_ms = 500;
   if (n % 2) {
     text_set(error, "options come in pairs: name, value");
