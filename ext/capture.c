@@ -80,6 +80,13 @@ static uint32_t pgno_of(const struct connection *c, uint32_t frame)
   return c->writing && i < c->n_pending ? c->pending[i] : 0;
 }
 
+/* Of a commit frame, until the transaction is confirmed (wal.h, W1). */
+static void invert_salts(uint8_t header[WAL_FRAME_HEADER])
+{
+  for (int i = 8; i < 16; i++)
+    header[i] = (uint8_t)~header[i];
+}
+
 static int write_header(struct connection *c, sqlite3_file *real,
                         const uint8_t *data, sqlite3_int64 offset,
                         uint32_t frame)
@@ -88,9 +95,7 @@ static int write_header(struct connection *c, sqlite3_file *real,
   int rc = set_pending(c, frame, get_be32(data));
   if (rc != SQLITE_OK) return rc;
   memcpy(header, data, sizeof(header));
-  if (get_be32(data + 4) != 0)
-    for (int i = 8; i < 16; i++)
-      header[i] = (uint8_t)~header[i];
+  if (get_be32(data + 4) != 0) invert_salts(header);
   return real->pMethods->xWrite(real, header, sizeof(header), offset);
 }
 
@@ -215,9 +220,7 @@ static int rewrite_chain(struct connection *c, uint32_t n,
     } else {
       wal_encode_frame(head, get_be32(buf), get_be32(buf + 4), c->given.salt,
                        buf + WAL_FRAME_HEADER, wal->page_size, chain);
-      if (get_be32(buf + 4) != 0)
-        for (int k = 8; k < 16; k++)
-          head[k] = (uint8_t)~head[k];
+      if (get_be32(buf + 4) != 0) invert_salts(head);
       rc = write_frame_header(c, head, at);
     }
   }

@@ -6,6 +6,8 @@
 
 #include "node.h"
 
+#define CERT_DAYS 365 /* life of a node's certificate */
+
 /* Status of an answer between nodes. */
 enum { ANSWER_OK = 0, ANSWER_REFUSED = 1, ANSWER_REDIRECT = 2 };
 

@@ -22,7 +22,6 @@ SQLITE_EXTENSION_INIT3
 
 #define JOIN_TIMEOUT_MS 15000 /* for the leader's answer */
 #define STALL_MS 30000        /* without any progress of the first snapshot */
-#define CA_DAYS 365
 #define REDIRECTS 5
 
 /* ---- options ----------------------------------------------------------- */
@@ -324,7 +323,7 @@ static bool make_first_identity(struct identity *i, char **ca_key,
   i->id |= 1; /* never 0 */
   ok = ok && tls_make_ca(i->cluster, &i->ca, ca_key, &e) == 0 &&
        tls_make_request(&csr, &i->key, &e) == 0 &&
-       tls_sign_request(i->ca, *ca_key, csr, i->cluster, i->id, CA_DAYS,
+       tls_sign_request(i->ca, *ca_key, csr, i->cluster, i->id, CERT_DAYS,
                         &i->cert, &e) == 0;
   tls_free_text(csr);
   if (!ok) text_set(error, "%s", e.text);
