@@ -313,13 +313,13 @@ static struct join *make_join(struct node *node, const char *name,
   return join;
 }
 
-static int propose_change(struct node *node, uint8_t what, raft_id id,
+static int propose_change(struct node *node, uint8_t type, raft_id id,
                           const struct raft_member *member, raft_index *index)
 {
+  struct raft_change change = {.type = type, .id = id, .member = member};
   struct raft_event event = {.type = RAFT_EVENT_CHANGE};
-  event.u.change.what = what;
-  event.u.change.id = id;
-  event.u.change.member = member;
+  event.u.change.n = 1;
+  event.u.change.items = &change;
   int rc = node_step(node, &event);
   raft_configuration(node->raft, index);
   return rc;

@@ -502,7 +502,7 @@ static void ask_reads(struct node *node)
   if (!atomic_load(&node->serving) && node->serve_from == 0 &&
       !node->asked_to_serve && !node->failed && node->wal) {
     node->asked_to_serve = true;
-    event.u.read = SERVE_READ;
+    event.u.read.number = SERVE_READ;
     node_step(node, &event);
   }
   for (struct waiter *w = node->waiters; w;) {
@@ -512,7 +512,7 @@ static void ask_reads(struct node *node)
     }
     /* A step may release waiters: begin again after each. */
     w->asked = true;
-    event.u.read = w->read;
+    event.u.read.number = w->read;
     node_step(node, &event);
     w = node->waiters;
   }
@@ -685,7 +685,7 @@ static bool propose_batch(struct node *node)
   event.u.propose.items = items;
   int rc = raft_step(node->raft, &event, &effects);
   pthread_mutex_lock(&node->mutex);
-  if (rc == RAFT_EBUSY) {
+  if (rc == RAFT_EBUSY || rc == RAFT_ETRANSFER) {
     put_back(node, batch, n);
   } else {
     for (unsigned i = 0; i < n; i++) {

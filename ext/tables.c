@@ -130,6 +130,12 @@ static void status_row(struct cursor *c, struct node *node)
   put_text(c, reason.s[0] ? reason.s : NULL);
 }
 
+static const char *member_role(uint8_t role)
+{
+  if (role == RAFT_LEARNER) return "learner";
+  return role == RAFT_LEAVING ? "leaving" : "voter";
+}
+
 static void member_rows(struct cursor *c, struct node *node)
 {
   struct member_row *rows = NULL;
@@ -140,7 +146,7 @@ static void member_rows(struct cursor *c, struct node *node)
     put_text(c, r->name);
     put_id(c, r->id);
     put_text(c, r->address);
-    put_text(c, r->role == RAFT_VOTER ? "voter" : "learner");
+    put_text(c, member_role(r->role));
     put_text(c, r->state);
     if (r->known) {
       put_number(c, r->match);

@@ -72,6 +72,7 @@ void raft_options_defaults(struct raft_options *options)
       .heartbeat_ms = 50,
       .election_timeout_ms = 500,
       .hint_jitter_ms = 40,
+      .clock_drift_percent = 20,
       .tail_bytes = 8u << 20,
       .uncommitted_bytes = 16u << 20,
       .message_bytes = 1u << 20,

@@ -6,7 +6,7 @@
 ** integers are little-endian. The head is 112 bytes, then 32 per entry:
 **
 **     0  u8   type
-**     1  u8   granted: 0 or 1
+**     1  u8   bit 0: granted, bit 1: transfer
 **     2  u16  0
 **     4  u32  number of entries
 **     8  u64  from
@@ -93,10 +93,12 @@ bool raft_message_valid(const struct raft_message *m)
       m->hint_term > RAFT_NUMBER_MAX || m->read_index > RAFT_NUMBER_MAX)
     return false;
   if (m->n_entries > 0 && m->type != RAFT_APPEND_REQUEST) return false;
+  if (m->transfer && m->type != RAFT_VOTE_REQUEST) return false;
 
   switch (m->type) {
   case RAFT_PREVOTE_REQUEST:
-  case RAFT_VOTE_REQUEST: return position_valid(m);
+  case RAFT_VOTE_REQUEST:
+  case RAFT_TIMEOUT_NOW: return position_valid(m);
   case RAFT_APPEND_REQUEST: return position_valid(m) && entries_valid(m);
   case RAFT_HEARTBEAT_REQUEST: return m->term > 0;
   /* A node that has seen no election answers in term 0. */
@@ -186,7 +188,7 @@ void raft_message_encode_head(const struct raft_message *message, uint8_t *out)
   uint32_t i;
 
   *p++ = message->type;
-  *p++ = message->granted;
+  *p++ = (uint8_t)(message->granted | message->transfer << 1);
   *p++ = 0;
   *p++ = 0;
   p = put32(p, message->n_entries);
@@ -238,10 +240,10 @@ static uint64_t take(struct cursor *c, unsigned bytes)
 /* The fixed fields; returns false when one of them is out of its range. */
 static bool take_head(struct cursor *c, struct raft_message *m)
 {
-  uint64_t granted, zero;
+  uint64_t flags, zero;
 
   m->type = (uint8_t)take(c, 1);
-  granted = take(c, 1);
+  flags = take(c, 1);
   zero = take(c, 2);
   m->n_entries = (uint32_t)take(c, 4);
   m->from = take(c, 8);
@@ -257,8 +259,9 @@ static bool take_head(struct cursor *c, struct raft_message *m)
   m->read = take(c, 8);
   m->read_index = take(c, 8);
   take(c, 8); /* the checksum, looked at by the caller */
-  m->granted = granted == 1;
-  return !c->bad && granted <= 1 && zero == 0 &&
+  m->granted = flags & 1;
+  m->transfer = flags >> 1 & 1;
+  return !c->bad && flags <= 3 && zero == 0 &&
          m->n_entries <= RAFT_MESSAGE_ENTRIES_MAX;
 }
 

@@ -1,13 +1,19 @@
 /*
 ** configuration.c: members, their encoding, and what a quorum is.
 **
+** A joint configuration is written as one list of members: each has its role
+** in the new one, and those who had a vote in the old one are marked. A member
+** with a role of its own and no mark is new to the vote; one whose role is
+** RAFT_LEAVING is there only for its vote in the old one. Whether it is joint
+** is whether anybody is marked: no configuration is without a voter.
+**
 ** A configuration as the body of an entry, little-endian:
 **
 **    0  u32  number of members, at most RAFT_MEMBERS_MAX
 **       then for each member, without padding:
 **    0  u64  id, not 0, distinct
 **    8  u64  incarnation
-**   16  u8   role
+**   16  u8   bits 0-3: role, 4: outgoing, 5-6: priority, 7: 0
 **   17  u8   length of the name, below RAFT_NAME_MAX
 **   18  u16  length of the address, below RAFT_ADDRESS_MAX
 **   20       the name, then the address, without closing zeros
@@ -31,6 +37,20 @@ const struct raft_member *raft_configuration_find(
   return NULL;
 }
 
+bool raft_configuration_joint(const struct raft_configuration *configuration)
+{
+  unsigned i;
+
+  for (i = 0; i < configuration->n; i++)
+    if (configuration->members[i].outgoing) return true;
+  return false;
+}
+
+bool raft_member_votes(const struct raft_member *member)
+{
+  return member->role == RAFT_VOTER || member->outgoing;
+}
+
 unsigned raft_configuration_voters(
     const struct raft_configuration *configuration)
 {
@@ -43,8 +63,10 @@ unsigned raft_configuration_voters(
 
 static bool member_valid(const struct raft_member *member)
 {
-  return member->id != 0 &&
-         (member->role == RAFT_VOTER || member->role == RAFT_LEARNER) &&
+  if (member->role != RAFT_VOTER && member->role != RAFT_LEARNER &&
+      (member->role != RAFT_LEAVING || !member->outgoing))
+    return false;
+  return member->id != 0 && member->priority <= RAFT_AVOID &&
          memchr(member->name, 0, RAFT_NAME_MAX) &&
          memchr(member->address, 0, RAFT_ADDRESS_MAX);
 }
@@ -63,20 +85,33 @@ bool raft_configuration_valid(const struct raft_configuration *configuration)
   return true;
 }
 
-uint64_t raft_configuration_quorum(
-    const struct raft_configuration *configuration, const uint64_t *values)
+/* The quorum's value among the old voters, or among the new ones. */
+static uint64_t majority(const struct raft_configuration *configuration,
+                         bool outgoing, const uint64_t *values)
 {
+  const struct raft_member *member;
   uint64_t sorted[RAFT_MEMBERS_MAX];
   unsigned i, j, n = 0;
 
   /* Insertion, greatest first: voters are few. */
   for (i = 0; i < configuration->n; i++) {
-    if (configuration->members[i].role != RAFT_VOTER) continue;
+    member = &configuration->members[i];
+    if (outgoing ? !member->outgoing : member->role != RAFT_VOTER) continue;
     for (j = n++; j > 0 && sorted[j - 1] < values[i]; j--)
       sorted[j] = sorted[j - 1];
     sorted[j] = values[i];
   }
   return n > 0 ? sorted[n / 2] : 0;
+}
+
+uint64_t raft_configuration_quorum(
+    const struct raft_configuration *configuration, const uint64_t *values)
+{
+  uint64_t incoming = majority(configuration, false, values), outgoing;
+
+  if (!raft_configuration_joint(configuration)) return incoming;
+  outgoing = majority(configuration, true, values);
+  return incoming < outgoing ? incoming : outgoing;
 }
 
 /* ---- encoding ---------------------------------------------------------- */
@@ -106,7 +141,10 @@ static uint8_t *put_member(uint8_t *p, const struct raft_member *member)
 
   p = put(p, member->id, 8);
   p = put(p, member->incarnation, 8);
-  p = put(p, member->role, 1);
+  p = put(p,
+          member->role | (unsigned)member->outgoing << 4 |
+              (unsigned)member->priority << 5,
+          1);
   p = put(p, name, 1);
   p = put(p, address, 2);
   memcpy(p, member->name, name);
@@ -154,7 +192,9 @@ static size_t get_member(const uint8_t *data, size_t len,
   if (len < MEMBER_HEAD) return 0;
   member->id = get(data, 8);
   member->incarnation = get(data + 8, 8);
-  member->role = data[16];
+  member->role = data[16] & 15;
+  member->outgoing = data[16] >> 4 & 1;
+  member->priority = data[16] >> 5; /* bit 7 makes it an impossible one */
   name = data[17];
   address = (size_t)get(data + 18, 2);
   if (len - MEMBER_HEAD < name + address) return 0;

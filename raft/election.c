@@ -24,10 +24,23 @@
 ** hear the leader. Therefore a leader of an earlier term gets an answer
 ** (raft_refuse_leader()), learns of the later term and steps down.
 **
+** Leadership transfer (dissertation, 3.10) asks one node to campaign at once,
+** without a pre-vote. Its requests say so, and stickiness does not apply: the
+** leader itself wants to be replaced.
+**
+** Leases (read.c) rest on stickiness: whoever answered a heartbeat votes for
+** nobody else for the minimal election timeout. A node that restarts has
+** forgotten what it answered, so it waits as long before it votes.
+**
+** Priorities: a voter that should rather lead draws its timeout from the
+** lower half of the range, one that should not from beyond it.
+**
 ** A vote counts when it is durable, the candidate's own too. Votes of others
 ** arrive only after they were durable there.
 */
 #include "internal.h"
+
+#include <string.h>
 
 /* ---- chance and time --------------------------------------------------- */
 
@@ -41,11 +54,28 @@ uint64_t raft_random(struct raft *r)
   return z ^ (z >> 31);
 }
 
+int raft_member_rank(const struct raft_member *member)
+{
+  if (member->priority == RAFT_PREFER) return 2;
+  return member->priority == RAFT_AVOID ? 0 : 1;
+}
+
+/* A delay in [0, range), lower or higher as this node should rather lead. */
+static uint64_t jitter(struct raft *r, uint64_t range)
+{
+  const struct raft_member *self =
+      raft_configuration_find(&r->configuration, r->options.id);
+  int rank = self ? raft_member_rank(self) : 1;
+
+  if (rank == 0) return range + raft_random(r) % range;
+  return raft_random(r) % (rank == 1 || range == 1 ? range : range / 2);
+}
+
 void raft_reset_election_timer(struct raft *r)
 {
   uint64_t timeout = r->options.election_timeout_ms;
 
-  r->election_deadline = r->now + timeout + raft_random(r) % timeout;
+  r->election_deadline = r->now + timeout + jitter(r, timeout);
 }
 
 /* Whether the leader, as far as this node knows, is alive. */
@@ -63,7 +93,7 @@ static bool counts_me(const struct raft *r,
   const struct raft_member *self =
       raft_configuration_find(configuration, r->options.id);
 
-  return self && self->role == RAFT_VOTER &&
+  return self && raft_member_votes(self) &&
          self->incarnation == r->options.incarnation;
 }
 
@@ -110,6 +140,7 @@ void raft_become_follower(struct raft *r, raft_term term, raft_id leader)
       raft_ring_pop_front(&r->batches);
     r->uncommitted = 0;
     r->agreed = r->commit;
+    memset(&r->lead, 0, sizeof r->lead);
     raft_reset_election_timer(r);
   }
   r->role = RAFT_FOLLOWER;
@@ -123,15 +154,19 @@ void raft_become_precandidate(struct raft *r)
   raft_reads_fail(r, RAFT_ELOST);
   r->role = RAFT_PRECANDIDATE;
   r->leader = 0;
+  r->prevote_round++;
   forget_votes(r);
   raft_reset_election_timer(r);
 }
 
-void raft_become_candidate(struct raft *r)
+void raft_become_candidate(struct raft *r, bool asked)
 {
-  assert(r->role == RAFT_PRECANDIDATE);
+  assert(r->role == (asked ? RAFT_FOLLOWER : RAFT_PRECANDIDATE));
   assert(raft_may_campaign(r));
+  if (asked) raft_reads_fail(r, RAFT_ELOST);
   r->role = RAFT_CANDIDATE;
+  r->leader = 0;
+  r->asked_to_campaign = asked;
   r->term++;
   r->voted_for = r->options.id;
   r->agreed = r->commit;
@@ -151,13 +186,17 @@ void raft_become_leader(struct raft *r)
   assert(r->batches.n == 0 && r->reads.n == 0);
   r->role = RAFT_LEADER;
   r->leader = r->options.id;
+  memset(&r->lead, 0, sizeof r->lead);
+  r->lead.since = r->now;
+  r->lead.handover_due = r->now + r->options.election_timeout_ms;
+  r->lead.first_round = r->read_round + 1;
   for (i = 0; i < r->configuration.n; i++) {
     raft_peer_reset(r, &r->peers[i], next);
     r->peers[i].read_ack = r->read_round; /* no round is under way */
   }
   r->heartbeat_due = r->now + r->options.heartbeat_ms;
   /* Entries of earlier terms are committed by way of this one (figure 8). */
-  r->term_start = next;
+  r->lead.start = next;
   noop.index = next;
   raft_append(r, &noop);
 }
@@ -170,13 +209,15 @@ static void ask_for_votes(struct raft *r, uint8_t type, raft_term term)
   unsigned i;
 
   for (i = 0; i < r->configuration.n; i++) {
-    if (r->configuration.members[i].role != RAFT_VOTER) continue;
+    if (!raft_member_votes(&r->configuration.members[i])) continue;
     if (raft_is_self(r, &r->peers[i])) continue;
     message = (struct raft_message){
         .type = type,
         .term = term,
         .prev_index = r->log.last,
         .prev_term = raft_log_term(&r->log, r->log.last),
+        .transfer = type == RAFT_VOTE_REQUEST && r->asked_to_campaign,
+        .read = type == RAFT_PREVOTE_REQUEST ? r->prevote_round : 0,
     };
     raft_send(r, r->peers[i].id, &message, 0);
   }
@@ -199,7 +240,7 @@ static bool quorum_granted(const struct raft *r)
 void raft_count_votes(struct raft *r)
 {
   if (r->role == RAFT_PRECANDIDATE && quorum_granted(r)) {
-    raft_become_candidate(r);
+    raft_become_candidate(r, false);
     ask_for_votes(r, RAFT_VOTE_REQUEST, r->term);
   }
   if (r->role == RAFT_CANDIDATE && quorum_granted(r)) raft_become_leader(r);
@@ -222,7 +263,7 @@ void raft_election_tick(struct raft *r)
 /* Campaigns within the jitter of the hint, if not before. */
 static void campaign_soon(struct raft *r)
 {
-  uint64_t deadline = r->now + raft_random(r) % r->options.hint_jitter_ms;
+  uint64_t deadline = r->now + jitter(r, r->options.hint_jitter_ms);
 
   if (deadline < r->election_deadline) r->election_deadline = deadline;
 }
@@ -240,6 +281,16 @@ void raft_peer_closed(struct raft *r, raft_id id)
   campaign_soon(r);
 }
 
+/* The leader hands over to this node, which has all of its log. */
+void raft_on_timeout_now(struct raft *r, const struct raft_message *m)
+{
+  if (r->role != RAFT_FOLLOWER || r->leader != m->from) return;
+  if (!raft_may_campaign(r) || r->log.last < m->prev_index) return;
+  raft_become_candidate(r, true);
+  ask_for_votes(r, RAFT_VOTE_REQUEST, r->term);
+  raft_count_votes(r);
+}
+
 /* ---- votes ------------------------------------------------------------- */
 
 /* Section 5.4.1: the candidate's log holds all that this one holds. */
@@ -255,6 +306,7 @@ static bool is_up_to_date(const struct raft *r, const struct raft_message *m)
 static bool may_grant(const struct raft *r, const struct raft_message *m)
 {
   if (r->disk_failed || m->term < r->term) return false;
+  if (r->now < r->votes_from && !m->transfer) return false;
   if (m->term == r->term && r->voted_for != m->from &&
       (r->voted_for != 0 || r->leader != 0))
     return false;
@@ -265,9 +317,10 @@ void raft_on_vote_request(struct raft *r, const struct raft_message *m)
 {
   bool real = m->type == RAFT_VOTE_REQUEST;
   /* A leader that asks for votes in a later term leads no more. */
-  bool sticky = has_leader(r) && m->from != r->leader;
+  bool sticky = has_leader(r) && m->from != r->leader && !m->transfer;
   struct raft_message answer = {.type = real ? RAFT_VOTE_RESPONSE
-                                             : RAFT_PREVOTE_RESPONSE};
+                                             : RAFT_PREVOTE_RESPONSE,
+                                .read = real ? 0 : m->read};
 
   if (real && !sticky && m->term > r->term) raft_become_follower(r, m->term, 0);
   answer.granted = !sticky && may_grant(r, m);
@@ -292,6 +345,8 @@ void raft_on_vote_response(struct raft *r, const struct raft_message *m)
       m->type == RAFT_VOTE_RESPONSE ? RAFT_CANDIDATE : RAFT_PRECANDIDATE;
 
   if (!peer || !m->granted || r->role != role) return;
+  /* A pre-vote promises nothing for later rounds. */
+  if (role == RAFT_PRECANDIDATE && m->read != r->prevote_round) return;
   peer->granted = true;
   raft_count_votes(r);
 }

@@ -93,11 +93,13 @@ void raft_log_check(const struct raft_log *log);
 /* ---- interface to the code in configuration.c -------------------------- */
 
 bool raft_configuration_valid(const struct raft_configuration *configuration);
+/* Voters, in a joint configuration the new ones. */
 unsigned raft_configuration_voters(
     const struct raft_configuration *configuration);
 /*
 ** Every question about quorums is this one: the greatest v such that the
-** values of a quorum of the voters are at least v. values[i] belongs to
+** values of a quorum of the voters are at least v; in a joint configuration,
+** of a quorum of the new voters and of one of the old. values[i] belongs to
 ** members[i]; without voters the answer is 0.
 */
 uint64_t raft_configuration_quorum(
@@ -158,6 +160,22 @@ struct raft_batch {
   size_t bytes;
 };
 
+/* Rounds of heartbeats whose beginning is remembered, for the lease. */
+#define RAFT_ROUNDS 32
+
+/* What only a leader has; all zeros in every other role. */
+struct raft_leadership {
+  raft_index start;      /* its NOOP */
+  uint64_t since;        /* when it was elected */
+  raft_id transfer_to;   /* 0: it hands over to nobody */
+  bool transfer_told;    /* TIMEOUT_NOW was sent at this heartbeat */
+  uint64_t transfer_end; /* when it gives that up */
+  uint64_t handover_due; /* not before this to one who should rather lead */
+  bool lease_void;       /* no lease reads in the rest of this term */
+  uint64_t first_round;  /* rounds from here on are of this term */
+  uint64_t round_began[RAFT_ROUNDS]; /* [round % RAFT_ROUNDS] */
+};
+
 /* The effects of the current step, as they are gathered. */
 struct raft_output {
   uint64_t seq;     /* of this step's write; 0: none so far */
@@ -191,16 +209,19 @@ struct raft {
   raft_id leader; /* 0: unknown */
   struct raft_log log;
   raft_index commit;
-  raft_index agreed;     /* known to be equal to the log of this term's leader,
+  raft_index agreed; /* known to be equal to the log of this term's leader,
                             beside what is committed */
-  raft_index term_start; /* leader: its NOOP */
+  struct raft_leadership lead;
 
   uint64_t seq;         /* newest write that was handed out */
   uint64_t durable_seq; /* newest durable one */
   uint64_t vote_seq;    /* newest with a term or a vote in it */
 
   uint64_t election_deadline;
-  uint64_t leader_heard; /* when the leader was last heard from */
+  uint64_t votes_from;    /* with leases: no votes before this time */
+  uint64_t prevote_round; /* the newest one that this node asked for */
+  bool asked_to_campaign; /* candidate: by its leader, with TIMEOUT_NOW */
+  uint64_t leader_heard;  /* when the leader was last heard from */
   uint64_t heartbeat_due;
 
   struct raft_configuration configuration, previous;
@@ -258,13 +279,14 @@ bool raft_may_campaign(const struct raft *r);
 /* The four role changes; each asserts that it is a legal one. */
 void raft_become_follower(struct raft *r, raft_term term, raft_id leader);
 void raft_become_precandidate(struct raft *r);
-void raft_become_candidate(struct raft *r);
+void raft_become_candidate(struct raft *r, bool asked);
 void raft_become_leader(struct raft *r);
 void raft_election_tick(struct raft *r);
 /* A candidate's own vote became durable, or the quorum changed. */
 void raft_count_votes(struct raft *r);
 void raft_on_vote_request(struct raft *r, const struct raft_message *m);
 void raft_on_vote_response(struct raft *r, const struct raft_message *m);
+void raft_on_timeout_now(struct raft *r, const struct raft_message *m);
 void raft_peer_closed(struct raft *r, raft_id id);
 
 /* ---- interface to the code in follower.c ------------------------------- */
@@ -281,6 +303,7 @@ int raft_snapshot_installed(struct raft *r, raft_index index, raft_term term,
 void raft_peer_reset(struct raft *r, struct raft_peer *peer, raft_index next);
 int raft_leader_propose(struct raft *r, raft_term term, unsigned n,
                         const struct raft_proposal *items);
+int raft_leader_transfer(struct raft *r, raft_id to);
 void raft_leader_tick(struct raft *r);
 uint64_t raft_leader_deadline(const struct raft *r);
 /* Commit, reads and messages: what a leader ends every step with. */
@@ -296,12 +319,13 @@ bool raft_peer_caught_up(const struct raft *r, const struct raft_peer *peer);
 
 /* ---- interface to the code in read.c ----------------------------------- */
 
-void raft_reads_ask(struct raft *r, uint64_t read);
+void raft_reads_ask(struct raft *r, uint64_t read, bool lease);
 void raft_on_read_request(struct raft *r, const struct raft_message *m);
 void raft_on_read_response(struct raft *r, const struct raft_message *m);
 /* Leader: starts rounds, answers what a round has confirmed. */
 void raft_reads_advance(struct raft *r);
-/* Leader: reads that wait for a round go with a heartbeat that is due. */
+/* Leader: reads that wait for a round go with a heartbeat that is due; with
+   leases every heartbeat begins one. */
 void raft_reads_join(struct raft *r);
 /* Follower: asks again, fails what has waited for too long. */
 void raft_reads_tick(struct raft *r);
@@ -310,8 +334,11 @@ void raft_reads_fail(struct raft *r, int status);
 
 /* ---- interface to the code in membership.c ----------------------------- */
 
-int raft_change(struct raft *r, uint8_t what, raft_id id,
-                const struct raft_member *member);
+int raft_change(struct raft *r, unsigned n, const struct raft_change *items);
+/* Leader: a joint configuration that is committed is left. */
+void raft_membership_leave_joint(struct raft *r);
+/* How much a member should lead: the greater the rather. */
+int raft_member_rank(const struct raft_member *member);
 /* The configuration at index comes into force. */
 void raft_membership_use(struct raft *r,
                          const struct raft_configuration *configuration,

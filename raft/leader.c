@@ -27,6 +27,12 @@
 ** Was it the last one, then two heartbeat answers in a row report the same
 ** match, short of what was sent, and an empty append asks again.
 **
+** Handing over (dissertation, 3.10): no proposals are taken, the target is
+** brought up to date, and then told to campaign at once; told again with every
+** heartbeat, since the message may be lost; given up after an election timeout.
+** A leader hands over when it is asked to, when its own removal is committed,
+** and when a voter that should rather lead has caught up.
+**
 ** Commit: the greatest index that is durable on a quorum, where this node
 ** counts by its own durable index like any other, and only if the entry there
 ** is of this term.
@@ -338,7 +344,125 @@ static bool is_removed(const struct raft *r)
       raft_configuration_find(&r->configuration, r->options.id);
 
   return r->configuration_index <= r->commit &&
-         (!self || self->role != RAFT_VOTER);
+         (!self || !raft_member_votes(self));
+}
+
+/* ---- handing over ------------------------------------------------------ */
+
+static bool may_succeed(const struct raft *r, unsigned i)
+{
+  return r->configuration.members[i].role == RAFT_VOTER &&
+         !raft_is_self(r, &r->peers[i]);
+}
+
+/*
+** The voter that should lead next: among those that follow closely and were
+** heard from lately, one that should rather than others, then the one with
+** most of the log. NULL: there is none.
+*/
+static struct raft_peer *best_successor(struct raft *r, int *rank)
+{
+  struct raft_peer *best = NULL, *peer;
+  unsigned i;
+  int own;
+
+  for (i = 0; i < r->configuration.n; i++) {
+    peer = &r->peers[i];
+    if (!may_succeed(r, i) || peer->state != RAFT_REPLICATE) continue;
+    if (r->now - peer->heard > r->options.election_timeout_ms) continue;
+    own = raft_member_rank(&r->configuration.members[i]);
+    if (best && own < *rank) continue;
+    if (best && own == *rank && peer->match <= best->match) continue;
+    best = peer;
+    *rank = own;
+  }
+  return best;
+}
+
+static void tell_to_campaign(struct raft *r, struct raft_peer *peer)
+{
+  struct raft_message message = {
+      .type = RAFT_TIMEOUT_NOW,
+      .prev_index = r->log.last,
+      .prev_term = raft_log_term(&r->log, r->log.last),
+  };
+
+  assert(peer->match == r->log.last);
+  r->lead.lease_void = true;
+  raft_send(r, peer->id, &message, 0);
+}
+
+static void begin_transfer(struct raft *r, raft_id to)
+{
+  assert(r->lead.transfer_to == 0);
+  r->lead.transfer_to = to;
+  r->lead.transfer_told = false;
+  r->lead.transfer_end = r->now + r->options.election_timeout_ms;
+}
+
+int raft_leader_transfer(struct raft *r, raft_id to)
+{
+  struct raft_peer *peer;
+  int rank;
+
+  if (r->role != RAFT_LEADER) return RAFT_ENOTLEADER;
+  if (r->lead.transfer_to != 0) return RAFT_ETRANSFER;
+  if (to == 0) {
+    peer = best_successor(r, &rank);
+    if (!peer) return RAFT_ENOTREADY;
+  } else {
+    peer = raft_peer(r, to);
+    if (!peer) return RAFT_ENOTFOUND;
+    if (!may_succeed(r, (unsigned)(peer - r->peers))) return RAFT_EINVAL;
+  }
+  begin_transfer(r, peer->id);
+  return 0;
+}
+
+/* Who should rather lead than this node does so, if it can. */
+static void prefer_another(struct raft *r)
+{
+  const struct raft_member *self =
+      raft_configuration_find(&r->configuration, r->options.id);
+  struct raft_peer *peer;
+  int rank;
+
+  if (r->lead.transfer_to != 0 || r->now < r->lead.handover_due) return;
+  r->lead.handover_due = r->now + r->options.election_timeout_ms;
+  if (!self || r->commit < r->lead.start) return;
+  peer = best_successor(r, &rank);
+  if (!peer || peer->match < r->commit || rank <= raft_member_rank(self))
+    return;
+  begin_transfer(r, peer->id);
+  /* Should it fail, the cluster is to work for a while in between. */
+  r->lead.handover_due += 10 * (uint64_t)r->options.election_timeout_ms;
+}
+
+static void go_on_with_transfer(struct raft *r)
+{
+  struct raft_peer *peer;
+
+  if (r->lead.transfer_to == 0) return;
+  peer = raft_peer(r, r->lead.transfer_to);
+  if (!peer || !may_succeed(r, (unsigned)(peer - r->peers))) {
+    r->lead.transfer_to = 0;
+    return;
+  }
+  if (peer->match < r->log.last) return;
+  if (r->lead.transfer_told && !r->out.heartbeat) return;
+  tell_to_campaign(r, peer);
+  r->lead.transfer_told = true;
+}
+
+/* Its work is done; who is up to date need not wait for a timeout. */
+static void resign(struct raft *r)
+{
+  struct raft_peer *peer;
+  int rank;
+
+  peer = best_successor(r, &rank);
+  if (peer && peer->match == r->log.last) tell_to_campaign(r, peer);
+  raft_become_follower(r, r->term, 0);
 }
 
 void raft_leader_finish(struct raft *r)
@@ -348,15 +472,17 @@ void raft_leader_finish(struct raft *r)
   assert(r->role == RAFT_LEADER);
   advance_commit(r);
   release_batches(r);
+  raft_membership_leave_joint(r);
   raft_reads_advance(r);
   for (i = 0; i < r->configuration.n && !r->failed; i++) {
     if (raft_is_self(r, &r->peers[i])) continue;
     serve(r, &r->peers[i]);
     if (r->out.heartbeat) heartbeat(r, &r->peers[i]);
   }
+  go_on_with_transfer(r);
   if (r->out.heartbeat) r->heartbeat_due = r->now + r->options.heartbeat_ms;
   raft_log_evict(&r->log);
-  if (is_removed(r)) raft_become_follower(r, r->term, 0);
+  if (is_removed(r)) resign(r);
 }
 
 /* ---- proposals --------------------------------------------------------- */
@@ -396,6 +522,7 @@ int raft_leader_propose(struct raft *r, raft_term term, unsigned n,
   if (r->disk_failed) return RAFT_EDISK;
   if (r->role != RAFT_LEADER) return RAFT_ENOTLEADER;
   if (term != 0 && term != r->term) return RAFT_ENOTLEADER;
+  if (r->lead.transfer_to != 0) return RAFT_ETRANSFER;
   if (!proposals_valid(n, items)) return RAFT_EINVAL;
   bytes = charge(n, items);
   if (bytes > 0 && r->uncommitted > 0 &&
@@ -442,7 +569,9 @@ void raft_leader_tick(struct raft *r)
     raft_become_follower(r, r->term, 0);
     return;
   }
+  if (r->now >= r->lead.transfer_end) r->lead.transfer_to = 0;
   if (r->now >= r->heartbeat_due) {
+    prefer_another(r);
     raft_reads_join(r);
     r->out.heartbeat = true;
   }
@@ -452,6 +581,8 @@ uint64_t raft_leader_deadline(const struct raft *r)
 {
   uint64_t deadline = quorum_heard(r) + r->options.election_timeout_ms + 1;
 
+  if (r->lead.transfer_to != 0 && r->lead.transfer_end < deadline)
+    deadline = r->lead.transfer_end;
   return deadline < r->heartbeat_due ? deadline : r->heartbeat_due;
 }
 

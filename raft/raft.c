@@ -250,6 +250,7 @@ static int on_message(struct raft *r, const struct raft_message *m)
   case RAFT_HEARTBEAT_RESPONSE: return raft_on_heartbeat_response(r, m);
   case RAFT_READ_REQUEST: raft_on_read_request(r, m); return 0;
   case RAFT_READ_RESPONSE: raft_on_read_response(r, m); return 0;
+  case RAFT_TIMEOUT_NOW: raft_on_timeout_now(r, m); return 0;
   default: return RAFT_EMALFORMED;
   }
 }
@@ -285,6 +286,11 @@ static void on_tick(struct raft *r)
   if (r->role != RAFT_LEADER) raft_election_tick(r);
 }
 
+static void doubt_clock(struct raft *r)
+{
+  if (r->role == RAFT_LEADER) r->lead.lease_void = true;
+}
+
 static int dispatch(struct raft *r, const struct raft_event *event)
 {
   switch (event->type) {
@@ -295,10 +301,14 @@ static int dispatch(struct raft *r, const struct raft_event *event)
   case RAFT_EVENT_PROPOSE:
     return raft_leader_propose(r, event->u.propose.term, event->u.propose.n,
                                event->u.propose.items);
-  case RAFT_EVENT_READ: raft_reads_ask(r, event->u.read); return 0;
+  case RAFT_EVENT_READ:
+    raft_reads_ask(r, event->u.read.number, event->u.read.lease);
+    return 0;
   case RAFT_EVENT_CHANGE:
-    return raft_change(r, event->u.change.what, event->u.change.id,
-                       event->u.change.member);
+    return raft_change(r, event->u.change.n, event->u.change.items);
+  case RAFT_EVENT_TRANSFER:
+    return raft_leader_transfer(r, event->u.transfer_to);
+  case RAFT_EVENT_CLOCK_DOUBT: doubt_clock(r); return 0;
   case RAFT_EVENT_PEER_UP:
     raft_peer_connection(r, event->u.peer, true);
     return 0;
@@ -338,6 +348,7 @@ int raft_step(struct raft *r, const struct raft_event *event,
     r->failed = true;
     return RAFT_ENOMEM;
   }
+  if (r->now > event->now) doubt_clock(r);
   if (r->now < event->now) r->now = event->now;
 
   rc = dispatch(r, event);
@@ -385,7 +396,8 @@ static bool options_valid(const struct raft_options *o)
   return o->id != 0 && o->heartbeat_ms > 0 &&
          o->election_timeout_ms > o->heartbeat_ms && o->message_bytes > 0 &&
          o->inflight_messages > 0 && o->inflight_messages <= 65536 &&
-         o->inflight_bytes > 0;
+         o->inflight_bytes > 0 && o->clock_drift_percent < 100 &&
+         (!o->lease || o->hint_jitter_ms == 0);
 }
 
 static bool recovered_valid(const struct raft_recovered *rec)
@@ -433,10 +445,13 @@ static int start(struct raft *r, const struct raft_recovered *rec)
   /* An answer to a question from before a restart must not look like an
      answer to a new one: the numbers do not start where they did. */
   r->read_round = r->read_answered = raft_random(r) >> 1;
+  r->prevote_round = r->read_round;
   raft_reset_election_timer(r);
+  if (r->options.lease) r->votes_from = r->now + r->options.election_timeout_ms;
   /* A sole voter has nobody to wait for. */
   self = raft_configuration_find(&r->configuration, r->options.id);
   if (self && self->role == RAFT_VOTER &&
+      !raft_configuration_joint(&r->configuration) &&
       raft_configuration_voters(&r->configuration) == 1)
     r->election_deadline = r->now;
   r->seen.role = r->role;
@@ -534,6 +549,11 @@ const struct raft_configuration *raft_configuration(const struct raft *r,
   return &r->configuration;
 }
 
+raft_id raft_transferring(const struct raft *r)
+{
+  return r->lead.transfer_to;
+}
+
 uint64_t raft_next_deadline(const struct raft *r)
 {
   uint64_t deadline, reads;
@@ -592,7 +612,8 @@ static void check_leader(const struct raft *r)
 
   assert(r->leader == r->options.id);
   assert(!r->disk_failed);
-  assert(r->term_start > 0 && r->term_start <= r->log.last);
+  assert(r->lead.start > 0 && r->lead.start <= r->log.last);
+  assert(r->lead.transfer_to != r->options.id);
   assert(raft_log_term(&r->log, r->log.last) == r->term); /* I12 */
   assert(r->seen.role != RAFT_LEADER || r->seen.term != r->term ||
          r->log.last >= r->seen.last); /* I12 */
@@ -628,4 +649,6 @@ void raft_check(const struct raft *r)
   default: assert(false);
   }
   assert(r->role == RAFT_LEADER || r->batches.n == 0);
+  assert(r->role == RAFT_LEADER || r->lead.transfer_to == 0);
+  assert(raft_configuration_valid(&r->configuration));
 }

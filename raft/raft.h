@@ -61,7 +61,8 @@ typedef uint64_t raft_id;    /* node id, unique in a cluster, never 0 */
   XX(-8, RAFT_ENOTREADY, "the member has not caught up")                       \
   XX(-9, RAFT_EINVAL, "invalid argument")                                      \
   XX(-10, RAFT_ELOST, "leadership was lost before an answer was known")        \
-  XX(-11, RAFT_EDISK, "this node's disk has failed")
+  XX(-11, RAFT_EDISK, "this node's disk has failed")                           \
+  XX(-12, RAFT_ETRANSFER, "leadership is being handed over")
 
 enum raft_errno {
 #define XX(code, name, text) name = code,
@@ -116,8 +117,13 @@ struct raft_entry {
 
 enum raft_member_role {
   RAFT_VOTER = 1,
-  RAFT_LEARNER = 2 /* receives the log, does not count in any quorum */
+  RAFT_LEARNER = 2, /* receives the log, does not count in any quorum */
+  RAFT_LEAVING = 3  /* joint configurations only: not a member of the new one */
 };
+
+/* How much a voter should lead. A leader hands over to a voter that should
+   rather lead than itself, once that one has caught up. */
+enum raft_priority { RAFT_NORMAL = 0, RAFT_PREFER = 1, RAFT_AVOID = 2 };
 
 #define RAFT_MEMBERS_MAX 32
 #define RAFT_NAME_MAX 64     /* bytes with the closing zero */
@@ -128,10 +134,17 @@ struct raft_member {
   raft_id id;
   uint64_t incarnation; /* a wiped disk under an old id is another node */
   uint8_t role;         /* enum raft_member_role */
+  uint8_t priority;     /* enum raft_priority */
+  bool outgoing;        /* joint configurations: a voter of the old one */
   char name[RAFT_NAME_MAX];
   char address[RAFT_ADDRESS_MAX];
 };
 
+/*
+** A joint configuration (paper, section 6) is two in one: its new voters are
+** those with the role RAFT_VOTER, its old ones those marked as outgoing.
+** Whatever needs a quorum needs one of each.
+*/
 struct raft_configuration {
   unsigned n;
   struct raft_member members[RAFT_MEMBERS_MAX];
@@ -140,6 +153,11 @@ struct raft_configuration {
 /* The member with this id, or NULL. */
 const struct raft_member *raft_configuration_find(
     const struct raft_configuration *configuration, raft_id id);
+
+/* Whether it is a joint one. */
+bool raft_configuration_joint(const struct raft_configuration *configuration);
+/* Whether the member has a vote, in the new configuration or in the old. */
+bool raft_member_votes(const struct raft_member *member);
 
 /* ---- messages ---------------------------------------------------------- */
 
@@ -153,7 +171,8 @@ enum raft_message_type {
   RAFT_HEARTBEAT_REQUEST = 7, /* carries commit and the read counter */
   RAFT_HEARTBEAT_RESPONSE = 8,
   RAFT_READ_REQUEST = 9, /* a follower asks for a read index */
-  RAFT_READ_RESPONSE = 10
+  RAFT_READ_RESPONSE = 10,
+  RAFT_TIMEOUT_NOW = 11 /* the leader asks for an election: dissertation 3.10 */
 };
 
 #define RAFT_MESSAGE_ENTRIES_MAX 512
@@ -174,6 +193,8 @@ struct raft_message {
      (so that a reordered rejection is recognised) */
   raft_index prev_index;
   raft_term prev_term;
+  bool transfer;         /* vote requests: the leader has asked for this
+                            election, so a living leader is no objection */
   raft_index commit;     /* append and heartbeat requests: the leader's commit
                         index, in heartbeats never above the peer's match */
   bool granted;          /* vote and pre-vote responses; append responses: prev
@@ -183,7 +204,8 @@ struct raft_message {
   raft_index hint_index; /* rejecting append response: where the leader may */
   raft_term hint_term;   /* try next, and the sender's term there */
   uint64_t read;         /* heartbeat: the leader's read counter; read request
-                            and response: the asker's own number */
+                            and response: the asker's own number; pre-vote
+                            request and response: the asker's round */
   raft_index read_index; /* read response: 0 when refused */
   uint32_t n_entries;    /* append request */
   struct raft_entry *entries;
@@ -231,6 +253,12 @@ struct raft_options {
   size_t message_bytes;         /* entries in one append: 1 MiB */
   unsigned inflight_messages;   /* window of a follower: 64 */
   size_t inflight_bytes;        /* window of a follower: 8 MiB */
+  /* Lease reads. Either all nodes of a cluster have this on or none may read
+     by lease: votes are given later and the closed-connection hint must be
+     off (hint_jitter_ms 0). Clocks that run apart by more than the bound, or
+     that stand still while the node is suspended, break the promise. */
+  bool lease;                   /* false */
+  unsigned clock_drift_percent; /* 20: between the clocks of any two nodes */
 };
 void raft_options_defaults(struct raft_options *options);
 
@@ -278,7 +306,12 @@ enum raft_event_type {
   RAFT_EVENT_PROPOSE,       /* propose: see raft_propose() */
   RAFT_EVENT_READ,          /* read: a number of the caller's; answered by an
                               effect in `reads` */
-  RAFT_EVENT_CHANGE,        /* change: see enum raft_change */
+  RAFT_EVENT_CHANGE,        /* change: see enum raft_change_type */
+  RAFT_EVENT_TRANSFER,      /* transfer_to: hand leadership over to this voter,
+                               or to the best one (0). See raft_transferring()
+                               */
+  RAFT_EVENT_CLOCK_DOUBT,   /* the clock was set, or stood still: no lease
+                               reads for the rest of this term */
   RAFT_EVENT_PEER_UP,       /* peer: connection to or from it is up */
   RAFT_EVENT_PEER_DOWN,     /* peer: its connection was closed (not: timed
                               out); the closed-connection hint */
@@ -289,11 +322,25 @@ enum raft_event_type {
                                     begins after it */
 };
 
-enum raft_change {
+/*
+** Changes of membership. All that are asked for in one event come into force
+** together. If they change who has a vote, the new configuration is a joint
+** one, and when that is committed the leader leaves it on its own: the change
+** is complete when the configuration is no longer joint and is committed.
+*/
+enum raft_change_type {
   RAFT_ADD_LEARNER = 1, /* member */
   RAFT_PROMOTE = 2,     /* id: only a caught-up learner */
   RAFT_REMOVE = 3,      /* id */
-  RAFT_UPDATE = 4       /* member: new name or address, same id and role */
+  RAFT_UPDATE = 4,      /* member: new name, address or priority; same id,
+                           incarnation and role */
+  RAFT_DEMOTE = 5       /* id: a voter becomes a learner */
+};
+
+struct raft_change {
+  uint8_t type; /* enum raft_change_type */
+  raft_id id;
+  const struct raft_member *member;
 };
 
 struct raft_proposal {
@@ -312,12 +359,15 @@ struct raft_event {
       unsigned n;
       const struct raft_proposal *items; /* all are taken, or none */
     } propose;
-    uint64_t read;
     struct {
-      uint8_t what;
-      raft_id id;
-      const struct raft_member *member;
+      uint64_t number;
+      bool lease; /* a lease will do; without one it is as any other read */
+    } read;
+    struct {
+      unsigned n;
+      const struct raft_change *items; /* all are made, or none */
     } change;
+    raft_id transfer_to;
     raft_id peer;
     struct {
       raft_id peer;
@@ -395,8 +445,8 @@ int raft_new(const struct raft_options *options,
 void raft_free(struct raft *raft);
 
 /*
-** One event in, its effects out. Returns 0, or for PROPOSE and CHANGE why it
-** was refused (nothing happened then), or RAFT_ENOMEM (the node must be
+** One event in, its effects out. Returns 0, or for PROPOSE, CHANGE and
+** TRANSFER why it was refused (nothing happened then), or RAFT_ENOMEM (the node must be
 ** stopped). A malformed message is dropped with RAFT_EMALFORMED. *effects is
 ** always filled.
 */
@@ -427,6 +477,12 @@ const struct raft_entry *raft_entry_at(const struct raft *raft,
                                        raft_index index);
 const struct raft_configuration *raft_configuration(const struct raft *raft,
                                                     raft_index *index);
+/*
+** Leader: to whom it hands over, or 0. While it does, proposals and changes
+** are refused with RAFT_ETRANSFER. It ends with this node no longer leading,
+** or, after an election timeout, with it leading as before.
+*/
+raft_id raft_transferring(const struct raft *raft);
 /* ms until the next deadline of this node (heartbeat, election). */
 uint64_t raft_next_deadline(const struct raft *raft);
 
@@ -441,5 +497,55 @@ struct raft_progress {
 /* Leader only: what is known of a follower. False: not a follower. */
 bool raft_progress(const struct raft *raft, raft_id id,
                    struct raft_progress *progress);
+
+/* ---- an incoming snapshot ---------------------------------------------- */
+
+/*
+** The bytes of a snapshot are the host's business: it sends them in chunks,
+** on a connection of their own. What may be taken of them is decided here.
+** A snapshot is known by its tag: the index and the term of the last entry in
+** it (which name the configuration at that index too) and its length; equal
+** tags are equal bytes, whoever sends them. So a transfer that broke off goes
+** on where it was, even if another node goes on with it.
+*/
+struct raft_snapshot_tag {
+  raft_index index;
+  raft_term term;
+  uint64_t bytes; /* length of the whole */
+};
+
+/* What this node has of one; all zeros: nothing. */
+struct raft_snapshot_in {
+  struct raft_snapshot_tag tag;
+  uint64_t position; /* bytes that have arrived, all from the beginning */
+};
+
+enum raft_snapshot_verdict {
+  RAFT_SNAPSHOT_REFUSE = 1, /* the sender leads no more, or it makes no sense */
+  RAFT_SNAPSHOT_HAVE,   /* this log reaches as far already, or it is taken */
+  RAFT_SNAPSHOT_START,  /* offers: forget what was there, send from 0 */
+  RAFT_SNAPSHOT_RESUME, /* offers: send from `position` */
+  RAFT_SNAPSHOT_TAKE,   /* chunks: the bytes after *skip come next */
+  RAFT_SNAPSHOT_SKIP,   /* chunks: nothing new in it, or not the next */
+  RAFT_SNAPSHOT_DONE    /* chunks: as TAKE, and the snapshot is whole */
+};
+
+/*
+** A leader of `term` offers a snapshot. On START and RESUME *in is ready for
+** its chunks; otherwise it is unchanged.
+*/
+enum raft_snapshot_verdict raft_snapshot_offer(
+    const struct raft *raft, struct raft_snapshot_in *in, raft_term term,
+    const struct raft_snapshot_tag *tag);
+/*
+** A chunk of len bytes from offset on has arrived, of a snapshot that was
+** offered, in any order and any number of times. *skip: how many of its bytes
+** are there already. On TAKE and DONE the host must keep the rest; *in counts
+** them as arrived.
+*/
+enum raft_snapshot_verdict raft_snapshot_chunk(
+    const struct raft *raft, struct raft_snapshot_in *in, raft_term term,
+    const struct raft_snapshot_tag *tag, uint64_t offset, uint64_t len,
+    uint64_t *skip);
 
 #endif

@@ -18,6 +18,14 @@
 ** heartbeat that is due; so at most two are under way, and a thousand readers
 ** share one.
 **
+** Leases (dissertation 6.4.1). A quorum that answered a round of heartbeats
+** elects nobody for the minimal election timeout after it was sent; that time,
+** less the bound on clock drift, is the leader's lease. While it lasts, a read
+** that is content with a lease is answered at once. With leases every
+** heartbeat begins a round, so that an idle leader keeps its lease. It is void
+** for the rest of the term once TIMEOUT_NOW was sent (the election it asks for
+** does not wait, and the message may be late) or the clock is in doubt.
+**
 ** A follower asks the leader. It too has one request under way; reads that
 ** come in meanwhile go with the next one. A request without an answer is
 ** repeated under a new number, and a read that has waited for an election
@@ -83,7 +91,7 @@ static void wait_for_round(struct raft *r, uint64_t number, raft_id from)
   read->read = number;
   read->from = from;
   read->round = r->read_round + 1;
-  read->index = r->commit > r->term_start ? r->commit : r->term_start;
+  read->index = r->commit > r->lead.start ? r->commit : r->lead.start;
   read->time = r->now;
 }
 
@@ -110,6 +118,26 @@ static void release(struct raft *r, uint64_t round)
   }
 }
 
+static void begin_round(struct raft *r)
+{
+  r->read_round++;
+  r->lead.round_began[r->read_round % RAFT_ROUNDS] = r->now;
+}
+
+static bool lease_holds(const struct raft *r)
+{
+  const struct raft_leadership *lead = &r->lead;
+  uint64_t round = confirmed_round(r), lasts;
+
+  if (!r->options.lease || lead->lease_void || r->commit < lead->start)
+    return false;
+  if (round < lead->first_round || r->read_round - round >= RAFT_ROUNDS)
+    return false;
+  lasts = (uint64_t)r->options.election_timeout_ms *
+          (100 - r->options.clock_drift_percent) / 100;
+  return r->now - lead->round_began[round % RAFT_ROUNDS] < lasts;
+}
+
 void raft_reads_advance(struct raft *r)
 {
   uint64_t confirmed;
@@ -118,7 +146,7 @@ void raft_reads_advance(struct raft *r)
   confirmed = confirmed_round(r);
   release(r, confirmed);
   if (!any_waits(r) || confirmed < r->read_round) return;
-  r->read_round++;
+  begin_round(r);
   r->out.heartbeat = true;
   /* A sole voter has confirmed it by that. */
   release(r, confirmed_round(r));
@@ -126,7 +154,7 @@ void raft_reads_advance(struct raft *r)
 
 void raft_reads_join(struct raft *r)
 {
-  if (any_waits(r)) r->read_round++;
+  if (any_waits(r) || r->options.lease) begin_round(r);
 }
 
 void raft_on_read_request(struct raft *r, const struct raft_message *m)
@@ -155,8 +183,12 @@ static void ask_leader(struct raft *r)
   raft_send(r, r->leader, &message, 0);
 }
 
-void raft_reads_ask(struct raft *r, uint64_t read)
+void raft_reads_ask(struct raft *r, uint64_t read, bool lease)
 {
+  if (r->role == RAFT_LEADER && lease && lease_holds(r)) {
+    raft_out_read(r, read, 0, r->commit);
+    return;
+  }
   if (r->role != RAFT_LEADER && r->leader == 0) {
     raft_out_read(r, read, RAFT_ENOTLEADER, 0);
     return;

@@ -71,11 +71,11 @@ static void test_promotion(void **state)
   w->unreachable[1][2] = w->unreachable[1][3] = true;
   propose(w, 1, RAFT_COMMIT, 10);
   settle(w);
-  assert_int_equal(raft_commit(core(w, 1)), 3);
+  assert_int_equal(raft_commit(core(w, 1)), 4);
   w->unreachable[1][2] = false;
   propose(w, 1, RAFT_COMMIT, 10);
   settle(w);
-  assert_int_equal(raft_commit(core(w, 1)), 5);
+  assert_int_equal(raft_commit(core(w, 1)), 6);
   assert_int_equal(change(w, 1, RAFT_PROMOTE, 4), RAFT_EINVAL);
   world_free(w);
 }
@@ -125,7 +125,6 @@ static void test_one_change_at_a_time(void **state)
 static void test_refused_changes(void **state)
 {
   struct world *w = three_of(4);
-  struct raft_event event = {.type = RAFT_EVENT_CHANGE};
   struct raft_member member = {.id = 2, .incarnation = 102, .role = RAFT_VOTER};
 
   (void)state;
@@ -135,20 +134,22 @@ static void test_refused_changes(void **state)
   assert_int_equal(change(w, 1, RAFT_UPDATE, 6), RAFT_ENOTFOUND);
   assert_int_equal(change(w, 1, 77, 2), RAFT_EINVAL);
   assert_int_equal(change(w, 1, RAFT_ADD_LEARNER, 0), RAFT_EINVAL);
-  event.u.change.what = RAFT_UPDATE;
-  event.u.change.member = &member;
   memset(member.address, 'x', sizeof member.address); /* no end */
-  assert_int_equal(step(w, 1, &event), RAFT_EINVAL);
+  assert_int_equal(change_member(w, 1, RAFT_UPDATE, &member), RAFT_EINVAL);
   memset(member.address, 0, sizeof member.address);
   member.role = RAFT_LEARNER; /* not by way of an update */
-  assert_int_equal(step(w, 1, &event), RAFT_EINVAL);
+  assert_int_equal(change_member(w, 1, RAFT_UPDATE, &member), RAFT_EINVAL);
   member.role = RAFT_VOTER;
   member.incarnation = 1;
-  assert_int_equal(step(w, 1, &event), RAFT_EINVAL);
-  event.u.change.member = NULL;
-  assert_int_equal(step(w, 1, &event), RAFT_EINVAL);
-  event.u.change.what = RAFT_ADD_LEARNER;
-  assert_int_equal(step(w, 1, &event), RAFT_EINVAL);
+  assert_int_equal(change_member(w, 1, RAFT_UPDATE, &member), RAFT_EINVAL);
+  member.incarnation = 102;
+  member.priority = RAFT_AVOID + 1;
+  assert_int_equal(change_member(w, 1, RAFT_UPDATE, &member), RAFT_EINVAL);
+  member.id = 6;
+  assert_int_equal(change_member(w, 1, RAFT_ADD_LEARNER, &member), RAFT_EINVAL);
+  assert_int_equal(change_member(w, 1, RAFT_UPDATE, NULL), RAFT_EINVAL);
+  assert_int_equal(change_member(w, 1, RAFT_ADD_LEARNER, NULL), RAFT_EINVAL);
+  assert_int_equal(change_all(w, 1, 0, NULL), RAFT_EINVAL);
   assert_int_equal(raft_last(core(w, 1)), 1);
   world_free(w);
 }
@@ -231,29 +232,34 @@ static void test_rollback_too_far(void **state)
 }
 
 /* A leader removes itself: it leads until that is committed, without its
-   own vote, and then no more. */
+   own vote in the new configuration, then hands over and leads no more. */
 static void test_leader_removes_itself(void **state)
 {
   struct world *w = three_of(3);
+  raft_index i;
 
   (void)state;
   assert_int_equal(change(w, 1, RAFT_REMOVE, 1), 0);
-  assert_int_equal(raft_role(core(w, 1)), RAFT_LEADER);
-  deliver(w, 1, 2, RAFT_APPEND_REQUEST);
-  deliver(w, 2, 1, RAFT_APPEND_RESPONSE);
-  assert_int_equal(raft_commit(core(w, 1)), 1); /* 2 alone of {2, 3} */
-  deliver(w, 1, 3, RAFT_APPEND_REQUEST);
-  deliver(w, 3, 1, RAFT_APPEND_RESPONSE);
-  assert_int_equal(raft_commit(core(w, 1)), 2);
+  assert_int_equal(role_in(w, 1, 1), RAFT_LEAVING);
+  for (i = 2; i <= 3; i++) { /* the joint configuration, then the new one */
+    assert_int_equal(raft_last(core(w, 1)), i);
+    deliver(w, 1, 2, RAFT_APPEND_REQUEST);
+    deliver(w, 2, 1, RAFT_APPEND_RESPONSE);
+    assert_int_equal(raft_commit(core(w, 1)), i - 1); /* 2 alone of {2, 3} */
+    assert_int_equal(raft_role(core(w, 1)), RAFT_LEADER);
+    deliver(w, 1, 3, RAFT_APPEND_REQUEST);
+    deliver(w, 3, 1, RAFT_APPEND_RESPONSE);
+    assert_int_equal(raft_commit(core(w, 1)), i);
+  }
   assert_int_equal(raft_role(core(w, 1)), RAFT_FOLLOWER);
-  settle(w);
-  assert_int_equal(raft_commit(core(w, 2)), 2); /* told before it went */
-  time_out(w, 1);
-  assert_int_equal(raft_role(core(w, 1)), RAFT_FOLLOWER);
-  time_out(w, 2);
+  assert_int_equal(count(w, 1, 2, RAFT_TIMEOUT_NOW), 1);
   settle(w);
   assert_int_equal(raft_role(core(w, 2)), RAFT_LEADER);
-  assert_int_equal(raft_last(core(w, 1)), 2); /* nobody sends it anything */
+  assert_int_equal(raft_commit(core(w, 2)), 4);
+  assert_int_equal(raft_last(core(w, 1)), 3); /* nobody sends it anything */
+  time_out(w, 1);
+  settle(w);
+  assert_int_equal(raft_role(core(w, 2)), RAFT_LEADER);
   world_free(w);
 }
 
@@ -319,11 +325,8 @@ static void test_wiped_node(void **state)
   settle(w);
   {
     struct raft_member member = {.id = 3, .incarnation = 999};
-    struct raft_event event = {.type = RAFT_EVENT_CHANGE};
 
-    event.u.change.what = RAFT_ADD_LEARNER;
-    event.u.change.member = &member;
-    assert_int_equal(step(w, 1, &event), 0);
+    assert_int_equal(change_member(w, 1, RAFT_ADD_LEARNER, &member), 0);
   }
   live(w, 300);
   assert_int_equal(progress(w, 1, 3).match, raft_last(core(w, 1)));

@@ -99,9 +99,11 @@ static int follow_and_lead(struct raft *r, struct raft_entry *entries)
   if (!rc) rc = try_persisted(r);
   if (!rc) rc = try(r, &event);
   if (!rc)
-    rc = try_message(r, (struct raft_message){.type = RAFT_PREVOTE_RESPONSE,
-                                              .term = 1,
-                                              .granted = true});
+    rc = try_message(
+        r, (struct raft_message){.type = RAFT_PREVOTE_RESPONSE,
+                                 .term = 1,
+                                 .granted = true,
+                                 .read = effects.sends[0].message.read});
   if (!rc) rc = try_persisted(r);
   if (!rc)
     rc = try_message(r, (struct raft_message){.type = RAFT_VOTE_RESPONSE,
@@ -118,6 +120,7 @@ static int lead(struct raft *r, struct raft_body *body)
   struct raft_proposal item = {.type = RAFT_COMMIT, .body = body};
   struct raft_member member = {.id = 4};
   struct raft_event event = {.type = RAFT_EVENT_PROPOSE, .now = 5001};
+  struct raft_change change = {.type = RAFT_ADD_LEARNER, .member = &member};
   int rc, i;
 
   rc = try_message(r, (struct raft_message){.type = RAFT_APPEND_RESPONSE,
@@ -130,8 +133,8 @@ static int lead(struct raft *r, struct raft_body *body)
   for (i = 0; !rc && i < 40; i++)
     rc = try(r, &event);
   event = (struct raft_event){.type = RAFT_EVENT_CHANGE, .now = 5002};
-  event.u.change.what = RAFT_ADD_LEARNER;
-  event.u.change.member = &member;
+  event.u.change.n = 1;
+  event.u.change.items = &change;
   if (!rc) rc = try(r, &event);
   event = (struct raft_event){.type = RAFT_EVENT_READ, .now = 5003};
   for (i = 0; !rc && i < 40; i++)

@@ -562,7 +562,7 @@ static inline int read_on(struct world *w, raft_id id, uint64_t number)
 {
   struct raft_event event = {.type = RAFT_EVENT_READ};
 
-  event.u.read = number;
+  event.u.read.number = number;
   return step(w, id, &event);
 }
 
@@ -575,10 +575,29 @@ static inline int peer_event(struct world *w, raft_id id, uint8_t type,
   return step(w, id, &event);
 }
 
-static inline int change(struct world *w, raft_id id, uint8_t what,
-                         raft_id member_id)
+/* One change of several members; the texts of new ones are made up. */
+static inline int change_all(struct world *w, raft_id id, unsigned n,
+                             const struct raft_change *items)
 {
   struct raft_event event = {.type = RAFT_EVENT_CHANGE};
+
+  event.u.change.n = n;
+  event.u.change.items = items;
+  return step(w, id, &event);
+}
+
+static inline int change_member(struct world *w, raft_id id, uint8_t type,
+                                const struct raft_member *member)
+{
+  struct raft_change item = {.type = type, .member = member};
+
+  return change_all(w, id, 1, &item);
+}
+
+static inline int change(struct world *w, raft_id id, uint8_t type,
+                         raft_id member_id)
+{
+  struct raft_change item = {.type = type, .id = member_id};
   struct raft_member member = {.id = member_id, .incarnation = 100 + member_id};
   const struct raft_member *known =
       raft_configuration_find(raft_configuration(core(w, id), NULL), member_id);
@@ -586,10 +605,8 @@ static inline int change(struct world *w, raft_id id, uint8_t what,
   snprintf(member.name, sizeof member.name, "node %d", (int)member_id);
   snprintf(member.address, sizeof member.address, "new:%d", (int)member_id);
   member.role = known ? known->role : RAFT_LEARNER;
-  event.u.change.what = what;
-  event.u.change.id = member_id;
-  event.u.change.member = &member;
-  return step(w, id, &event);
+  item.member = &member;
+  return change_all(w, id, 1, &item);
 }
 
 /* ---- life -------------------------------------------------------------- */
