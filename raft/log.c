@@ -327,6 +327,8 @@ uint64_t raft_log_seq(const struct raft_log *log, raft_index index)
 
 /* ---- invariants -------------------------------------------------------- */
 
+#ifndef NDEBUG
+
 void raft_log_check(const struct raft_log *log)
 {
   assert(raft_log_snapshot(log) <= log->durable);
@@ -338,5 +340,6 @@ void raft_log_check(const struct raft_log *log)
   assert(log->tail.n == 0 || tail_at(log, log->tail.n - 1)->term ==
                                  run_at(log, log->runs.n - 1)->term);
   assert(run_at(log, log->runs.n - 1)->first <= log->last);
-  (void)log;
 }
+
+#endif

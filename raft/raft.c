@@ -595,6 +595,8 @@ bool raft_progress(const struct raft *r, raft_id id,
 
 /* ---- invariants -------------------------------------------------------- */
 
+#ifndef NDEBUG
+
 static void check_peer(const struct raft *r, const struct raft_peer *peer)
 {
   assert(peer->match < peer->next); /* I9 */
@@ -607,7 +609,6 @@ static void check_peer(const struct raft *r, const struct raft_peer *peer)
   assert(peer->state == RAFT_REPLICATE || peer->n_flights == 0);
   assert(peer->read_ack <= r->read_round);
   assert(peer->reads <= RAFT_PEER_READS_MAX);
-  (void)r, (void)peer;
 }
 
 static void check_leader(const struct raft *r)
@@ -656,3 +657,5 @@ void raft_check(const struct raft *r)
   assert(r->role == RAFT_LEADER || r->lead.transfer_to == 0);
   assert(raft_configuration_valid(&r->configuration));
 }
+
+#endif
