@@ -646,6 +646,8 @@ static int open_files(struct store *store,
     recovered->term = checkpoint->term;
     recovered->voted_for = 0;
   }
+  rc = store_vote_heal(&store->vote, error);
+  if (rc) return rc;
   return store_vote_write(&store->vote, recovered->term, recovered->voted_for,
                           error);
 }
