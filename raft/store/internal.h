@@ -13,6 +13,7 @@
 #ifndef STORE_INTERNAL_H
 #define STORE_INTERNAL_H
 
+#include "mutant.h"
 #include "store.h"
 
 #include <endian.h>
