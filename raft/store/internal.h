@@ -13,6 +13,7 @@
 #ifndef STORE_INTERNAL_H
 #define STORE_INTERNAL_H
 
+#include "mutant.h"
 #include "store.h"
 
 #include <endian.h>
@@ -127,11 +128,15 @@ struct vote_file {
   uint64_t seq;
   raft_term term;
   raft_id voted_for;
+  bool bad[2]; /* of a slot, one copy is */
+  unsigned bad_copy[2];
 };
 
 /* `must_exist`: there is a log, so a missing vote is damage. */
 int store_vote_open(struct vote_file *vote, const struct store_options *options,
                     bool must_exist, char **error);
+/* After the log was found good, before the first write. */
+int store_vote_heal(struct vote_file *vote, char **error);
 int store_vote_write(struct vote_file *vote, raft_term term, raft_id voted_for,
                      char **error);
 void store_vote_close(struct vote_file *vote);
@@ -191,6 +196,8 @@ int store_recover_any(const struct io *io, const char *log_dir, bool *any,
 /* A segment of `bytes`, ready for use, not named. Waits if none is ready. */
 int store_spare_take(struct store *store, uint64_t bytes, struct segment **out,
                      char **error);
+/* One piece of the helper's work; false: there is none. */
+bool store_spare_step(struct store *store);
 void *store_spare_main(void *arg); /* the helper thread */
 
 /* ---- the store (store.c) ------------------------------------------------ */
@@ -226,6 +233,9 @@ struct store {
   _Atomic int status; /* 0, or why the store has failed */
   char *failure;      /* its words; under the lock, till reported */
   bool reported;      /* log thread */
+  uint64_t durable;   /* log thread: the newest that was reported */
+  bool rested;        /* log thread: nothing was written since the mark */
+  bool stopped;       /* log thread: the stop has been taken */
 
   /* Owner's thread: what the next submission is checked against. */
   raft_index tail;
