@@ -19,14 +19,14 @@
 
 /* ---- answers ------------------------------------------------------------- */
 
-bool net_send_answer(struct net_connection *c, uint64_t correlation, int status,
+void net_send_answer(struct net_connection *c, uint64_t correlation, int status,
                      const void *body, size_t len)
 {
   static const char too_long[] = "the answer is too long";
   uint8_t head[NET_ANSWER_HEAD];
   struct iovec parts[2];
 
-  if (len > NET_REQUEST_MAX) {
+  if (len > NET_ANSWER_MAX) {
     status = -1;
     body = too_long;
     len = sizeof too_long - 1;
@@ -37,7 +37,8 @@ bool net_send_answer(struct net_connection *c, uint64_t correlation, int status,
   parts[0].iov_len = sizeof head;
   parts[1].iov_base = (void *)(uintptr_t)body;
   parts[1].iov_len = len;
-  return net_connection_send(c, NET_FRAME_ANSWER, parts, 2);
+  if (!net_connection_send(c, NET_FRAME_ANSWER, parts, 2))
+    net_connection_end(c, NET_FAILED, "an answer could not be queued");
 }
 
 bool net_read_answer(const struct net_frame *frame, uint64_t *correlation,

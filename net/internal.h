@@ -397,7 +397,8 @@ struct net_request *net_request_new(struct net_connection *connection,
 void net_request_lost(struct net_connection *connection);
 /* Answers all of them with -1. */
 void net_request_refuse(struct net_connection *connection, const char *why);
-bool net_send_answer(struct net_connection *connection, uint64_t correlation,
+/* Ends the connection where the answer cannot be queued. */
+void net_send_answer(struct net_connection *connection, uint64_t correlation,
                      int status, const void *body, size_t len);
 /* Splits an answer. False: malformed. */
 bool net_read_answer(const struct net_frame *frame, uint64_t *correlation,

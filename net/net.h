@@ -20,7 +20,8 @@
 ** Bounds: handshake 5 s; a frame that began must end within 30 s; at most 32
 ** connections without a verified certificate, each with at most 64 KiB of
 ** buffers and 10 s of life; a peer's unsent output at most 64 MiB (above it
-** messages to that peer are dropped, which Raft allows).
+** messages to that peer are dropped, which Raft allows, and an answer ends its
+** connection).
 **
 ** Errors: 0 or -1 with a line for people in *error.
 */
@@ -42,7 +43,8 @@ struct net_error {
    come once for each, also when its connection or its net is gone by then. */
 struct net_request;
 
-#define NET_REQUEST_MAX (64u * 1024u) /* body of a call, join or answer */
+#define NET_REQUEST_MAX (64u * 1024u) /* body of a call or join */
+#define NET_ANSWER_MAX (1024u * 1024u + 64u * 1024u) /* of an answer */
 #define NET_CHUNK_MAX (256u * 1024u)  /* data in one snapshot chunk */
 #define NET_MESSAGE_MAX (8u * 1024u * 1024u) /* one encoded raft message */
 
@@ -106,7 +108,9 @@ bool net_send(struct net *net, const struct raft_message *message);
    connection. Call it after each batch of net_send(). */
 void net_flush(struct net *net);
 
-/* Answers a request. status 0 or a small positive code of the owner's. */
+/* Answers a request. status 0 or a small positive code of the owner's. An
+   answer is never lost in silence: where too much is unsent, the connection
+   is ended, so that the asker hears of it. */
 void net_reply(struct net_request *request, int status, const void *body,
                size_t len);
 

@@ -154,7 +154,7 @@ static void headers_that_are_refused(void **state)
       {{0, 0, 0, 0, 1, 1, 0, 128}, ANY, "unknown frame flags"},
       {{1, 0, 128, 0, 1, 1, 0, 0}, ANY, "a raft frame of 8388609 bytes"},
       {{9, 0, 1, 0, 2, 1, 0, 0}, ANY, "a call frame of 65545 bytes"},
-      {{13, 0, 1, 0, 3, 1, 0, 0}, ANY, "an answer frame of 65549"},
+      {{13, 0, 17, 0, 3, 1, 0, 0}, ANY, "an answer frame of 1114125"},
       {{1, 0, 1, 0, 4, 1, 0, 0}, ANY, "a join frame of 65537 bytes"},
       {{1, 0, 1, 0, 5, 1, 0, 0}, ANY, "a snapshot begin frame of 65537"},
       {{1, 0, 4, 0, 6, 1, 0, 0}, ANY, "a snapshot chunk frame of 262145"},
