@@ -21,6 +21,7 @@ static const struct net_limits defaults = {
     .unverified_ms = 10000,
     .frame_ms = 30000,
     .snapshot_ms = 60000,
+    .fetch_idle_ms = 10000,
     .linger_ms = 10000,
     .backoff_min_ms = 20,
     .backoff_max_ms = 1000,

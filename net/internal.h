@@ -65,6 +65,7 @@ enum net_frame_type {
   NET_FRAME_CALL,           /* correlation u64, the owner's bytes */
   NET_FRAME_ANSWER,         /* correlation u64, status i32, the owner's bytes */
   NET_FRAME_JOIN,           /* the owner's bytes */
+  NET_FRAME_FETCH,          /* as CALL */
   NET_FRAME_SNAPSHOT_BEGIN, /* the owner's head */
   NET_FRAME_SNAPSHOT_CHUNK, /* bytes of the snapshot */
   NET_FRAME_SNAPSHOT_END,   /* nothing */
@@ -135,6 +136,7 @@ struct net_limits {
   unsigned unverified_ms; /* life of a connection without a certificate */
   unsigned frame_ms;      /* from a frame's first byte to its last */
   unsigned snapshot_ms;   /* a snapshot without progress */
+  unsigned fetch_idle_ms; /* until a connection for fetches is closed */
   unsigned linger_ms;     /* until the other side closes after its answer */
   unsigned backoff_min_ms, backoff_max_ms;
   unsigned event_ms; /* between two lines of one kind */
@@ -212,6 +214,7 @@ enum net_role {
   NET_ROLE_DONE,           /* has said all that it may */
   NET_ROLE_NEW,            /* a member's, no frame yet */
   NET_ROLE_MEMBER,         /* raft messages and calls */
+  NET_ROLE_FETCHER,        /* fetches, and nothing else */
   NET_ROLE_SNAPSHOT,       /* a snapshot that is being received */
   NET_ROLE_DRAIN           /* the rest of a snapshot that was refused */
 };
@@ -310,7 +313,8 @@ struct net_limiter {
   unsigned held; /* lines not told since */
 };
 
-#define NET_INBOUND_MAX 4 /* connections from one peer, snapshots apart */
+#define NET_INBOUND_MAX 4  /* connections from one peer, those below apart */
+#define NET_FETCHERS_MAX 2 /* connections from one peer with its fetches */
 
 struct net_peer {
   struct net *net;
@@ -319,13 +323,16 @@ struct net_peer {
   bool wanted; /* in the owner's configuration */
   char address[RAFT_ADDRESS_MAX];
   struct net_connection *dialled;
-  bool heard; /* the dialled connection brought a frame */
   bool redial_now;
   bool told_down; /* down() was called and no handshake came since */
   uint64_t redial_at;
   unsigned backoff_ms, attempts;
   struct net_connection *inbound[NET_INBOUND_MAX]; /* newest first */
   unsigned n_inbound;
+  struct net_connection *fetchers[NET_FETCHERS_MAX]; /* newest first */
+  unsigned n_fetchers;
+  struct net_connection *fetch; /* dialled, for our own fetches; or NULL */
+  uint64_t fetched_at;          /* when something was last asked on it */
   struct net_counters counters;
   char told[NET_TEXT]; /* the last failure that was told, and when */
   uint64_t told_at;
@@ -376,6 +383,12 @@ struct net_peer *net_peer_find(const struct net *net, raft_id id);
 struct net_peer *net_peer_get(struct net *net, raft_id id);
 void net_peer_attach(struct net_peer *peer, struct net_connection *inbound);
 void net_peer_detach(struct net_peer *peer, struct net_connection *inbound);
+/* It carries fetches: kept apart from the others from now on. */
+void net_peer_set_apart(struct net_peer *peer, struct net_connection *inbound);
+/* A dialled connection is ready: is the other side the peer, and allowed?
+   False: the connection ends. */
+bool net_peer_verified(struct net_peer *peer,
+                       struct net_connection *connection);
 /* An established connection was closed by the other side. */
 void net_peer_lost(struct net_peer *peer);
 uint64_t net_peer_tick(struct net *net, uint64_t now);
@@ -384,10 +397,20 @@ void net_peer_end(struct net *net);
 
 /* ---- interface to the code in call.c ------------------------------------- */
 
+/* What net_call() and net_fetch() do, as a frame of that type. */
+void net_ask(struct net *net, enum net_frame_type type, raft_id peer,
+             const void *body, size_t len, unsigned timeout_ms, net_done done,
+             void *ctx);
 void net_call_answer(struct net_connection *connection,
                      const struct net_frame *frame);
+/* Sends what waited for the connection. */
+void net_call_ready(struct net *net, struct net_connection *connection);
+/* Something waits for the connection, or for an answer on it. */
+bool net_call_pending(const struct net *net,
+                      const struct net_connection *connection);
 /* The calls that went out on a connection have failed. */
-void net_call_lost(struct net *net, struct net_connection *connection);
+void net_call_lost(struct net *net, struct net_connection *connection,
+                   const char *why);
 uint64_t net_call_tick(struct net *net, uint64_t now);
 void net_call_end(struct net *net);
 /* Makes a request for the owner to answer. NULL: too many, or no memory. */
@@ -403,6 +426,16 @@ void net_send_answer(struct net_connection *connection, uint64_t correlation,
 /* Splits an answer. False: malformed. */
 bool net_read_answer(const struct net_frame *frame, uint64_t *correlation,
                      int *status, const uint8_t **body, size_t *len);
+
+/* ---- interface to the code in fetch.c ------------------------------------ */
+
+/* The connection for fetches from a peer, which may be NULL; dialled if there
+   is none, so it may have no peer yet: see net_call_ready(). NULL: there can
+   be none, *why says why. */
+struct net_connection *net_fetch_connection(struct net_peer *peer,
+                                            const char **why);
+/* Closes what nothing was asked on for a while. */
+uint64_t net_fetch_tick(struct net *net, uint64_t now);
 
 /* ---- interface to the code in snapshot.c --------------------------------- */
 

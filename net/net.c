@@ -89,8 +89,10 @@ void net_set_role(struct net_connection *c, enum net_role role)
       [NET_ROLE_JOINER] = NET_ALLOW(NET_FRAME_JOIN),
       [NET_ROLE_DONE] = 0,
       [NET_ROLE_NEW] = NET_ALLOW(NET_FRAME_RAFT) | NET_ALLOW(NET_FRAME_CALL) |
+                       NET_ALLOW(NET_FRAME_FETCH) |
                        NET_ALLOW(NET_FRAME_SNAPSHOT_BEGIN),
       [NET_ROLE_MEMBER] = NET_ALLOW(NET_FRAME_RAFT) | NET_ALLOW(NET_FRAME_CALL),
+      [NET_ROLE_FETCHER] = NET_ALLOW(NET_FRAME_FETCH),
       [NET_ROLE_SNAPSHOT] = NET_ALLOW(NET_FRAME_SNAPSHOT_CHUNK) |
                             NET_ALLOW(NET_FRAME_SNAPSHOT_END),
       [NET_ROLE_DRAIN] = NET_ALLOW(NET_FRAME_SNAPSHOT_CHUNK) |
@@ -192,6 +194,13 @@ static void inbound_frame(struct net_connection *c,
     if (c->role == NET_ROLE_NEW) net_set_role(c, NET_ROLE_MEMBER);
     call_frame(net, c, frame);
     break;
+  case NET_FRAME_FETCH:
+    if (c->role == NET_ROLE_NEW) {
+      net_set_role(c, NET_ROLE_FETCHER);
+      net_peer_set_apart(net_peer_find(net, c->peer), c);
+    }
+    call_frame(net, c, frame);
+    break;
   case NET_FRAME_JOIN: join_frame(net, c, frame); break;
   case NET_FRAME_SNAPSHOT_BEGIN:
     net_peer_detach(net_peer_find(net, c->peer), c);
@@ -230,10 +239,10 @@ static void inbound_closed(struct net_connection *c)
   if (!c->peer) net->unverified--;
   net_request_lost(c);
   tell(net, c);
-  if (c->role == NET_ROLE_NEW || c->role == NET_ROLE_MEMBER) {
-    net_peer_detach(peer, c);
-    if (peer && c->cause == NET_PEER_CLOSED) net_peer_lost(peer);
-  }
+  net_peer_detach(peer, c);
+  if ((c->role == NET_ROLE_NEW || c->role == NET_ROLE_MEMBER) && peer &&
+      c->cause == NET_PEER_CLOSED)
+    net_peer_lost(peer);
   net_snapshot_lost(net, c);
 }
 
@@ -383,9 +392,12 @@ static int listen_on(struct net *net, const char *text, int *out,
 static uint64_t net_tick(struct net_hub *hub, uint64_t now)
 {
   struct net *net = (struct net *)hub;
-  uint64_t calls = net_call_tick(net, now), peers = net_peer_tick(net, now);
+  uint64_t at = net_call_tick(net, now), due;
 
-  return MIN(calls, peers);
+  due = net_fetch_tick(net, now);
+  at = MIN(at, due);
+  due = net_peer_tick(net, now);
+  return MIN(at, due);
 }
 
 /* Membership changed: who is connected may no longer be allowed to. */

@@ -121,6 +121,20 @@ typedef void (*net_done)(void *ctx, int status, const uint8_t *body,
 void net_call(struct net *net, raft_id peer, const void *body, size_t len,
               unsigned timeout_ms, net_done done, void *ctx);
 
+/*
+** As net_call(), but on a connection to that member which carries nothing
+** else, so that long answers hold up no heartbeat. It is made when it is
+** needed and closed when nothing was asked for a while (10 s); requests made
+** before it is up wait for it. Answers come in the order of the requests if
+** the other owner gives them in that order.
+**
+** All answers that are outstanding at one time must fit into the bound on
+** unsent output. One that does not come in time ends the connection, and with
+** it the other fetches; the next one dials again, at once.
+*/
+void net_fetch(struct net *net, raft_id peer, const void *body, size_t len,
+               unsigned timeout_ms, net_done done, void *ctx);
+
 /* Sends a snapshot to a peer on a connection of its own. read() is called on
    the loop when there is room: it fills buf with at most max (NET_CHUNK_MAX)
    bytes and returns their number, 0 at the end, -1 to give up. done() comes

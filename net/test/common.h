@@ -161,12 +161,14 @@ struct node {
   bool banned[NODE_IDS];
   unsigned messages, by_type[16];
   struct raft_message last; /* owned */
-  bool echo;                /* answers appends */
+  bool echo;                /* answers appends and heartbeats */
   unsigned requests;
   raft_id request_from;
   uint8_t request_body[NET_REQUEST_MAX];
   size_t request_len;
   bool hold; /* keep the request for later */
+  /* Answers instead of what follows from the others. */
+  void (*serve)(struct net_request *request, const uint8_t *body, size_t len);
   int status;
   struct net_request *held;
   unsigned begun, ended, ended_well;
@@ -206,6 +208,15 @@ HELPER void node_message(void *ctx, struct raft_message *message)
 
     net_send(node->net, &answer);
   }
+  if (node->echo && message->type == RAFT_HEARTBEAT_REQUEST) {
+    struct raft_message answer = {.type = RAFT_HEARTBEAT_RESPONSE,
+                                  .from = node->id,
+                                  .to = message->from,
+                                  .incarnation = 1,
+                                  .term = message->term};
+
+    net_send(node->net, &answer);
+  }
 }
 
 HELPER void node_up(void *ctx, raft_id peer)
@@ -235,7 +246,9 @@ HELPER void node_request(void *ctx, raft_id from, const uint8_t *body,
   node->request_from = from;
   memcpy(node->request_body, body, len);
   node->request_len = len;
-  if (node->hold)
+  if (node->serve)
+    node->serve(request, body, len);
+  else if (node->hold)
     node->held = request;
   else
     net_reply(request, node->status, answer, 4);

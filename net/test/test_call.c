@@ -41,7 +41,7 @@ static void bodies_up_to_the_bound(void **state)
   assert_int_equal(done[0].status, 0);
   assert_int_equal(done[1].status, 0);
   assert_int_equal(done[2].status, -1);
-  assert_string_equal(done[2].text, "the call is too long");
+  assert_string_equal(done[2].text, "the request is too long");
   p.b.hold = true;
   net_call(p.a.net, 2, body, 3, 5000, on_done, &done[1]);
   UNTIL(&p.loop, p.b.held);
@@ -95,7 +95,7 @@ static void calls_that_cannot_be_made(void **state)
   assert_int_equal(done[0].times + done[1].times, 0); /* N1 */
   UNTIL(&p.loop, done[0].times && done[1].times);
   assert_int_equal(done[0].status, -1);
-  assert_string_equal(done[0].text, "a call to this node itself");
+  assert_string_equal(done[0].text, "a request to this node itself");
   assert_int_equal(done[1].status, -1);
   assert_string_equal(done[1].text, "there is no connection to that node");
   pair_close(&p);

@@ -146,7 +146,7 @@ static void headers_that_are_refused(void **state)
     const char *error;
   } cases[] = {
       {{0, 0, 0, 0, 0, 1, 0, 0}, ANY, "unknown frame type 0"},
-      {{0, 0, 0, 0, 8, 1, 0, 0}, ANY, "unknown frame type 8"},
+      {{0, 0, 0, 0, 9, 1, 0, 0}, ANY, "unknown frame type 9"},
       {{0, 0, 0, 0, 255, 1, 0, 0}, ANY, "unknown frame type 255"},
       {{0, 0, 0, 0, 1, 0, 0, 0}, ANY, "unknown frame version 0"},
       {{0, 0, 0, 0, 1, 2, 0, 0}, ANY, "unknown frame version 2"},
@@ -156,12 +156,13 @@ static void headers_that_are_refused(void **state)
       {{9, 0, 1, 0, 2, 1, 0, 0}, ANY, "a call frame of 65545 bytes"},
       {{13, 0, 17, 0, 3, 1, 0, 0}, ANY, "an answer frame of 1114125"},
       {{1, 0, 1, 0, 4, 1, 0, 0}, ANY, "a join frame of 65537 bytes"},
-      {{1, 0, 1, 0, 5, 1, 0, 0}, ANY, "a snapshot begin frame of 65537"},
-      {{1, 0, 4, 0, 6, 1, 0, 0}, ANY, "a snapshot chunk frame of 262145"},
-      {{1, 0, 0, 0, 7, 1, 0, 0}, ANY, "a snapshot end frame of 1 bytes"},
-      {{255, 255, 255, 255, 6, 1, 0, 0}, ANY, "of 4294967295 bytes"},
+      {{9, 0, 1, 0, 5, 1, 0, 0}, ANY, "a fetch frame of 65545 bytes"},
+      {{1, 0, 1, 0, 6, 1, 0, 0}, ANY, "a snapshot begin frame of 65537"},
+      {{1, 0, 4, 0, 7, 1, 0, 0}, ANY, "a snapshot chunk frame of 262145"},
+      {{1, 0, 0, 0, 8, 1, 0, 0}, ANY, "a snapshot end frame of 1 bytes"},
+      {{255, 255, 255, 255, 5, 1, 0, 0}, ANY, "of 4294967295 bytes"},
       {{0, 0, 0, 0, 1, 1, 0, 0}, NET_ALLOW(2), "a raft frame is not allowed"},
-      {{0, 0, 0, 0, 7, 1, 0, 0}, 0, "a snapshot end frame is not allowed"},
+      {{0, 0, 0, 0, 5, 1, 0, 0}, 0, "a fetch frame is not allowed"},
   };
 
   (void)state;
