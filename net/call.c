@@ -347,9 +347,6 @@ void net_reply(struct net_request *request, int status, const void *body,
   if (c) {
     detach(request);
     net_send_answer(c, request->correlation, status, body, len);
-    if (c->role == NET_ROLE_DONE && c->peer)
-      net_connection_deadline(c, c->hub->limits.linger_ms,
-                              "not closed by the other side");
   }
   free(request);
 }

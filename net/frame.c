@@ -62,9 +62,6 @@ static const struct {
     [NET_FRAME_ANSWER] = {"an answer", NET_ANSWER_HEAD + NET_ANSWER_MAX},
     [NET_FRAME_JOIN] = {"a join", NET_REQUEST_MAX},
     [NET_FRAME_FETCH] = {"a fetch", NET_CALL_HEAD + NET_REQUEST_MAX},
-    [NET_FRAME_SNAPSHOT_BEGIN] = {"a snapshot begin", NET_REQUEST_MAX},
-    [NET_FRAME_SNAPSHOT_CHUNK] = {"a snapshot chunk", NET_CHUNK_MAX},
-    [NET_FRAME_SNAPSHOT_END] = {"a snapshot end", 0},
 };
 
 uint32_t net_frame_bound(unsigned type)

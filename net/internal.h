@@ -61,14 +61,11 @@ uint64_t net_now(void);
 /* ---- interface to the code in frame.c ------------------------------------ */
 
 enum net_frame_type {
-  NET_FRAME_RAFT = 1,       /* an encoded raft message */
-  NET_FRAME_CALL,           /* correlation u64, the owner's bytes */
-  NET_FRAME_ANSWER,         /* correlation u64, status i32, the owner's bytes */
-  NET_FRAME_JOIN,           /* the owner's bytes */
-  NET_FRAME_FETCH,          /* as CALL */
-  NET_FRAME_SNAPSHOT_BEGIN, /* the owner's head */
-  NET_FRAME_SNAPSHOT_CHUNK, /* bytes of the snapshot */
-  NET_FRAME_SNAPSHOT_END,   /* nothing */
+  NET_FRAME_RAFT = 1, /* an encoded raft message */
+  NET_FRAME_CALL,     /* correlation u64, the owner's bytes */
+  NET_FRAME_ANSWER,   /* correlation u64, status i32, the owner's bytes */
+  NET_FRAME_JOIN,     /* the owner's bytes */
+  NET_FRAME_FETCH,    /* as CALL */
   NET_FRAME_TYPES
 };
 
@@ -135,9 +132,7 @@ struct net_limits {
   unsigned handshake_ms;  /* TLS handshake */
   unsigned unverified_ms; /* life of a connection without a certificate */
   unsigned frame_ms;      /* from a frame's first byte to its last */
-  unsigned snapshot_ms;   /* a snapshot without progress */
   unsigned fetch_idle_ms; /* until a connection for fetches is closed */
-  unsigned linger_ms;     /* until the other side closes after its answer */
   unsigned backoff_min_ms, backoff_max_ms;
   unsigned event_ms; /* between two lines of one kind */
   unsigned unverified_max;
@@ -198,9 +193,6 @@ struct net_handler {
   void (*ready)(struct net_connection *connection); /* handshake done */
   void (*frame)(struct net_connection *connection,
                 const struct net_frame *frame);
-  /* Some output went to the kernel. May come from inside net_flush(), so it
-     must not call the owner of the net (N1). May be NULL. */
-  void (*sent)(struct net_connection *connection);
   /* Once, when it ends; cause and why are set. Freed by itself later. */
   void (*closed)(struct net_connection *connection);
 };
@@ -214,9 +206,7 @@ enum net_role {
   NET_ROLE_DONE,           /* has said all that it may */
   NET_ROLE_NEW,            /* a member's, no frame yet */
   NET_ROLE_MEMBER,         /* raft messages and calls */
-  NET_ROLE_FETCHER,        /* fetches, and nothing else */
-  NET_ROLE_SNAPSHOT,       /* a snapshot that is being received */
-  NET_ROLE_DRAIN           /* the rest of a snapshot that was refused */
+  NET_ROLE_FETCHER         /* fetches, and nothing else */
 };
 
 struct net_counters {
@@ -303,7 +293,6 @@ enum net_event_kind {
   NET_EVENT_STRANGER,  /* valid certificate, not a member */
   NET_EVENT_REFUSED,   /* a frame or message that may not be */
   NET_EVENT_PEER,      /* a member's connection ended */
-  NET_EVENT_SNAPSHOT,
   NET_EVENT_OTHER,
   NET_EVENT_KINDS
 };
@@ -339,7 +328,6 @@ struct net_peer {
 };
 
 struct net_call;
-struct net_snapshot;
 
 struct net {
   struct net_hub hub; /* first: a hub of a net is a net */
@@ -347,7 +335,6 @@ struct net {
   raft_id self;
   struct tls_context *tls;
   uv_tcp_t listener;
-  uv_idle_t idle; /* runs while a snapshot can be sent */
   char listening[RAFT_ADDRESS_MAX];
   unsigned unverified;
   bool recheck; /* ask allowed() again for every connection */
@@ -355,8 +342,6 @@ struct net {
   struct net_call *calls, **calls_end;
   unsigned n_calls;
   uint64_t last_call;
-  struct net_snapshot *snapshots;
-  struct net_connection *incoming; /* the snapshot that is being received */
   uint64_t random;
   struct net_limiter limiters[NET_EVENT_KINDS];
   uint8_t *scratch; /* heads of raft messages */
@@ -436,16 +421,5 @@ struct net_connection *net_fetch_connection(struct net_peer *peer,
                                             const char **why);
 /* Closes what nothing was asked on for a while. */
 uint64_t net_fetch_tick(struct net *net, uint64_t now);
-
-/* ---- interface to the code in snapshot.c --------------------------------- */
-
-/* A snapshot frame of an inbound connection. */
-void net_snapshot_frame(struct net *net, struct net_connection *connection,
-                        const struct net_frame *frame);
-/* The connection of the incoming snapshot ended. */
-void net_snapshot_lost(struct net *net, struct net_connection *connection);
-void net_snapshot_cut(struct net *net, raft_id peer);
-void net_snapshot_sweep(struct net *net);
-void net_snapshot_end(struct net *net);
 
 #endif

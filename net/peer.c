@@ -276,7 +276,6 @@ static void unwant(struct net_peer *peer)
     net_connection_end(peer->inbound[i], NET_CUT, why);
   for (unsigned i = 0; i < peer->n_fetchers; i++)
     net_connection_end(peer->fetchers[i], NET_CUT, why);
-  net_snapshot_cut(peer->net, peer->id);
 }
 
 static void want(struct net *net, const struct raft_member *member)
