@@ -8,7 +8,8 @@
 ** database, its connections and the network stay as they are. Meanwhile
 ** nothing is applied: the worker may then be the only one to use the log.
 **
-** An entry that finds no room in -wal is applied later.
+** A leader whose connections find no room in -wal hands over. An entry that
+** finds none is applied later.
 */
 #include "node.h"
 
@@ -35,6 +36,20 @@ static bool has_room(const struct node *node)
 bool full_log(const struct node *node)
 {
   return atomic_load(&node->disk_status) == -ENOSPC;
+}
+
+void full_noticed(struct node *node)
+{
+  atomic_store(&node->no_room, true);
+}
+
+/* A leader without room for frames is of no use to those who write. */
+static void hand_over(struct node *node)
+{
+  struct raft_event event = {.type = RAFT_EVENT_TRANSFER};
+  if (raft_role(node->raft) != RAFT_LEADER || node->view.voters < 2) return;
+  if (node_step(node, &event) == 0)
+    events_add(&node->events, "no room on the disk: another node is to lead");
 }
 
 static void reopened(struct task *task)
@@ -74,6 +89,7 @@ void full_tick(struct node *node)
   uint64_t now = clock_monotonic_ms();
   if (node->failed || now < node->room_at) return;
   node->room_at = now + AGAIN_MS;
+  if (atomic_exchange(&node->no_room, false)) hand_over(node);
   if (node->apply_full) {
     node->apply_full = false;
     apply_committed(node);

@@ -263,6 +263,7 @@ struct node {
 
   _Atomic uint64_t durable; /* newest durable sequence number */
   _Atomic int disk_status;
+  _Atomic bool no_room; /* a connection found none; the loop has not heard */
   _Atomic int hold;     /* enum hold: who must wait for a new WAL */
   _Atomic bool serving; /* what is applied is fit to be read locally */
   _Atomic bool solo;    /* leader of a one-voter cluster: reads need no
@@ -368,6 +369,8 @@ int start_raft(struct node *node, struct raft_recovered *recovered,
 
 /* The log failed for want of room. Any thread. */
 bool full_log(const struct node *node);
+/* A connection found no room in -wal. Any thread. */
+void full_noticed(struct node *node);
 void full_tick(struct node *node);   /* loop */
 void full_reopen(struct node *node); /* worker */
 
