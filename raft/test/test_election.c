@@ -3,15 +3,6 @@
 */
 #include "timeline.h"
 
-static raft_term term_of(struct world *w, raft_id id)
-{
-  raft_term term;
-  bool leads;
-
-  raft_state(core(w, id), &term, &leads);
-  return term;
-}
-
 /* Node 1 times out, gets pre-votes, then votes, and leads with a NOOP. */
 static void test_election(void **state)
 {

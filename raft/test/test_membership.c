@@ -8,14 +8,6 @@ static unsigned members(struct world *w, raft_id id)
   return raft_configuration(core(w, id), NULL)->n;
 }
 
-static uint8_t role_in(struct world *w, raft_id id, raft_id member)
-{
-  const struct raft_member *m =
-      raft_configuration_find(raft_configuration(core(w, id), NULL), member);
-
-  return m ? m->role : 0;
-}
-
 static struct world *three_of(unsigned n)
 {
   struct world *w = world_prepare(n, 3);

@@ -62,7 +62,8 @@ struct held {
 struct node {
   struct raft *raft;
   struct raft_options options;
-  bool prompt; /* writes are durable at once */
+  bool prompt;         /* writes are durable at once */
+  unsigned clock_rate; /* percent of the world's time; 0: the same */
   /* What is on its disk. */
   raft_term term;
   raft_id voted_for;
@@ -116,6 +117,14 @@ static inline struct node *node(struct world *w, raft_id id)
 static inline struct raft *core(struct world *w, raft_id id)
 {
   return node(w, id)->raft;
+}
+
+/* What the node's own clock says. */
+static inline uint64_t local_time(struct world *w, raft_id id)
+{
+  unsigned rate = node(w, id)->clock_rate;
+
+  return rate == 0 ? w->now : w->now * rate / 100;
 }
 
 /* ---- disks ------------------------------------------------------------- */
@@ -361,7 +370,7 @@ static inline int step(struct world *w, raft_id id, struct raft_event *event)
   raft_index commit = n->commit;
   int rc;
 
-  event->now = w->now;
+  event->now = local_time(w, id);
   rc = raft_step(n->raft, event, &effects);
   carry_out(w, id, &effects);
   n->commit = effects.commit;
@@ -566,6 +575,31 @@ static inline int read_on(struct world *w, raft_id id, uint64_t number)
   return step(w, id, &event);
 }
 
+/* A read that is content with a lease. */
+static inline int read_by_lease(struct world *w, raft_id id, uint64_t number)
+{
+  struct raft_event event = {.type = RAFT_EVENT_READ};
+
+  event.u.read.number = number;
+  event.u.read.lease = true;
+  return step(w, id, &event);
+}
+
+static inline const struct raft_read_result *last_read(struct world *w,
+                                                       raft_id id)
+{
+  assert_true(node(w, id)->n_reads > 0);
+  return &node(w, id)->reads[node(w, id)->n_reads - 1];
+}
+
+static inline int transfer(struct world *w, raft_id id, raft_id to)
+{
+  struct raft_event event = {.type = RAFT_EVENT_TRANSFER};
+
+  event.u.transfer_to = to;
+  return step(w, id, &event);
+}
+
 static inline int peer_event(struct world *w, raft_id id, uint8_t type,
                              raft_id peer)
 {
@@ -657,7 +691,7 @@ static inline void start_node(struct world *w, raft_id id)
   n->commit = n->snapshot;
   n->durable_seq = 0;
   assert_null(n->raft);
-  assert_int_equal(raft_new(&n->options, rec, w->now, &n->raft), 0);
+  assert_int_equal(raft_new(&n->options, rec, local_time(w, id), &n->raft), 0);
   free(runs);
   free(rec);
 }
@@ -759,6 +793,56 @@ static inline void put_on_disk(struct world *w, raft_id id, raft_term term)
   stored_set(&n->disk[++n->last], &entry);
   raft_body_unref(entry.body);
   if (n->term < term) n->term = term;
+}
+
+/* Nothing reaches the node or comes from it. */
+static inline void cut_off(struct world *w, raft_id id)
+{
+  unsigned i;
+
+  for (i = 1; i < NODES; i++)
+    w->unreachable[id][i] = w->unreachable[i][id] = true;
+}
+
+static inline void mend(struct world *w)
+{
+  memset(w->unreachable, 0, sizeof w->unreachable);
+}
+
+static inline raft_term term_of(struct world *w, raft_id id)
+{
+  raft_term term;
+  bool leads;
+
+  raft_state(core(w, id), &term, &leads);
+  return term;
+}
+
+static inline bool is_leader(struct world *w, raft_id id)
+{
+  return raft_role(core(w, id)) == RAFT_LEADER;
+}
+
+static inline bool is_joint(struct world *w, raft_id id)
+{
+  return raft_configuration_joint(raft_configuration(core(w, id), NULL));
+}
+
+static inline raft_index configured_at(struct world *w, raft_id id)
+{
+  raft_index index;
+
+  raft_configuration(core(w, id), &index);
+  return index;
+}
+
+/* The member's role as id sees it; 0: not a member. */
+static inline uint8_t role_in(struct world *w, raft_id id, raft_id member)
+{
+  const struct raft_member *m =
+      raft_configuration_find(raft_configuration(core(w, id), NULL), member);
+
+  return m ? m->role : 0;
 }
 
 /* id times out, is elected, and its NOOP is committed everywhere. */
