@@ -443,6 +443,60 @@ static void test_clocks_at_the_bound(void **state)
   }
 }
 
+static void heartbeat(struct world *w, raft_id to)
+{
+  deliver(w, 1, to, RAFT_HEARTBEAT_REQUEST);
+  deliver(w, to, 1, RAFT_HEARTBEAT_RESPONSE);
+}
+
+/*
+** Five voters; 3, 4 and 5 have lost sight of the leader, and 4 gathers
+** pre-votes of 5 and of 3. Then 3 hears from the leader again and answers: 1,
+** 2 and 3 are its lease. An answer of 4, now a candidate, to an old pre-vote
+** request of 3 brings the later term to 3: that must not make it forget what
+** it has promised, or 4 leads by the votes of 3 and 5 during the lease.
+*/
+static void test_later_term_is_no_excuse(void **state)
+{
+  struct world *w = leasing(5);
+  unsigned i;
+
+  (void)state;
+  for (i = 0; i < 1000; i += 50) {
+    pass(w, 50);
+    tick(w, 1);
+    heartbeat(w, 2);
+    heartbeat(w, 5);
+    drop(w, 1, 0, 0);
+  }
+  tick(w, 3);
+  tick(w, 4);
+  pass(w, 500); /* 5 need not believe in 1 any more, nor 1 give up */
+  deliver(w, 4, 3, RAFT_PREVOTE_REQUEST);
+  deliver(w, 4, 5, RAFT_PREVOTE_REQUEST);
+  deliver(w, 3, 4, RAFT_PREVOTE_RESPONSE);
+  deliver(w, 5, 4, RAFT_PREVOTE_RESPONSE);
+  assert_int_equal(raft_role(core(w, 4)), RAFT_CANDIDATE);
+  deliver(w, 3, 4, RAFT_PREVOTE_REQUEST);
+  tick(w, 1);
+  heartbeat(w, 2);
+  heartbeat(w, 3);
+  assert_true(reads_at_once(w, 1));
+  deliver(w, 4, 3, RAFT_PREVOTE_RESPONSE);
+  assert_int_equal(term_of(w, 3), 2);
+  cut_off(w, 1);
+  drop(w, 0, 1, 0);
+  drop(w, 1, 0, 0);
+  settle(w);
+  if (is_leader(w, 4)) propose(w, 4, RAFT_COMMIT, 10);
+  settle(w);
+  assert_true(reads_at_once(w, 1)); /* of all that is committed */
+  assert_false(is_leader(w, 4));
+  pass(w, 500);
+  assert_true(grants(w, RAFT_VOTE_REQUEST));
+  world_free(w);
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {
@@ -462,6 +516,7 @@ int main(void)
       cmocka_unit_test(test_restarted_voter),
       cmocka_unit_test(test_restarted_voter_in_a_transfer),
       cmocka_unit_test(test_clocks_at_the_bound),
+      cmocka_unit_test(test_later_term_is_no_excuse),
   };
 
   return cmocka_run_group_tests(tests, NULL, NULL);
