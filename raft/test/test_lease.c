@@ -72,7 +72,9 @@ static void test_off(void **state)
 
   (void)state;
   elect(w, 1);
-  beat(w, 1);
+  read_on(w, 1, 1);
+  settle(w); /* a round was confirmed */
+  assert_int_equal(last_read(w, 1)->read, 1);
   assert_false(reads_at_once(w, 1));
   settle(w);
   assert_int_equal(last_read(w, 1)->status, 0);
