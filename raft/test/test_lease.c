@@ -445,6 +445,26 @@ static void test_clocks_at_the_bound(void **state)
   }
 }
 
+/* A voter whose clock leapt has measured its promise wrongly: it waits anew,
+   with its own campaign too. The others live in the true time. */
+static void test_voter_doubts_its_clock(void **state)
+{
+  struct raft_event doubt = {.type = RAFT_EVENT_CLOCK_DOUBT};
+  struct world *w = leasing(3);
+
+  (void)state;
+  beat(w, 1);
+  w->now += 2000;
+  step(w, 2, &doubt);
+  assert_false(grants(w, RAFT_PREVOTE_REQUEST));
+  tick(w, 2);
+  assert_int_equal(raft_role(core(w, 2)), RAFT_FOLLOWER);
+  assert_true(raft_next_deadline(core(w, 2)) >= 500);
+  pass(w, 500);
+  assert_true(grants(w, RAFT_VOTE_REQUEST));
+  world_free(w);
+}
+
 static void heartbeat(struct world *w, raft_id to)
 {
   deliver(w, 1, to, RAFT_HEARTBEAT_REQUEST);
@@ -518,6 +538,7 @@ int main(void)
       cmocka_unit_test(test_restarted_voter),
       cmocka_unit_test(test_restarted_voter_in_a_transfer),
       cmocka_unit_test(test_clocks_at_the_bound),
+      cmocka_unit_test(test_voter_doubts_its_clock),
       cmocka_unit_test(test_later_term_is_no_excuse),
   };
 
