@@ -255,7 +255,6 @@ static void test_many_rounds(void **state)
   (void)state;
   beat(w, 1);
   assert_true(reads_at_once(w, 1));
-  node(w, 1)->options.heartbeat_ms = 50;
   cut_off(w, 1);
   for (i = 0; i < RAFT_ROUNDS + 5; i++) {
     /* Reads begin no round before the one under way is confirmed, so these
