@@ -190,7 +190,8 @@ void raft_become_leader(struct raft *r)
   r->leader = r->options.id;
   memset(&r->lead, 0, sizeof r->lead);
   r->lead.since = r->now;
-  r->lead.handover_due = r->now + r->options.election_timeout_ms;
+  if (r->handover_due < r->now + r->options.election_timeout_ms)
+    r->handover_due = r->now + r->options.election_timeout_ms;
   r->lead.first_round = r->read_round + 1;
   for (i = 0; i < r->configuration.n; i++) {
     raft_peer_reset(r, &r->peers[i], next);

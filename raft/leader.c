@@ -430,14 +430,14 @@ static void prefer_another(struct raft *r)
   struct raft_peer *peer;
   int rank;
 
-  if (r->lead.transfer_to != 0 || r->now < r->lead.handover_due) return;
-  r->lead.handover_due = r->now + r->options.election_timeout_ms;
+  if (r->lead.transfer_to != 0 || r->now < r->handover_due) return;
+  r->handover_due = r->now + r->options.election_timeout_ms;
   if (!self || r->commit < r->lead.start) return;
   peer = best_successor(r, r->commit, &rank);
   if (!peer || rank <= raft_member_rank(self)) return;
   begin_transfer(r, peer->id);
   /* Should it fail, the cluster is to work for a while in between. */
-  r->lead.handover_due += 10 * (uint64_t)r->options.election_timeout_ms;
+  r->handover_due += 10 * (uint64_t)r->options.election_timeout_ms;
 }
 
 static void go_on_with_transfer(struct raft *r)

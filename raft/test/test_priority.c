@@ -243,6 +243,36 @@ static void test_laggard_is_not_the_best(void **state)
   world_free(w);
 }
 
+/*
+** 5 should lead, and only 1 can talk with it: it cannot win. 1 tries to hand
+** over, and that costs an election; it does not try again for a while, not
+** even though it was elected anew.
+*/
+static void test_no_flapping(void **state)
+{
+  const uint8_t priorities[] = {RAFT_NORMAL, RAFT_AVOID, RAFT_AVOID, RAFT_AVOID,
+                                RAFT_PREFER};
+  struct world *w = ranked(5, priorities);
+  raft_id i;
+  unsigned ms, led = 0;
+
+  (void)state;
+  for (i = 2; i <= 4; i++)
+    w->unreachable[i][5] = w->unreachable[5][i] = true;
+  elect(w, 1);
+  for (ms = 0; ms < 30000; ms += 10) {
+    live(w, 10);
+    led += is_leader(w, 1) && raft_transferring(core(w, 1)) == 0;
+  }
+  /* Of 3000 ticks; an attempt every 11 timeouts, for two or three of them. */
+  assert_in_range(led, 2000, 3000);
+  assert_in_range(elections(w), 2, 16);
+  mend(w);
+  live(w, 10000);
+  assert_true(is_leader(w, 5));
+  world_free(w);
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {
@@ -256,6 +286,7 @@ int main(void)
       cmocka_unit_test(test_preferred_learner),
       cmocka_unit_test(test_laggard_hides_nobody),
       cmocka_unit_test(test_laggard_is_not_the_best),
+      cmocka_unit_test(test_no_flapping),
   };
 
   return cmocka_run_group_tests(tests, NULL, NULL);
