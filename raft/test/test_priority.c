@@ -243,6 +243,28 @@ static void test_laggard_is_not_the_best(void **state)
   world_free(w);
 }
 
+/* Among those that have all that is committed, priority comes before a longer
+   log. */
+static void test_rank_before_log(void **state)
+{
+  const uint8_t priorities[] = {RAFT_NORMAL, RAFT_PREFER, RAFT_NORMAL,
+                                RAFT_NORMAL, RAFT_NORMAL};
+  struct world *w = ranked(5, priorities);
+
+  (void)state;
+  elect(w, 1);
+  cut_off(w, 2);
+  cut_off(w, 4);
+  cut_off(w, 5);
+  propose(w, 1, RAFT_COMMIT, 10);
+  settle(w);
+  assert_int_equal(raft_commit(core(w, 1)), 1);
+  assert_int_equal(progress(w, 1, 3).match, 2);
+  assert_int_equal(transfer(w, 1, 0), 0);
+  assert_int_equal(raft_transferring(core(w, 1)), 2);
+  world_free(w);
+}
+
 /*
 ** 5 should lead, and only 1 can talk with it: it cannot win. 1 tries to hand
 ** over, and that costs an election; it does not try again for a while, not
@@ -286,6 +308,7 @@ int main(void)
       cmocka_unit_test(test_preferred_learner),
       cmocka_unit_test(test_laggard_hides_nobody),
       cmocka_unit_test(test_laggard_is_not_the_best),
+      cmocka_unit_test(test_rank_before_log),
       cmocka_unit_test(test_no_flapping),
   };
 
