@@ -328,6 +328,58 @@ static void test_wiped_node(void **state)
   world_free(w);
 }
 
+/*
+** 3 is replaced by a node with a wiped disk under its id, and leads. 2 was away
+** meanwhile and knows the old one only. A leader is a leader, whoever this node
+** thinks has a vote: 2 must follow it, and vote for it, or it never learns that
+** the one it knows is gone.
+*/
+static void test_wiped_node_leads(void **state)
+{
+  struct raft_member member = {.id = 3, .incarnation = 999};
+  struct world *w = world_new(4);
+
+  (void)state;
+  elect(w, 1);
+  cut_off(w, 2);
+  assert_int_equal(change(w, 1, RAFT_REMOVE, 3), 0);
+  live(w, 100);
+  crash(w, 3);
+  node(w, 3)->options.incarnation = 999;
+  node(w, 3)->last = node(w, 3)->term = node(w, 3)->voted_for = 0;
+  start_node(w, 3);
+  assert_int_equal(change_member(w, 1, RAFT_ADD_LEARNER, &member), 0);
+  live(w, 200);
+  assert_int_equal(change(w, 1, RAFT_PROMOTE, 3), 0);
+  live(w, 200);
+  assert_int_equal(transfer(w, 1, 3), 0);
+  settle(w);
+  assert_true(is_leader(w, 3));
+  mend(w);
+  crash(w, 1); /* now nothing goes without 2 */
+  live(w, 300);
+  assert_int_equal(raft_leader(core(w, 2)), 3);
+  assert_int_equal(raft_commit(core(w, 2)), raft_last(core(w, 3)));
+  live(w, 1000);
+  assert_true(is_leader(w, 3));
+
+  /* The other way round: 2 is asked for its vote first. */
+  crash(w, 2);
+  node(w, 2)->last = 1; /* what it had while it was away */
+  start_node(w, 2);
+  assert_int_equal(raft_configuration_find(raft_configuration(core(w, 2), 0), 3)
+                       ->incarnation,
+                   103);
+  time_out(w, 3); /* nobody was heard from */
+  assert_false(is_leader(w, 3));
+  pass(w, 1000);
+  tick(w, 3);
+  settle(w);
+  live(w, 100);
+  assert_true(is_leader(w, 3));
+  world_free(w);
+}
+
 /* From one node to three and back. */
 static void test_grow_and_shrink(void **state)
 {
@@ -370,6 +422,7 @@ int main(void)
       cmocka_unit_test(test_removal_that_is_not_committed),
       cmocka_unit_test(test_removed_node_does_not_disturb),
       cmocka_unit_test(test_wiped_node),
+      cmocka_unit_test(test_wiped_node_leads),
       cmocka_unit_test(test_grow_and_shrink),
   };
 
