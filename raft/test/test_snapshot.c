@@ -139,6 +139,23 @@ static void test_offer_refused(void **state)
   world_free(w);
 }
 
+/* All of it is here, and about to be installed: nothing is left to send. */
+static void test_offer_of_a_whole_one(void **state)
+{
+  struct raft_snapshot_in in = {{0, 0, 0}, 0};
+  struct world *w = follower();
+  uint64_t skip;
+
+  (void)state;
+  offer(w, &in, 3, tag(9, 3, 100));
+  assert_int_equal(chunk(w, &in, 0, 100, &skip), RAFT_SNAPSHOT_DONE);
+  assert_int_equal(offer(w, &in, 3, tag(9, 3, 100)), RAFT_SNAPSHOT_HAVE);
+  assert_int_equal(chunk(w, &in, 90, 10, &skip), RAFT_SNAPSHOT_HAVE);
+  assert_int_equal(in.position, 100);
+  assert_int_equal(offer(w, &in, 3, tag(10, 3, 100)), RAFT_SNAPSHOT_START);
+  world_free(w);
+}
+
 /* ---- chunks ------------------------------------------------------------- */
 
 /* In order, twice, in part twice, with a gap, out of order. */
@@ -415,6 +432,7 @@ int main(void)
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_offer),
       cmocka_unit_test(test_offer_refused),
+      cmocka_unit_test(test_offer_of_a_whole_one),
       cmocka_unit_test(test_chunks),
       cmocka_unit_test(test_stale_tag),
       cmocka_unit_test(test_another_sender),
