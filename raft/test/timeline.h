@@ -248,18 +248,30 @@ static inline bool on_disk(struct world *w, raft_id id, raft_index index,
   return index <= n->last && n->disk[index].term == term;
 }
 
+/* Of the old voters, or of the new ones; not with the core's own words. */
+static inline bool majority_has(struct world *w,
+                                const struct raft_configuration *c, bool old,
+                                raft_index index, raft_term term)
+{
+  unsigned i, n = 0, has = 0;
+
+  for (i = 0; i < c->n; i++) {
+    if (old ? !c->members[i].outgoing : c->members[i].role != RAFT_VOTER)
+      continue;
+    n++;
+    has += on_disk(w, c->members[i].id, index, term);
+  }
+  return 2 * has > n || (old && n == 0);
+}
+
 static inline void watch_quorum(struct world *w, raft_id leader,
                                 raft_index index)
 {
   const struct raft_configuration *c = raft_configuration(core(w, leader), 0);
-  uint64_t has[RAFT_MEMBERS_MAX];
-  unsigned i;
+  raft_term term = raft_term_at(core(w, leader), index);
 
-  for (i = 0; i < c->n; i++)
-    has[i] = c->members[i].id < NODES &&
-             on_disk(w, c->members[i].id, index,
-                     raft_term_at(core(w, leader), index));
-  assert_true(raft_configuration_quorum(c, has) == 1); /* I7 */
+  assert_true(majority_has(w, c, false, index, term)); /* I7 */
+  assert_true(majority_has(w, c, true, index, term));
 }
 
 static inline void watch_commit(struct world *w, raft_id id, raft_index from)
@@ -431,6 +443,13 @@ static inline int inject(struct world *w, const struct raft_message *m)
   return step(w, m->to, &event);
 }
 
+static inline bool is_such(const struct packet *p, raft_id from, raft_id to,
+                           uint8_t type)
+{
+  return (from == 0 || p->from == from) && (to == 0 || p->to == to) &&
+         (type == 0 || p->type == type);
+}
+
 /* Index in the network of the oldest such message (0: any), or -1. */
 static inline int find_packet(struct world *w, raft_id from, raft_id to,
                               uint8_t type)
@@ -438,10 +457,7 @@ static inline int find_packet(struct world *w, raft_id from, raft_id to,
   unsigned i;
 
   for (i = 0; i < w->n_net; i++)
-    if ((from == 0 || w->net[i].from == from) &&
-        (to == 0 || w->net[i].to == to) &&
-        (type == 0 || w->net[i].type == type))
-      return (int)i;
+    if (is_such(&w->net[i], from, to, type)) return (int)i;
   return -1;
 }
 
@@ -451,10 +467,7 @@ static inline unsigned count(struct world *w, raft_id from, raft_id to,
   unsigned i, n = 0;
 
   for (i = 0; i < w->n_net; i++)
-    if ((from == 0 || w->net[i].from == from) &&
-        (to == 0 || w->net[i].to == to) &&
-        (type == 0 || w->net[i].type == type))
-      n++;
+    n += is_such(&w->net[i], from, to, type);
   return n;
 }
 
