@@ -659,6 +659,48 @@ static void test_refused(void **state)
   world_free(w);
 }
 
+/* The leader of term 1 sends a configuration with these flags of member 1. */
+static int receive_flags(unsigned flags)
+{
+  struct world *w = world_new(3);
+  struct raft_configuration c = world_members(3);
+  struct raft_entry entry = {.index = 1, .term = 1, .type = RAFT_CONFIGURATION};
+  struct raft_message m = {.type = RAFT_APPEND_REQUEST,
+                           .from = 1,
+                           .to = 2,
+                           .incarnation = 101,
+                           .term = 1,
+                           .n_entries = 1,
+                           .entries = &entry};
+  int rc;
+
+  c.members[1].role = c.members[2].role = RAFT_LEARNER;
+  entry.body = raft_configuration_encode(&c);
+  entry.body->data[4 + 16] = (uint8_t)flags;
+  raft_body_seal(entry.body);
+  rc = inject(w, &m);
+  assert_int_equal(raft_last(core(w, 2)), rc == 0);
+  assert_int_equal(configured_at(w, 2), rc == 0);
+  time_out(w, 2);
+  raft_body_unref(entry.body);
+  world_free(w);
+  return rc;
+}
+
+/* A follower takes no configuration that cannot be, nor one in which nobody
+   would have a vote in the end. */
+static void test_impossible_ones(void **state)
+{
+  unsigned flags, possible;
+
+  (void)state;
+  for (flags = 0; flags < 256; flags++) {
+    /* The only voter of it, for it is one, marked or not. */
+    possible = (flags & 15) == RAFT_VOTER && flags >> 5 <= RAFT_AVOID;
+    assert_int_equal(receive_flags(flags), possible ? 0 : RAFT_EMALFORMED);
+  }
+}
+
 /* A full table takes no more, and the joint one must have room for those who
    leave as well; what is refused leaves no trace. */
 static void test_full_table(void **state)
@@ -722,6 +764,7 @@ int main(void)
       cmocka_unit_test(test_leader_demotes_itself),
       cmocka_unit_test(test_grow_and_shrink),
       cmocka_unit_test(test_refused),
+      cmocka_unit_test(test_impossible_ones),
       cmocka_unit_test(test_full_table),
   };
 
