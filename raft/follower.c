@@ -233,7 +233,8 @@ int raft_snapshot_installed(struct raft *r, raft_index index, raft_term term,
 
   if (index <= raft_log_snapshot(&r->log)) return 0;
   if (index > RAFT_NUMBER_MAX || term == 0) return RAFT_EINVAL;
-  if (configuration && !raft_configuration_valid(configuration))
+  if (configuration && (!raft_configuration_valid(configuration) ||
+                        raft_configuration_voters(configuration) == 0))
     return RAFT_EINVAL;
   if (raft_log_term(&r->log, index) == term) {
     raft_log_compact(&r->log, index, term);

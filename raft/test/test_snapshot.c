@@ -356,6 +356,34 @@ static void test_log_replaced_while_joint(void **state)
   world_free(w);
 }
 
+/* A configuration without a voter, or with one that cannot be, comes from no
+   cluster. */
+static void test_impossible_members(void **state)
+{
+  struct raft_event event = {.type = RAFT_EVENT_SNAPSHOT_INSTALLED};
+  struct raft_configuration c = world_members(3);
+  struct world *w = follower();
+  unsigned i;
+
+  (void)state;
+  event.u.snapshot_installed.index = 20;
+  event.u.snapshot_installed.term = 3;
+  event.u.snapshot_installed.configuration = &c;
+  c.members[0].role = RAFT_LEAVING;
+  assert_int_equal(step(w, 2, &event), RAFT_EINVAL);
+  for (i = 0; i < 3; i++) {
+    c.members[i].role = RAFT_LEAVING;
+    c.members[i].outgoing = true;
+  }
+  assert_int_equal(step(w, 2, &event), RAFT_EINVAL);
+  c.n = 0;
+  assert_int_equal(step(w, 2, &event), RAFT_EINVAL);
+  event.u.snapshot_installed.configuration = NULL;
+  assert_int_equal(step(w, 2, &event), RAFT_EINVAL);
+  assert_int_equal(raft_last(core(w, 2)), 6);
+  world_free(w);
+}
+
 /* The snapshot holds the joint configuration: whoever takes it is in it, and
    cuts back to it, and leaves it in the end. */
 static void test_snapshot_of_the_joint_one(void **state)
@@ -439,6 +467,7 @@ int main(void)
       cmocka_unit_test(test_outgrown),
       cmocka_unit_test(test_entries_after_it_stay),
       cmocka_unit_test(test_log_replaced_while_joint),
+      cmocka_unit_test(test_impossible_members),
       cmocka_unit_test(test_snapshot_of_the_joint_one),
       cmocka_unit_test(test_life_goes_on),
   };
