@@ -146,6 +146,28 @@ static void test_refused_changes(void **state)
   world_free(w);
 }
 
+/* Of a configuration that the host gave, what lies beyond its members means
+   nothing, and is no part of the next one. */
+static void test_beyond_the_members(void **state)
+{
+  struct world *w = world_prepare(4, 3);
+  unsigned i;
+
+  (void)state;
+  memset(&w->configuration.members[3], 1, sizeof w->configuration.members[3]);
+  for (i = 1; i <= 4; i++)
+    start_node(w, i);
+  elect(w, 1);
+  assert_int_equal(change(w, 1, RAFT_ADD_LEARNER, 4), 0);
+  assert_false(is_joint(w, 1));
+  settle(w);
+  assert_int_equal(raft_commit(core(w, 4)), 2);
+  assert_memory_equal(raft_configuration(core(w, 1), NULL),
+                      raft_configuration(core(w, 4), NULL),
+                      sizeof(struct raft_configuration));
+  world_free(w);
+}
+
 static void test_update(void **state)
 {
   struct world *w = three_of(3);
@@ -414,6 +436,7 @@ int main(void)
       cmocka_unit_test(test_caught_up_passes),
       cmocka_unit_test(test_one_change_at_a_time),
       cmocka_unit_test(test_refused_changes),
+      cmocka_unit_test(test_beyond_the_members),
       cmocka_unit_test(test_update),
       cmocka_unit_test(test_last_voter_stays),
       cmocka_unit_test(test_rollback),
