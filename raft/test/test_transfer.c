@@ -130,7 +130,25 @@ static void test_the_wish_is_for_once(void **state)
   world_free(w);
 }
 
-/* To the best: who has most of the log. */
+/* To the best: who has most of the log, of those that have what is committed
+   as of all. */
+static void test_most_of_the_log(void **state)
+{
+  struct world *w = world_new(5);
+
+  (void)state;
+  elect(w, 1);
+  cut_off(w, 2);
+  cut_off(w, 4);
+  cut_off(w, 5);
+  propose(w, 1, RAFT_COMMIT, 10);
+  settle(w);
+  assert_int_equal(raft_commit(core(w, 1)), 1);
+  assert_int_equal(transfer(w, 1, 0), 0);
+  assert_int_equal(raft_transferring(core(w, 1)), 3);
+  world_free(w);
+}
+
 static void test_to_the_best(void **state)
 {
   struct world *w = one_behind();
@@ -566,6 +584,7 @@ int main(void)
       cmocka_unit_test(test_the_leader_votes),
       cmocka_unit_test(test_stickiness),
       cmocka_unit_test(test_the_wish_is_for_once),
+      cmocka_unit_test(test_most_of_the_log),
       cmocka_unit_test(test_to_the_best),
       cmocka_unit_test(test_target_behind),
       cmocka_unit_test(test_target_durably_behind),
