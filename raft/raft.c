@@ -221,13 +221,28 @@ static void on_stale_message(struct raft *r, const struct raft_message *m)
     raft_on_read_request(r, m);
 }
 
+/*
+** What a member says counts only if it is the very one. But who leads, or may,
+** is not for the receiver's configuration to say: it may be an old one, and the
+** sender the one who brings the new.
+*/
+static bool leads_or_would(const struct raft_message *m)
+{
+  return m->type == RAFT_PREVOTE_REQUEST || m->type == RAFT_VOTE_REQUEST ||
+         m->type == RAFT_APPEND_REQUEST || m->type == RAFT_HEARTBEAT_REQUEST ||
+         m->type == RAFT_TIMEOUT_NOW;
+}
+
 static int on_message(struct raft *r, const struct raft_message *m)
 {
   struct raft_peer *peer;
 
   if (!raft_message_valid(m) || m->to != r->options.id) return RAFT_EMALFORMED;
   peer = raft_peer(r, m->from);
-  if (!MUTANT(19) && peer && peer->incarnation != m->incarnation) return 0;
+  if (!MUTANT(19) && peer && peer->incarnation != m->incarnation) {
+    if (!leads_or_would(m)) return 0;
+    peer = NULL;
+  }
   if (peer) peer->last_contact = r->now;
 
   /* Requests for votes do not always move the term: see election.c. */
@@ -289,9 +304,15 @@ static void on_tick(struct raft *r)
   if (r->role != RAFT_LEADER) raft_election_tick(r);
 }
 
+/* A leader's lease was measured by this clock, and a voter's promise. */
 static void doubt_clock(struct raft *r)
 {
-  if (r->role == RAFT_LEADER) r->lead.lease_void = true;
+  if (r->role == RAFT_LEADER) {
+    r->lead.lease_void = true;
+  } else if (r->options.lease) {
+    r->votes_from = r->now + r->options.election_timeout_ms;
+    if (r->election_deadline < r->votes_from) raft_reset_election_timer(r);
+  }
 }
 
 static int dispatch(struct raft *r, const struct raft_event *event)
