@@ -11,17 +11,20 @@
 #   make SAN=address,undefined ...   the same with sanitizers; or SAN=thread
 #   make CC=clang ...  the same with another compiler, WERROR=1 with warnings
 #                      as errors; each of these has objects of its own
+#   make MUTANT=53 unit-raft/store ...   with a mistake planted that some test
+#                      should find (raft/mutant.h)
 #   make clean
 
 CC     ?= cc
 SAN    ?=
+MUTANT ?=
 comma  := ,
 empty  :=
 space  := $(empty) $(empty)
 # Objects made with other flags never meet: each variant has its own folder.
 VARIANT := $(subst $(comma),-,$(SAN)) \
            $(if $(findstring clang,$(notdir $(CC))),clang) \
-           $(if $(WERROR),werror)
+           $(if $(WERROR),werror) $(if $(MUTANT),mutant$(MUTANT))
 VARIANT := $(subst $(space),-,$(strip $(VARIANT)))
 B      := build$(if $(VARIANT),/$(VARIANT))
 
@@ -31,6 +34,7 @@ WARN   := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion \
 CFLAGS ?= -O2 -g
 ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -pthread \
           $(WARN) $(if $(WERROR),-Werror) \
+          $(if $(MUTANT),-DRAFT_MUTANT=$(MUTANT)) \
           $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer \
               -fno-sanitize-recover=all) $(CFLAGS)
 LDFLAGS += $(if $(SAN),-fsanitize=$(SAN))
@@ -40,14 +44,16 @@ CMOCKA := -lcmocka
 # Who may know whom: each room is compiled with these include paths only.
 INC_raft       := -Iraft
 INC_raft/store := -Iraft -Iraft/store
+INC_raft/sim   := -Iraft -Iraft/store -Iraft/sim
 INC_tls        := -Itls
 INC_net        := -Iraft -Itls -Inet
 INC_ext        := -Iraft -Iraft/store -Itls -Inet -Iext
 
-ROOMS  := raft raft/store tls net ext
+ROOMS  := raft raft/store raft/sim tls net ext
 objs    = $(patsubst %.c,$(B)/%.o,$(wildcard $(1)/*.c))
 OBJ_raft       := $(call objs,raft)
 OBJ_raft/store := $(call objs,raft/store)
+OBJ_raft/sim   := $(call objs,raft/sim)
 OBJ_tls        := $(call objs,tls)
 OBJ_net        := $(call objs,net)
 OBJ_ext        := $(call objs,ext)
@@ -55,6 +61,7 @@ OBJ_ext        := $(call objs,ext)
 # What the tests of a room are linked with.
 NEED_raft       := $(OBJ_raft)
 NEED_raft/store := $(OBJ_raft) $(OBJ_raft/store)
+NEED_raft/sim  := $(OBJ_raft) $(OBJ_raft/store) $(OBJ_raft/sim)
 NEED_tls        := $(OBJ_tls)
 NEED_net        := $(OBJ_raft) $(OBJ_tls) $(OBJ_net)
 NEED_ext        := $(OBJ_raft) $(OBJ_raft/store) $(OBJ_tls) $(OBJ_net) \

@@ -191,6 +191,8 @@ int store_recover_any(const struct io *io, const char *log_dir, bool *any,
 /* A segment of `bytes`, ready for use, not named. Waits if none is ready. */
 int store_spare_take(struct store *store, uint64_t bytes, struct segment **out,
                      char **error);
+/* One piece of the helper's work; false: there is none. */
+bool store_spare_step(struct store *store);
 void *store_spare_main(void *arg); /* the helper thread */
 
 /* ---- the store (store.c) ------------------------------------------------ */
@@ -226,6 +228,9 @@ struct store {
   _Atomic int status; /* 0, or why the store has failed */
   char *failure;      /* its words; under the lock, till reported */
   bool reported;      /* log thread */
+  uint64_t durable;   /* log thread: the newest that was reported */
+  bool rested;        /* log thread: nothing was written since the mark */
+  bool stopped;       /* log thread: the stop has been taken */
 
   /* Owner's thread: what the next submission is checked against. */
   raft_index tail;

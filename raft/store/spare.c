@@ -1,7 +1,8 @@
 /*
 ** spare.c: the helper thread: has the next segment ready before it is needed,
 ** and removes or recycles segments that are no longer needed, so that no
-** commit waits for either.
+** commit waits for either. Where there is no helper (a stepped store, or one
+** that is being opened) who needs a segment does that piece of work himself.
 **
 ** A spare is DIR/log/<serial>.spare: zero-filled and synced, or an old segment
 ** as it was (its records cannot be taken for new ones: rule S3 of segment.c).
@@ -80,7 +81,7 @@ fail:
   return rc;
 }
 
-/* ---- taking one --------------------------------------------------------- */
+/* ---- those that are ready ------------------------------------------------ */
 
 static struct segment **find_locked(struct store *store, uint64_t bytes)
 {
@@ -97,42 +98,6 @@ static void push_locked(struct store *store, struct segment *segment)
   store->spares = segment;
   store->n_spares++;
   (void)pthread_cond_broadcast(&store->ready);
-}
-
-int store_spare_take(struct store *store, uint64_t bytes, struct segment **out,
-                     char **error)
-{
-  struct segment **at;
-  int rc = 0;
-
-  if (!store->helper_runs) return spare_make(store, bytes, out, error);
-  (void)pthread_mutex_lock(&store->lock);
-  store->ahead_failed = false;
-  for (;;) {
-    at = find_locked(store, bytes);
-    if (*at || store->want_status) break;
-    store->want = bytes;
-    (void)pthread_cond_signal(&store->work);
-    (void)pthread_cond_wait(&store->ready, &store->lock);
-  }
-  store->want = 0;
-  *out = *at;
-  if (*at) {
-    *at = (*at)->after;
-    (*out)->after = NULL;
-    store->n_spares--;
-  } else {
-    rc = store->want_status;
-    if (error)
-      *error = store->want_error;
-    else
-      free(store->want_error);
-    store->want_status = 0;
-    store->want_error = NULL;
-  }
-  (void)pthread_cond_signal(&store->work);
-  (void)pthread_mutex_unlock(&store->lock);
-  return rc;
 }
 
 /* ---- removing ----------------------------------------------------------- */
@@ -192,7 +157,7 @@ static void remove_oldest(struct store *store, struct segment *segment,
   store_segment_unref(segment);
 }
 
-/* ---- the thread --------------------------------------------------------- */
+/* ---- one piece of work -------------------------------------------------- */
 
 static void prepare(struct store *store, uint64_t bytes, bool wanted)
 {
@@ -216,33 +181,92 @@ static void prepare(struct store *store, uint64_t bytes, bool wanted)
   free(error);
 }
 
-void *store_spare_main(void *arg)
+/* What has to be done next, most urgent first; false: nothing. The lock is let
+   go while it is done. */
+static bool step_locked(struct store *store)
 {
-  struct store *store = arg;
-  uint64_t usual = store->options.segment_bytes, want;
+  uint64_t usual = store->options.segment_bytes, want = store->want;
   struct segment *old;
   bool recycle = false, ahead;
 
+  if (want && *find_locked(store, want)) want = 0;
+  old = want ? NULL : cut_oldest_locked(store, &recycle);
+  ahead =
+      !store->ahead_failed && !store->closing && !*find_locked(store, usual);
+  if (!want && !old && !ahead) return false;
+  (void)pthread_mutex_unlock(&store->lock);
+  if (want)
+    prepare(store, want, true);
+  else if (old)
+    remove_oldest(store, old, recycle);
+  else
+    prepare(store, usual, false);
   (void)pthread_mutex_lock(&store->lock);
+  return true;
+}
+
+bool store_spare_step(struct store *store)
+{
+  bool did;
+
+  (void)pthread_mutex_lock(&store->lock);
+  did = step_locked(store);
+  (void)pthread_mutex_unlock(&store->lock);
+  return did;
+}
+
+/* ---- taking one --------------------------------------------------------- */
+
+int store_spare_take(struct store *store, uint64_t bytes, struct segment **out,
+                     char **error)
+{
+  struct segment **at;
+  int rc = 0;
+
+  (void)pthread_mutex_lock(&store->lock);
+  store->ahead_failed = false;
   for (;;) {
-    want = store->want;
-    if (want && *find_locked(store, want)) want = 0;
-    old = want ? NULL : cut_oldest_locked(store, &recycle);
-    ahead =
-        !store->ahead_failed && !store->closing && !*find_locked(store, usual);
-    if (!want && !old && !ahead) {
-      if (store->closing) break;
-      (void)pthread_cond_wait(&store->work, &store->lock);
+    at = find_locked(store, bytes);
+    if (*at || store->want_status) break;
+    store->want = bytes;
+    if (!store->helper_runs) {
+      (void)step_locked(store);
       continue;
     }
-    (void)pthread_mutex_unlock(&store->lock);
-    if (want)
-      prepare(store, want, true);
-    else if (old)
-      remove_oldest(store, old, recycle);
+    (void)pthread_cond_signal(&store->work);
+    (void)pthread_cond_wait(&store->ready, &store->lock);
+  }
+  store->want = 0;
+  *out = *at;
+  if (*at) {
+    *at = (*at)->after;
+    (*out)->after = NULL;
+    store->n_spares--;
+  } else {
+    rc = store->want_status;
+    if (error)
+      *error = store->want_error;
     else
-      prepare(store, usual, false);
-    (void)pthread_mutex_lock(&store->lock);
+      free(store->want_error);
+    store->want_status = 0;
+    store->want_error = NULL;
+  }
+  (void)pthread_cond_signal(&store->work);
+  (void)pthread_mutex_unlock(&store->lock);
+  return rc;
+}
+
+/* ---- the thread --------------------------------------------------------- */
+
+void *store_spare_main(void *arg)
+{
+  struct store *store = arg;
+
+  (void)pthread_mutex_lock(&store->lock);
+  for (;;) {
+    if (step_locked(store)) continue;
+    if (store->closing) break;
+    (void)pthread_cond_wait(&store->work, &store->lock);
   }
   (void)pthread_mutex_unlock(&store->lock);
   return NULL;

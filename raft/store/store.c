@@ -20,6 +20,10 @@
 ** When the log has been at rest for a while, a mark is written (segment.c),
 ** without a sync: nothing waits for it.
 **
+** run_batch(), store_rest(), end_log() and store_spare_step() are all that
+** the threads do but sleep. A stepped store has no threads; its owner calls
+** them.
+**
 ** Failure is final: the status is set, reported once, and from then on tasks
 ** are only taken off the queue and dropped.
 */
@@ -34,8 +38,6 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
-
-#define REST_MS 100 /* at rest: nothing to write for so long */
 
 /* ---- small things ------------------------------------------------------- */
 
@@ -230,43 +232,71 @@ static void report_failure(struct store *store, uint64_t durable)
   free(failure);
 }
 
-static void *log_main(void *arg)
+/* Everything in the queue, and the report of it, or of a failure. False: there
+   was neither. */
+static bool run_batch(struct store *store)
 {
-  struct store *store = arg;
-  struct task *batch;
-  uint64_t durable = 0, seq;
-  bool stop = false, rested = true;
+  struct task *batch = take_all(store);
+  uint64_t seq = store->durable;
+  char *error = NULL;
+  int rc = 0;
+
+  if (!batch && (!store->status || store->reported)) return false;
+  if (batch && !store->status) {
+    rc = write_batch(store, batch, &seq, &error);
+    store->rested = false;
+  }
+  if (rc) store_fail(store, rc, error);
+  if (store->status && !store->reported) {
+    store->reported = true;
+    report_failure(store, store->durable);
+  } else if (!store->status && seq > store->durable) {
+    store->durable = seq;
+    store->options.done(store->options.ctx, seq, 0, NULL);
+  }
+  if (finish_batch(batch, store->status)) store->stopped = true;
+  return true;
+}
+
+void store_rest(struct store *store)
+{
   char *error = NULL;
   int rc;
 
-  while (!stop) {
-    rc = 0;
-    batch = take_all(store);
-    seq = durable;
-    if (batch && !store->status) {
-      rc = write_batch(store, batch, &seq, &error);
-      rested = false;
-    } else if (!batch && !store->status && !rested) {
-      if (!sleep_for(store, REST_MS)) {
-        rc = store_log_mark(store, false, &error);
-        rested = true;
-      }
-    } else if (!batch && (!store->status || store->reported)) {
-      (void)sleep_for(store, -1);
-    }
-    if (rc) store_fail(store, rc, error);
-    error = NULL;
-    if (store->status && !store->reported) {
-      store->reported = true;
-      report_failure(store, durable);
-    } else if (!store->status && seq > durable) {
-      durable = seq;
-      store->options.done(store->options.ctx, seq, 0, NULL);
-    }
-    stop = finish_batch(batch, store->status);
-  }
+  if (store->rested || store->status) return;
+  rc = store_log_mark(store, false, &error);
+  store->rested = true;
+  if (rc) store_fail(store, rc, error);
+}
+
+/* Nothing comes after this: now the mark is worth a sync. */
+static void end_log(struct store *store)
+{
+  char *error = NULL;
+
   if (!store->status && store_log_mark(store, true, &error)) free(error);
+}
+
+static void *log_main(void *arg)
+{
+  struct store *store = arg;
+
+  while (!store->stopped) {
+    if (run_batch(store)) continue;
+    if (store->rested || store->status)
+      (void)sleep_for(store, -1);
+    else if (!sleep_for(store, STORE_REST_MS))
+      store_rest(store);
+  }
+  end_log(store);
   return NULL;
+}
+
+bool store_run(struct store *store)
+{
+  bool wrote = run_batch(store);
+
+  return store_spare_step(store) || wrote;
 }
 
 /* ---- submitting --------------------------------------------------------- */
@@ -338,6 +368,7 @@ int store_reset(struct store *store, raft_index index, raft_term term)
   store->terms = NULL;
   store->tail = index;
   post(store, task);
+  if (store->options.stepped) (void)run_batch(store);
   while (sem_wait(&finished) && errno == EINTR)
     ;
   (void)sem_destroy(&finished);
@@ -541,6 +572,17 @@ static int start_thread(pthread_t *thread, void *(*run)(void *),
   return -rc;
 }
 
+static int start_threads(struct store *store, char **error)
+{
+  int rc = start_thread(&store->helper, store_spare_main, store);
+
+  store->helper_runs = !rc;
+  if (!rc) rc = start_thread(&store->thread, log_main, store);
+  store->log_runs = !rc;
+  if (!rc) return 0;
+  return store_io_error(error, rc, store->log_dir, "cannot start a thread");
+}
+
 static void stop_threads(struct store *store, struct task *stop)
 {
   if (store->log_runs) {
@@ -627,13 +669,10 @@ int store_open(const struct store_options *options,
   if (rc) goto fail;
   store->tail = recovered->last_index;
   store->vote_term = recovered->term;
+  store->rested = true;
   store->stats.writes = store->stats.syncs = store->stats.entries = 0;
-  rc = start_thread(&store->helper, store_spare_main, store);
-  store->helper_runs = !rc;
-  if (!rc) rc = start_thread(&store->thread, log_main, store);
-  store->log_runs = !rc;
+  rc = options->stepped ? 0 : start_threads(store, error);
   if (rc) {
-    (void)store_io_error(error, rc, store->log_dir, "cannot start a thread");
     stop_threads(store, NULL);
     goto fail;
   }
@@ -645,11 +684,26 @@ fail:
   return rc;
 }
 
+static void close_stepped(struct store *store)
+{
+  while (run_batch(store))
+    ;
+  end_log(store);
+  store->closing = true;
+  while (store_spare_step(store))
+    ;
+  free_store(store);
+}
+
 void store_close(struct store *store)
 {
   struct task *stop;
 
   if (!store) return;
+  if (store->options.stepped) {
+    close_stepped(store);
+    return;
+  }
   stop = calloc(1, sizeof(*stop));
   while (!stop) { /* it must be stopped; memory will be freed by somebody */
     (void)usleep(1000);

@@ -11,6 +11,8 @@
 ** A log thread takes submissions in order, makes one write and one fdatasync
 ** of everything that has piled up, and reports the newest durable sequence
 ** number. All memory that a submission needs is taken by the caller's thread.
+** A stepped store has no threads and does the same work, by the same code,
+** inside store_run(): for a simulator, where one thread is all there is.
 **
 ** Errors: 0 or a negated errno value (-EBADMSG: damaged file), and where
 ** there is a `char **error`, a malloc'd line that names the file and, for
@@ -30,7 +32,9 @@ struct store_options {
   uint64_t segment_bytes; /* 8 MiB if 0; between 4 KiB and 1 GiB */
   uint64_t cluster;       /* written in headers, checked when opened */
   raft_id node;
-  /* Called on the log thread: everything up to seq is durable (status 0), or
+  bool stepped; /* no threads are started; the owner calls store_run() */
+  /* Called on the log thread (stepped: inside the functions below; it may
+     submit, but not call another of them): everything up to seq is durable (status 0), or
      the disk failed for good (negated errno; nothing after that is ever
      durable; seq is then the newest that is). `error` is a line for people,
      valid during the call. */
@@ -108,7 +112,7 @@ int store_read(struct store *store, raft_index first, raft_index last,
 int store_reset(struct store *store, raft_index index, raft_term term);
 
 /* Segments that hold only entries up to `upto` may be recycled. Any thread;
-   carried out soon, by the log's helper thread. Entries above it are never
+   carried out soon, by the log's helper thread (stepped: by store_run()). Entries above it are never
    touched, nor is the newest segment. A checkpoint file that reaches `upto`
    must have been written before. */
 void store_compact(struct store *store, raft_index upto);
@@ -123,7 +127,24 @@ struct store_stats {
 void store_stats(struct store *store, struct store_stats *stats);
 
 /* Waits until everything submitted is durable (or the disk failed), stops the
-   thread, closes the files. */
+   threads, closes the files. A stepped store does here what is left to do. */
 void store_close(struct store *store);
+
+/*
+** Stepped stores only; owner's thread.
+**
+** One turn of each thread: everything in the queue as one batch, with its
+** report, and then one piece of the helper's work (a segment prepared, or the
+** oldest one removed). False: there was nothing to do for either. What it
+** leaves to do, a failure of the helper's to report too, is done by the next
+** call: an owner that has the time calls again while it returns true.
+*/
+bool store_run(struct store *store);
+
+/* The log has been at rest for STORE_REST_MS, as its owner's clock says:
+   writes the mark that a log thread would write then, without a sync, if one
+   is due (segment.c says what it is good for). */
+#define STORE_REST_MS 100
+void store_rest(struct store *store);
 
 #endif
