@@ -225,11 +225,13 @@ static void note_configuration(struct sim *s, struct node *n)
   c->n_live = kept;
 }
 
-static void check_commit(struct sim *s, struct node *n, raft_index commit)
+/* `leads`: it did before this step. One that commits its own removal does not
+   any more. */
+static void check_commit(struct sim *s, struct node *n, raft_index commit,
+                         bool leads)
 {
   struct committed *c;
   raft_index i;
-  bool leads = raft_role(n->raft) == RAFT_LEADER;
 
   if (commit > n->log.last)
     sim_fail(s, "I9", "node %u: commit %u, last %u", n->id, (unsigned)commit,
@@ -326,6 +328,8 @@ void check_configuration(struct sim *s, struct node *n)
   n->configuration = *raft_configuration(n->raft, &n->configuration_index);
   for (i = 0; i < n->configuration.n; i++)
     members |= 1u << n->configuration.members[i].id;
+  for (i = 1; i <= SIM_NODES; i++)
+    if (!(members >> i & 1)) n->match[i] = 0; /* it may come back */
   sim_trace(s, n, T_CONFIG, n->configuration_index,
             voters_of(&n->configuration, false),
             voters_of(&n->configuration, true), members, 0);
@@ -358,9 +362,11 @@ static void check_order(struct sim *s, struct node *n,
 
 void check_step(struct sim *s, struct node *n, const struct raft_effects *e)
 {
+  bool led = n->role == RAFT_LEADER;
+
   if (e->persist.seq) check_write(s, n, &e->persist);
   check_role(s, n);
-  if (e->commit > n->commit) check_commit(s, n, e->commit);
+  if (e->commit > n->commit) check_commit(s, n, e->commit, led);
   check_order(s, n, e);
   n->commit = e->commit;
   if (e->configuration_changed) check_configuration(s, n);

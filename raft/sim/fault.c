@@ -128,7 +128,7 @@ static void fill_disk(struct sim *s, struct node *n)
   if (n->full) return;
   n->full = true;
   process_set_disk_faults(s, n);
-  sim_after(s, NULL, EV_SPACE, sim_spread(s, 500 * SIM_MS), n->id);
+  sim_after_any(s, n, EV_SPACE, sim_spread(s, 500 * SIM_MS), 0);
 }
 
 static void strike_node(struct sim *s, enum sim_fault fault, struct node *n)

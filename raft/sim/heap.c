@@ -79,6 +79,15 @@ void sim_after(struct sim *s, struct node *n, uint8_t type, sim_time delay,
   sim_heap_push(s, event);
 }
 
+void sim_after_any(struct sim *s, const struct node *n, uint8_t type,
+                   sim_time delay, uint64_t number)
+{
+  struct sim_event event = {.at = s->now + delay, .type = type, .node = n->id};
+
+  event.u.number = number;
+  sim_heap_push(s, event);
+}
+
 /* ---- chance ------------------------------------------------------------ */
 
 uint64_t sim_mix(uint64_t a, uint64_t b)

@@ -87,25 +87,19 @@ void net_reset(struct sim *s, raft_id a, raft_id b)
   s->stats.resets++;
   sim_after(s, &s->nodes[a], EV_LINK, sim_spread(s, 500), b);
   sim_after(s, &s->nodes[b], EV_LINK, sim_spread(s, 500), a);
-  sim_after(s, &s->nodes[a], EV_LINK_UP,
-            20 * SIM_MS + sim_spread(s, 100 * SIM_MS), b);
+  sim_after_any(s, &s->nodes[a], EV_LINK_UP,
+                20 * SIM_MS + sim_spread(s, 100 * SIM_MS), b);
 }
 
-/* Also when one of them has ended meanwhile: the other tries on. */
+/* A process that is not there connects when it starts. */
 void net_link_up(struct sim *s, raft_id a, raft_id b)
 {
-  struct node *ends[2] = {&s->nodes[a], &s->nodes[b]};
-  struct sim_event again = {.type = EV_LINK_UP, .node = (uint8_t)a};
+  struct node *one = &s->nodes[a], *other = &s->nodes[b];
 
-  if (ends[0]->status != NODE_UP || ends[1]->status != NODE_UP) {
-    again.at = s->now + 100 * SIM_MS;
-    again.u.number = b;
-    sim_heap_push(s, again);
-    return;
-  }
   *is_down(s, a, b) = false;
-  node_link(s, ends[0], b, true);
-  if (ends[1]->status == NODE_UP) node_link(s, ends[1], a, true);
+  if (one->status != NODE_UP || other->status != NODE_UP) return;
+  if (!one->paused) node_link(s, one, b, true);
+  if (!other->paused) node_link(s, other, a, true);
 }
 
 /* ---- sending ----------------------------------------------------------- */

@@ -305,8 +305,6 @@ static void carry_out(struct sim *s, struct node *n,
 {
   unsigned i;
 
-  n->proposed_first = e->proposed_first;
-  n->proposed_last = e->proposed_last;
   if (e->persist.seq) submit(s, n, &e->persist);
   for (i = 0; i < e->n_sends; i++)
     send_or_hold(s, n, &e->sends[i]);
@@ -323,6 +321,7 @@ static void carry_out(struct sim *s, struct node *n,
 int node_step(struct sim *s, struct node *n, struct raft_event *event)
 {
   struct raft_effects effects;
+  raft_index first, last;
   int rc;
 
   event->now = n->stepped = node_now(s, n);
@@ -330,7 +329,11 @@ int node_step(struct sim *s, struct node *n, struct raft_event *event)
   if (rc == RAFT_ENOMEM) sim_fail(s, "host", "out of memory");
   sim_trace(s, n, T_STEP, event->type, (uint64_t)rc, 0, 0, 0);
   check_step(s, n, &effects);
+  first = effects.proposed_first;
+  last = effects.proposed_last;
   carry_out(s, n, &effects);
+  n->proposed_first = first;
+  n->proposed_last = last;
   return rc;
 }
 

@@ -95,6 +95,7 @@ static void draw_limits(struct sim *s)
   o->checkpoint_every = (unsigned)ONE_OF(s, 5, 10, 20, 50, 50);
   o->checkpoint_aligned = sim_chance(s, 500000);
   o->body_max = (unsigned)ONE_OF(s, 40, 100, 400, 3000);
+  o->backlog = (unsigned)ONE_OF(s, 5, 50, 200);
   o->parts_ppm = (uint32_t)ONE_OF(s, 0, 100000, 400000);
   o->chunk_bytes = (unsigned)ONE_OF(s, 64, 300, 4096);
   o->snapshot_bytes = (unsigned)ONE_OF(s, 0, 2000, 6000);
@@ -179,6 +180,7 @@ void sim_options_bench(struct sim_options *o)
   o->inflight_messages = 16;
   o->segment_bytes = 16384;
   o->checkpoint_every = 200;
+  o->backlog = 200;
   o->body_max = 100;
   o->loss = 10000;
   o->duplicates = 10000;

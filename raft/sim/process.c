@@ -169,15 +169,11 @@ static void load_machine(struct sim *s, struct node *n,
 
 static void connect(struct sim *s, struct node *n)
 {
-  struct sim_event event = {.type = EV_LINK_UP, .node = n->id};
   unsigned i;
 
-  for (i = 1; i <= s->options.nodes; i++) {
-    if (i == n->id) continue;
-    event.at = s->now + 1 + sim_spread(s, 2 * SIM_MS);
-    event.u.number = i;
-    sim_heap_push(s, event);
-  }
+  for (i = 1; i <= s->options.nodes; i++)
+    if (i != n->id)
+      sim_after_any(s, n, EV_LINK_UP, 1 + sim_spread(s, 2 * SIM_MS), i);
 }
 
 static void begin(struct sim *s, struct node *n,
@@ -426,7 +422,9 @@ bool process_defers(struct sim *s, struct node *n,
   case EV_REST:
   case EV_LOAD:
   case EV_LINK:
-  case EV_SNAPSHOT: break;
+  case EV_SNAPSHOT:
+  case EV_SNAPSHOT_TIME:
+  case EV_STOP: break;
   default: return false;
   }
   if (n->n_deferred == n->deferred_capacity) {

@@ -60,7 +60,7 @@ static void start_again(struct sim *s, struct node *n)
 
 static void on_packet(struct sim *s, struct node *n, struct packet *packet)
 {
-  if (n->status == NODE_UP && net_arrives(s, packet)) node_packet(s, n, packet);
+  if (net_arrives(s, packet)) node_packet(s, n, packet);
   net_drop(s, packet);
 }
 
@@ -105,16 +105,24 @@ static void handle_node(struct sim *s, struct node *n,
   }
 }
 
+/* For a process that is no more, or not there. */
+static bool too_late(const struct node *n, const struct sim_event *e)
+{
+  if (e->life && e->life != n->life) return true;
+  return n->status != NODE_UP && e->type != EV_START && e->type != EV_SPACE &&
+         e->type != EV_LINK_UP;
+}
+
 static void handle(struct sim *s, const struct sim_event *e)
 {
   struct node *n = e->node ? &s->nodes[e->node] : NULL;
 
-  s->stats.events++;
-  if (n && ((e->life && e->life != n->life) || process_defers(s, n, e))) {
-    s->stats.events--;
-    if (e->life && e->life != n->life) drop_payload(s, e);
+  if (n && too_late(n, e)) {
+    drop_payload(s, e);
     return;
   }
+  if (n && process_defers(s, n, e)) return;
+  s->stats.events++;
   switch (e->type) {
   case EV_CLIENT:
     if (s->peace) break;
@@ -262,7 +270,7 @@ static void keep_peace(struct sim *s)
   wait_until(s, is_read, 10, "a fresh read is not answered");
   sim_trace(s, NULL, T_PEACE, 4, 0, 0, 0, 0);
   wait_until(s, has_converged, 20, "the members do not stay together");
-  client_check_settled(s);
+  wait_until(s, client_settled, 10, "a call was never answered");
 }
 
 /* ---- a seed ------------------------------------------------------------- */

@@ -76,6 +76,10 @@ bool sim_heap_pop(struct sim *s, struct sim_event *event);
 void sim_after(struct sim *s, struct node *n, uint8_t type, sim_time delay,
                uint64_t number);
 
+/* The same for whatever process it has by then. */
+void sim_after_any(struct sim *s, const struct node *n, uint8_t type,
+                   sim_time delay, uint64_t number);
+
 uint64_t sim_random(struct sim *s);
 uint64_t sim_below(struct sim *s, uint64_t n); /* 0 if n is */
 uint64_t sim_between(struct sim *s, uint64_t low, uint64_t high);
@@ -135,6 +139,7 @@ struct sim_options {
   bool checkpoint_aligned; /* at multiples of that: snapshots coincide */
   bool lease, priorities, members_only, tick_first;
   unsigned body_max, parts_ppm;
+  unsigned backlog; /* entries not committed, before clients hold back */
   uint32_t loss, duplicates;     /* per million */
   uint32_t delay_us, reorder_us; /* at least; and on average more */
   sim_time every[F_COUNT];       /* mean time between two; 0: off */
@@ -573,7 +578,7 @@ void client_applied(struct sim *s, struct node *n, const struct raft_entry *e,
 /* The process of the node has ended; it has applied more. */
 void client_ended(struct sim *s, struct node *n);
 void client_progress(struct sim *s, struct node *n);
-void client_check_settled(struct sim *s);
+bool client_settled(struct sim *s);
 void client_free(struct sim *s);
 int client_change(struct sim *s, struct node *n, unsigned count,
                   struct raft_change *changes);

@@ -104,14 +104,22 @@ static void finish(struct sim *s, struct transfer *t, bool ok)
   event.u.snapshot_sent.index = blob->tag.index;
   event.u.snapshot_sent.ok = ok;
   blob_unref(blob);
-  if (n->life == t->life && !n->paused) node_step(s, n, &event);
+  if (n->life == t->life) node_step(s, n, &event);
 }
 
-/* Of what the state is now, or of what the last checkpoint was. */
-static struct blob *make_blob(struct sim *s, struct node *n)
+/* To this node, or to all (0). Of two at a time to one node each would make it
+   forget what came by the other. */
+static void drop_transfers(struct sim *s, const struct node *n, raft_id to)
 {
-  return blob_make(s, &n->machine, n->log.term[n->machine.index],
-                   &n->applied_configuration, n->applied_configuration_index);
+  struct transfer *t;
+  size_t i;
+
+  for (i = 0; i < s->n_transfers; i++) {
+    t = &s->transfers[i];
+    if (!t->active || t->from != n->id || (to && t->to != to)) continue;
+    t->active = false;
+    blob_unref(t->blob);
+  }
 }
 
 void snapshot_send(struct sim *s, struct node *n, raft_id to)
@@ -119,6 +127,7 @@ void snapshot_send(struct sim *s, struct node *n, raft_id to)
   struct transfer *t;
   size_t i;
 
+  drop_transfers(s, n, to);
   if (n->machine.index < n->checkpoint.index || n->machine.index == 0)
     sim_fail(s, "host", "node %u has no state to send", n->id);
   for (i = 0; i < s->n_transfers && s->transfers[i].active; i++)
@@ -133,7 +142,9 @@ void snapshot_send(struct sim *s, struct node *n, raft_id to)
   t->id = (uint32_t)(++s->stats.snapshots);
   t->active = true;
   t->term = n->role_term;
-  t->blob = make_blob(s, n);
+  t->blob =
+      blob_make(s, &n->machine, n->log.term[n->machine.index],
+                &n->applied_configuration, n->applied_configuration_index);
   sim_trace(s, n, T_SNAPSHOT, t->id, PART_OFFER, 0, to, t->blob->tag.index);
   offer(s, t);
   sim_after(s, n, EV_SNAPSHOT_TIME, SILENCE, t->id);
@@ -315,14 +326,8 @@ void snapshot_part(struct sim *s, struct part *part)
 
 void snapshot_forget(struct sim *s, struct node *n)
 {
-  size_t i;
-
   memset(&n->in, 0, sizeof n->in);
-  for (i = 0; i < s->n_transfers; i++) {
-    if (!s->transfers[i].active || s->transfers[i].from != n->id) continue;
-    s->transfers[i].active = false;
-    blob_unref(s->transfers[i].blob);
-  }
+  drop_transfers(s, n, 0);
 }
 
 void snapshot_free(struct sim *s)
