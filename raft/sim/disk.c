@@ -486,6 +486,15 @@ static bool names_a_segment(const struct sim_disk *d, const struct file *file)
   return false;
 }
 
+/* How much a write that failed has written: up to a border of sectors (a cache
+   knows pages, and a disk sectors). */
+static size_t part_of(struct sim_disk *d, uint64_t offset, size_t n)
+{
+  uint64_t end = (offset + pick(d, n + 1)) / SECTOR * SECTOR;
+
+  return end > offset ? (size_t)(end - offset) : 0;
+}
+
 static int sim_pwritev(void *ctx, int fd, const struct iovec *iov, int n_iov,
                        uint64_t offset)
 {
@@ -501,7 +510,7 @@ static int sim_pwritev(void *ctx, int fd, const struct iovec *iov, int n_iov,
   rc = space(d, offset + n > file->size);
   if (rc) return rc;
   rc = change_fault(d);
-  if (rc) n = pick(d, n + 1); /* how much it has written, nobody knows */
+  if (rc) n = part_of(d, offset, n);
   if (d->astray && !rc && names_a_segment(d, file)) {
     write_astray(d, file, iov, n_iov, n, offset);
   } else if (n) {

@@ -62,7 +62,7 @@ void sim_disk_crash(struct sim_disk *disk);
 
 struct sim_disk_faults {
   uint32_t write; /* per million: -EIO of anything that changes something but
-                     syncs; a write has then written some of its bytes */
+                     syncs; a write has then written some of its sectors */
   uint32_t sync;  /* per million: -EIO of a sync, of directories too */
   bool full;      /* -ENOSPC of whatever needs space: a create, a write or
                      truncation beyond the end of the file */

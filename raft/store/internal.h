@@ -13,6 +13,7 @@
 #ifndef STORE_INTERNAL_H
 #define STORE_INTERNAL_H
 
+#include "mutant.h"
 #include "store.h"
 
 #include <endian.h>
@@ -127,11 +128,15 @@ struct vote_file {
   uint64_t seq;
   raft_term term;
   raft_id voted_for;
+  bool bad[2]; /* of a slot, one copy is */
+  unsigned bad_copy[2];
 };
 
 /* `must_exist`: there is a log, so a missing vote is damage. */
 int store_vote_open(struct vote_file *vote, const struct store_options *options,
                     bool must_exist, char **error);
+/* After the log was found good, before the first write. */
+int store_vote_heal(struct vote_file *vote, char **error);
 int store_vote_write(struct vote_file *vote, raft_term term, raft_id voted_for,
                      char **error);
 void store_vote_close(struct vote_file *vote);

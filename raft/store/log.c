@@ -54,7 +54,7 @@ static struct segment *cut_dead_locked(struct store *store,
     segment->after = dead;
     dead = segment;
   }
-  if (store->newest &&
+  if (!MUTANT(61) && store->newest &&
       store->newest->header.first + store->newest->visible > first)
     store->newest->visible = (uint32_t)(first - store->newest->header.first);
   return dead;
@@ -69,7 +69,7 @@ static int remove_dead(struct store *store, struct segment *dead,
   char path[STORE_PATH_MAX];
   int rc = 0;
 
-  if (!dead) return 0;
+  if (!dead || MUTANT(60)) return 0;
   while (dead) {
     struct segment *next = dead->after;
 
@@ -100,7 +100,7 @@ static int give_name(struct store *store, char **error)
   store_path(to, store, segment->name);
   rc = io->rename(io->ctx, from, to);
   if (rc) return store_io_error(error, rc, from, "cannot be renamed");
-  rc = io->sync_dir(io->ctx, store->log_dir);
+  rc = MUTANT(59) ? 0 : io->sync_dir(io->ctx, store->log_dir);
   if (rc) return store_io_error(error, rc, store->log_dir, "sync failed");
   store->writer.fresh = false;
 
@@ -164,6 +164,7 @@ int store_log_flush(struct store *store, char **error)
 
   if (rc || !w->dirty) return rc;
   rc = io->sync(io->ctx, w->active->fd);
+  if (MUTANT(53) && rc) rc = io->sync(io->ctx, w->active->fd);
   if (rc) return segment_error(store, w->active, rc, "sync failed", error);
   w->dirty = false;
   if (w->fresh) {
@@ -210,7 +211,8 @@ static int roll(struct store *store, uint64_t size, uint32_t flags,
       .flags = flags | inherited_flags(store, w->last + 1),
       .cluster = store->options.cluster,
       .node = store->options.node,
-      .seq = ++store->segment_seq,
+      .seq = MUTANT(62) && segment->header.seq ? segment->header.seq
+                                               : ++store->segment_seq,
       .first = w->last + 1,
       .prev_term = w->term,
       .prev = w->chain,
@@ -354,7 +356,7 @@ int store_log_put(struct store *store, const struct raft_entry *entry,
       .term = entry->term,
       .body =
           entry->body ? entry->body->checksum : store_body_checksum(NULL, 0),
-      .mark = w->durable,
+      .mark = MUTANT(63) ? w->last : w->durable,
       .prev = w->chain,
   };
   slot = w->headers[w->n_records];

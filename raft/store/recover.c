@@ -288,7 +288,8 @@ static const char *not_next(const struct recovery *r, const struct segment *s,
   if (record->term < r->term) return "term of the record goes back";
   if (offset + store_record_size(record->length) > s->header.bytes)
     return "record is longer than its segment";
-  if (store_body_checksum(raw + RECORD_HEADER, record->length) != record->body)
+  if (!MUTANT(51) &&
+      store_body_checksum(raw + RECORD_HEADER, record->length) != record->body)
     return "damaged body of a record";
   return NULL;
 }
@@ -411,7 +412,7 @@ static int judge_tail(struct recovery *r, const struct segment *s,
   r->rest = r->end;
   for (at = r->end; at + RECORD_HEADER <= s->header.bytes; at += 8) {
     if (!store_record_decode(r->image + at, s->header.seq, &record)) continue;
-    if (record.mark >= next)
+    if (record.mark >= next && !MUTANT(52))
       return store_error(r->error, -EBADMSG,
                          "%s/%s: offset %" PRIu64 ": %s; entry %" PRIu64
                          " was durable, as offset %" PRIu64 " says",
@@ -449,11 +450,12 @@ static bool all_zero(const uint8_t *data, uint64_t n)
 static int repair_tail(struct recovery *r, struct segment *s)
 {
   const struct io *io = r->io;
-  uint64_t from = r->unmarked, upto = r->end, bytes = s->header.bytes;
+  uint64_t from = MUTANT(68) ? r->end : r->unmarked, upto = r->end,
+           bytes = s->header.bytes;
   char path[STORE_PATH_MAX];
   int rc = 0;
 
-  if (!all_zero(r->image + r->rest, bytes - r->rest)) {
+  if (!MUTANT(58) && !all_zero(r->image + r->rest, bytes - r->rest)) {
     memset(r->image + r->end, 0, bytes - r->end);
     upto = bytes;
     /* a mark that stood there goes too, and is written again later */
@@ -508,7 +510,7 @@ static int check_checkpoint(struct recovery *r, bool *stale)
   const struct vote_file *vote = &r->store->vote;
 
   *stale = r->last < c->index;
-  if (oldest->header.first > c->index + 1)
+  if (oldest->header.first > c->index + (MUTANT(66) ? 2 : 1))
     return store_error(r->error, -EBADMSG,
                        "%s/%s: the log begins at entry %" PRIu64
                        ", the checkpoint ends at %" PRIu64
@@ -517,8 +519,8 @@ static int check_checkpoint(struct recovery *r, bool *stale)
                        c->index);
   if (*stale) return 0;
   if (c->index >= oldest->header.first - 1 && r->checkpoint_term != c->term) {
-    *stale = c->from_snapshot;
-    if (*stale) return 0;
+    *stale = c->from_snapshot && !MUTANT(69);
+    if (c->from_snapshot) return 0;
     return store_error(r->error, -EBADMSG,
                        "%s: entry %" PRIu64 " has term %" PRIu64
                        ", in the checkpoint it has %" PRIu64,

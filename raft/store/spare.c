@@ -108,7 +108,7 @@ static struct segment *cut_oldest_locked(struct store *store, bool *recycle)
   struct segment *segment = store->oldest;
 
   if (store->compact_off || !segment || !segment->after ||
-      segment->after->header.first - 1 > store->compact_upto)
+      segment->after->header.first - (MUTANT(64) ? 2 : 1) > store->compact_upto)
     return NULL;
   store->oldest = segment->after;
   store->oldest->before = NULL;
@@ -140,7 +140,7 @@ static void remove_oldest(struct store *store, struct segment *segment,
   store_path(to, store, name);
   rc = recycle ? io->rename(io->ctx, path, to) : io->unlink(io->ctx, path);
   if (!rc) {
-    rc = io->sync_dir(io->ctx, store->log_dir);
+    rc = MUTANT(65) ? 0 : io->sync_dir(io->ctx, store->log_dir);
     if (rc) {
       (void)store_io_error(&error, rc, store->log_dir, "sync failed");
       store_fail(store, rc, error);

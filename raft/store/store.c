@@ -192,10 +192,11 @@ static int write_batch(struct store *store, struct task *batch, uint64_t *seq,
     if (task->seq) *seq = task->seq;
     if (task->vote) vote = task;
   }
-  if (vote) rc = write_vote(store, vote, error);
+  if (vote && !MUTANT(54)) rc = write_vote(store, vote, error);
   for (task = batch; !rc && task; task = task->next)
     rc = write_task(store, task, error);
   if (!rc) rc = store_log_flush(store, error);
+  if (MUTANT(54) && vote && !rc) rc = write_vote(store, vote, error);
   return rc;
 }
 
@@ -242,6 +243,9 @@ static bool run_batch(struct store *store)
   int rc = 0;
 
   if (!batch && (!store->status || store->reported)) return false;
+  if (MUTANT(57) && batch && batch->seq && !store->status)
+    store->options.done(store->options.ctx, store->durable = batch->seq, 0,
+                        NULL);
   if (batch && !store->status) {
     rc = write_batch(store, batch, &seq, &error);
     store->rested = false;
@@ -458,7 +462,8 @@ static int read_body(const struct cursor *c, const struct record *record,
     return got < 0 ? (int)got : -EBADMSG;
   }
   body->checksum = record->body;
-  if (store_body_checksum(body->data, body->len) != record->body) {
+  if (!MUTANT(67) &&
+      store_body_checksum(body->data, body->len) != record->body) {
     raft_body_unref(body);
     return -EBADMSG;
   }
@@ -646,6 +651,8 @@ static int open_files(struct store *store,
     recovered->term = checkpoint->term;
     recovered->voted_for = 0;
   }
+  rc = MUTANT(56) ? 0 : store_vote_heal(&store->vote, error);
+  if (rc) return rc;
   return store_vote_write(&store->vote, recovered->term, recovered->voted_for,
                           error);
 }

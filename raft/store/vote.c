@@ -25,7 +25,9 @@
 ** like a torn one, the vote before would come back, and this node would vote
 ** twice in a term. A torn write leaves at least one of the two copies whole,
 ** old or new. So both copies of a slot bad is damage, and is refused; one copy
-** bad loses nothing.
+** bad loses nothing. But it must not stay: were the slot written with one copy
+** bad, and that write torn, both could be. So store_vote_heal() first makes a
+** bad copy what the good one beside it is, touching nothing else.
 **
 ** What was read is written again (into the other slot) when the file is
 ** opened: a process that was killed between its write and its sync has left a
@@ -137,8 +139,11 @@ static int vote_parse(struct vote_file *vote, const uint8_t *data, size_t len,
   vote->seq = 0;
   for (slot = 0; slot < 2; slot++) {
     for (copy = good = 0; copy < 2; copy++) {
-      if (!vote_decode(data + slot * VOTE_SLOT + copy * VOTE_COPY, &disk))
+      if (!vote_decode(data + slot * VOTE_SLOT + copy * VOTE_COPY, &disk)) {
+        vote->bad[slot] = true;
+        vote->bad_copy[slot] = copy;
         continue;
+      }
       good++;
       rc = vote_take(vote, &disk, slot, error);
       if (rc) return rc;
@@ -199,6 +204,35 @@ int store_vote_open(struct vote_file *vote, const struct store_options *options,
   return 0;
 }
 
+static int heal_slot(struct vote_file *vote, unsigned slot)
+{
+  const struct io *io = vote->io;
+  uint64_t bad = slot * VOTE_SLOT + vote->bad_copy[slot] * VOTE_COPY;
+  uint64_t good = slot * VOTE_SLOT + !vote->bad_copy[slot] * VOTE_COPY;
+  uint8_t raw[VOTE_COPY];
+  ssize_t got = io->pread(io->ctx, vote->fd, raw, sizeof(raw), good);
+  int rc;
+
+  if (got != (ssize_t)sizeof(raw)) return got < 0 ? (int)got : -EBADMSG;
+  rc = io->pwrite(io->ctx, vote->fd, raw, sizeof(raw), bad);
+  return rc ? rc : io->sync(io->ctx, vote->fd);
+}
+
+int store_vote_heal(struct vote_file *vote, char **error)
+{
+  unsigned slot;
+  int rc;
+
+  for (slot = 0; slot < 2; slot++) {
+    rc = vote->bad[slot] ? heal_slot(vote, slot) : 0;
+    if (rc)
+      return store_io_error(error, rc, vote->path,
+                            "a damaged copy cannot be repaired");
+    vote->bad[slot] = false;
+  }
+  return 0;
+}
+
 int store_vote_write(struct vote_file *vote, raft_term term, raft_id voted_for,
                      char **error)
 {
@@ -210,7 +244,7 @@ int store_vote_write(struct vote_file *vote, raft_term term, raft_id voted_for,
   vote_encode(vote, seq, term, voted_for, raw);
   rc = io->pwrite(io->ctx, vote->fd, raw, sizeof(raw), seq % 2 * VOTE_SLOT);
   if (rc) return store_io_error(error, rc, vote->path, "write failed");
-  rc = io->sync(io->ctx, vote->fd);
+  rc = MUTANT(55) ? 0 : io->sync(io->ctx, vote->fd);
   if (rc) return store_io_error(error, rc, vote->path, "sync failed");
   vote->seq = seq;
   vote->term = term;

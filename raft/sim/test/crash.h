@@ -64,6 +64,7 @@ struct crash {
   struct crash_vote votes[CRASH_OPS];
   unsigned n_votes;
   raft_index compacted; /* what is above must be there */
+  bool damaged;         /* it may be refused */
 };
 
 struct crash_log {
@@ -143,7 +144,7 @@ static inline int crash_try_open(struct crash *c)
   }
   if (!rc)
     rc = store_open(&options, &c->checkpoint, &c->store, &c->recovered, &error);
-  if (rc && rc != -EIO && rc != -ENOSPC)
+  if (rc && rc != -EIO && rc != -ENOSPC && !(c->damaged && rc == -EBADMSG))
     fail_msg("open: %d %s", rc, error ? error : "");
   free(error);
   if (rc) return rc;

@@ -146,6 +146,34 @@ static void a_vote_that_is_gone_is_refused(void **state)
   disk_free(disk);
 }
 
+/* One copy is damaged, then, after a start, the other one of the same slot. */
+static void a_damaged_copy_of_a_vote_does_not_stay(void **state)
+{
+  unsigned slot, copy, i;
+
+  (void)state;
+  for (slot = 0; slot < 2; slot++) {
+    for (copy = 0; copy < 2; copy++) {
+      struct harness h;
+
+      harness_init(&h, 1);
+      harness_open(&h);
+      harness_vote(&h, 5, 4);
+      for (i = 0; i < 2; i++) {
+        disk_kill(h.disk);
+        harness_close(&h);
+        disk_crash(h.disk, 0);
+        disk_poke(file(h.disk, "vote"), slot * 4096 + (copy ^ i) * 512 + 40,
+                  0xa5);
+        harness_open(&h);
+        assert_int_equal(h.recovered.term, 5);
+        assert_int_equal(h.recovered.voted_for, 4);
+      }
+      harness_free(&h);
+    }
+  }
+}
+
 /* A vote file from before: the log knows better. */
 static void an_old_vote_is_refused(void **state)
 {
@@ -488,6 +516,7 @@ int main(void)
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_flipped_bit_is_never_accepted),
       cmocka_unit_test(a_vote_that_is_gone_is_refused),
+      cmocka_unit_test(a_damaged_copy_of_a_vote_does_not_stay),
       cmocka_unit_test(an_old_vote_is_refused),
       cmocka_unit_test(segments_that_are_missing_or_misplaced),
       cmocka_unit_test(a_segment_of_another_history),
