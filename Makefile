@@ -7,6 +7,7 @@
 #   make unit          only the C tests
 #   make suites        only the Tcl suites; SUITES='session errors' for some
 #   make bench         timings, as ratios to stock SQLite
+#   make coverage      what the unit tests and the simulator reach of raft/
 #   make check-style   formatter, warnings of both compilers, house rules
 #   make SAN=address,undefined ...   the same with sanitizers; or SAN=thread
 #   make CC=clang ...  the same with another compiler, WERROR=1 with warnings
@@ -24,7 +25,8 @@ space  := $(empty) $(empty)
 # Objects made with other flags never meet: each variant has its own folder.
 VARIANT := $(subst $(comma),-,$(SAN)) \
            $(if $(findstring clang,$(notdir $(CC))),clang) \
-           $(if $(WERROR),werror) $(if $(MUTANT),mutant$(MUTANT))
+           $(if $(WERROR),werror) $(if $(COVERAGE),coverage) \
+           $(if $(MUTANT),mutant$(MUTANT))
 VARIANT := $(subst $(space),-,$(strip $(VARIANT)))
 B      := build$(if $(VARIANT),/$(VARIANT))
 
@@ -36,8 +38,10 @@ ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -pthread \
           $(WARN) $(if $(WERROR),-Werror) \
           $(if $(MUTANT),-DRAFT_MUTANT=$(MUTANT)) \
           $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer \
-              -fno-sanitize-recover=all) $(CFLAGS)
-LDFLAGS += $(if $(SAN),-fsanitize=$(SAN))
+              -fno-sanitize-recover=all) \
+          $(if $(COVERAGE),--coverage -fprofile-update=atomic -DNDEBUG) \
+          $(CFLAGS)
+LDFLAGS += $(if $(SAN),-fsanitize=$(SAN)) $(if $(COVERAGE),--coverage)
 LIBS   := -luv -lssl -lcrypto -lxxhash -pthread
 CMOCKA := -lcmocka
 
@@ -129,6 +133,13 @@ bench: all $(BENCH)
 
 compile: all $(UNITS) $(BENCH)
 
+coverage:
+	@$(MAKE) --no-print-directory COVERAGE=1 reach
+
+# With COVERAGE=1 only.
+reach: $(UNIT_raft) $(UNIT_raft/store)
+	@bash .ci/coverage $(B) $(UNIT_raft) $(UNIT_raft/store)
+
 check-style:
 	@bash .ci/style
 
@@ -137,5 +148,6 @@ check-style:
 clean:
 	rm -rf build
 
-.PHONY: all unit test suites demo bench compile check-style clean \
+.PHONY: all unit test suites demo bench compile coverage reach check-style \
+        clean \
         $(addprefix unit-,$(ROOMS))

@@ -369,13 +369,13 @@ void apply_committed(struct node *node)
 
 /* ---- the folded transaction at start ----------------------------------- */
 
-struct image {
+struct folded {
   uint32_t pgno, position; /* position in its entry */
   raft_index index;
 };
 
 struct fold {
-  struct image *images;
+  struct folded *images;
   size_t n, cap;
   struct tx_head head; /* of the newest part */
   bool whole_so_far;   /* its transaction misses no part */
@@ -389,23 +389,23 @@ static int fold_add(struct fold *fold, raft_index index, const uint32_t *pgnos,
     size_t cap = fold->cap ? fold->cap * 2 : 1024;
     while (cap < fold->n + count)
       cap *= 2;
-    struct image *grown = realloc(fold->images, cap * sizeof(*grown));
+    struct folded *grown = realloc(fold->images, cap * sizeof(*grown));
     if (grown == NULL) return -ENOMEM;
     fold->images = grown;
     fold->cap = cap;
   }
   for (uint32_t i = 0; i < count; i++) {
-    struct image *image = &fold->images[fold->n++];
-    image->pgno = pgnos[i];
-    image->position = i;
-    image->index = index;
+    struct folded *page = &fold->images[fold->n++];
+    page->pgno = pgnos[i];
+    page->position = i;
+    page->index = index;
   }
   return 0;
 }
 
 static int by_page_newest_first(const void *a, const void *b)
 {
-  const struct image *x = a, *y = b;
+  const struct folded *x = a, *y = b;
   if (x->pgno != y->pgno) return x->pgno < y->pgno ? -1 : 1;
   if (x->index != y->index) return x->index > y->index ? -1 : 1;
   return x->position < y->position ? -1 : x->position > y->position;
@@ -413,7 +413,7 @@ static int by_page_newest_first(const void *a, const void *b)
 
 static int by_entry(const void *a, const void *b)
 {
-  const struct image *x = a, *y = b;
+  const struct folded *x = a, *y = b;
   if (x->index != y->index) return x->index < y->index ? -1 : 1;
   return x->position < y->position ? -1 : x->position > y->position;
 }

@@ -322,6 +322,23 @@ void node_abandon(struct node *node);
 void node_reason(struct node *node, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* ---- the database as of one index: image.c ----------------------------- */
+
+struct image {
+  struct wal *wal;
+  raft_index index;
+  uint32_t n_page;
+  struct wal_reader reader;
+  struct wal_image *newest; /* by page: those that are in -wal */
+  uint32_t n_newest;
+};
+/* Of what is confirmed now; any thread. 0 or a negated errno value. It keeps
+   the WAL from beginning anew until it is closed. */
+int image_open(struct wal *wal, struct image *image);
+void image_close(struct image *image); /* also of zeros: does nothing */
+/* Page pgno, 1 to n_page. One thread at a time. */
+int image_read(const struct image *image, uint32_t pgno, uint8_t *page);
+
 /* ---- interface of node.c to start.c ------------------------------------ */
 
 void node_on_async(uv_async_t *async);

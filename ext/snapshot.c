@@ -1,10 +1,7 @@
 /*
 ** snapshot.c: gives a fresh node the database as of one index.
 **
-** The sender pins what is confirmed, as a reader does, and streams the pages
-** from the live files: from -wal where a page has a frame at or below the
-** pinned one, else from the database file, which no checkpoint changes beyond
-** the pin. Nobody waits for it.
+** The sender streams the pages of an image (image.c). Nobody waits for it.
 **
 ** Head: u32 version 1, u64 cluster, u64 index, u64 term, u64 configuration
 ** index, blob configuration, blob settings, u32 page size, u32 pages.
@@ -28,78 +25,35 @@
 struct snapshot_out {
   struct node *node;
   raft_id peer;
-  raft_index index;
-  struct wal_reader reader;
-  struct wal_image *images; /* sorted by page number, newest frame each */
-  uint32_t n_images, n_page, next;
+  struct image image;
+  uint32_t next;
 };
 
 static void free_out(struct snapshot_out *s)
 {
-  struct wal *wal = s->node->wal;
-  pthread_mutex_lock(&wal->mutex);
-  wal_unpin(wal, &s->reader);
-  pthread_mutex_unlock(&wal->mutex);
-  free(s->images);
+  image_close(&s->image);
   free(s);
 }
 
 static struct snapshot_out *make_out(struct node *node, raft_id peer)
 {
-  struct wal *wal = node->wal;
   struct snapshot_out *s = calloc(1, sizeof(*s));
   if (s == NULL) return NULL;
   s->node = node;
   s->peer = peer;
   s->next = 1;
-  pthread_mutex_lock(&wal->mutex);
-  wal_pin(wal, &s->reader);
-  s->reader.uses_wal = true;
-  s->index = wal->confirmed_index;
-  s->n_page = wal->confirmed.n_page;
-  pthread_mutex_unlock(&wal->mutex);
-  uint32_t n = s->reader.frame;
-  s->images = malloc((size_t)n * sizeof(*s->images));
-  if (s->images == NULL) {
-    free_out(s);
-    return NULL;
-  }
-  for (uint32_t i = 0; i < n; i++) {
-    s->images[i].frame = i + 1;
-    s->images[i].pgno = wal_pgno(wal, i + 1);
-  }
-  s->n_images = wal_newest(s->images, n, s->n_page);
-  return s;
-}
-
-static bool read_page(const struct snapshot_out *s, uint32_t pgno, uint8_t *out)
-{
-  const struct wal *wal = s->node->wal;
-  uint32_t lo = 0, hi = s->n_images;
-  int fd = wal->db;
-  uint64_t offset = (uint64_t)(pgno - 1) * wal->page_size;
-  while (lo < hi) {
-    uint32_t mid = lo + (hi - lo) / 2;
-    if (s->images[mid].pgno < pgno)
-      lo = mid + 1;
-    else
-      hi = mid;
-  }
-  if (lo < s->n_images && s->images[lo].pgno == pgno) {
-    fd = wal->file;
-    offset = wal_offset(wal, s->images[lo].frame) + WAL_FRAME_HEADER;
-  }
-  return wal->io->pread(wal->io->ctx, fd, out, wal->page_size, offset) ==
-         (ssize_t)wal->page_size;
+  if (image_open(node->wal, &s->image) == 0) return s;
+  free(s);
+  return NULL;
 }
 
 static ssize_t read_chunk(void *ctx, uint8_t *buf, size_t max)
 {
   struct snapshot_out *s = ctx;
   size_t page_size = s->node->wal->page_size, len = 8;
-  if (s->next > s->n_page) return 0;
-  for (; s->next <= s->n_page && len + page_size <= max; s->next++) {
-    if (!read_page(s, s->next, buf + len)) return -1;
+  if (s->next > s->image.n_page) return 0;
+  for (; s->next <= s->image.n_page && len + page_size <= max; s->next++) {
+    if (image_read(&s->image, s->next, buf + len) != 0) return -1;
     len += page_size;
   }
   uint64_t sum = XXH3_64bits(buf + 8, len - 8);
@@ -113,7 +67,7 @@ static void sent(void *ctx, int status, const uint8_t *body, size_t len)
   struct node *node = s->node;
   struct raft_event event = {.type = RAFT_EVENT_SNAPSHOT_SENT};
   event.u.snapshot_sent.peer = s->peer;
-  event.u.snapshot_sent.index = s->index;
+  event.u.snapshot_sent.index = s->image.index;
   event.u.snapshot_sent.ok = status == 0;
   if (status != 0)
     events_add(&node->events, "sending a snapshot failed: %.*s", (int)len,
@@ -127,7 +81,7 @@ static int pack_head(struct node *node, const struct snapshot_out *s,
 {
   uint8_t *settings = NULL;
   size_t len = 0;
-  raft_term term = raft_term_at(node->raft, s->index);
+  raft_term term = raft_term_at(node->raft, s->image.index);
   struct raft_body *c = raft_configuration_encode(&node->configuration);
   if (c == NULL || settings_pack(&node->settings, &settings, &len) != 0) {
     raft_body_unref(c);
@@ -135,13 +89,13 @@ static int pack_head(struct node *node, const struct snapshot_out *s,
   }
   pack_u32(p, 1);
   pack_u64(p, node->identity.cluster);
-  pack_u64(p, s->index);
+  pack_u64(p, s->image.index);
   pack_u64(p, term);
   pack_u64(p, node->configuration_index);
   pack_blob(p, c->data, c->len);
   pack_blob(p, settings, len);
   pack_u32(p, node->wal->page_size);
-  pack_u32(p, s->n_page);
+  pack_u32(p, s->image.n_page);
   raft_body_unref(c);
   explicit_bzero(settings, len);
   free(settings);
@@ -162,13 +116,13 @@ void snapshot_send(struct node *node, raft_id peer)
   struct snapshot_out *s = node->wal ? make_out(node, peer) : NULL;
   /* While parts of a transaction are open, the index stays before them: a later
      configuration does not belong to it. Asked for again soon. */
-  if (s == NULL || node->configuration_index > s->index ||
+  if (s == NULL || node->configuration_index > s->image.index ||
       pack_head(node, s, &head) != 0) {
     if (s) free_out(s);
     refuse_send(node, peer);
   } else {
     events_add(&node->events, "sending a snapshot of entry %llu, %u pages",
-               (unsigned long long)s->index, s->n_page);
+               (unsigned long long)s->image.index, s->image.n_page);
     net_send_snapshot(node->net, peer, head.data, head.len, read_chunk, sent,
                       s);
   }

@@ -413,6 +413,39 @@ static void stop_loop(struct node *node)
   node->loop_made = false;
 }
 
+/* A leader's farewell: `over` once there is nothing to wait for. */
+struct farewell {
+  struct task task;
+  bool over;
+};
+
+static void begin_farewell(struct task *task)
+{
+  struct farewell *farewell = (struct farewell *)task;
+  struct node *node = task->node;
+  struct raft_event event = {.type = RAFT_EVENT_TRANSFER};
+  if (node_step(node, &event) == 0) return;
+  pthread_mutex_lock(&node->mutex);
+  farewell->over = true;
+  pthread_cond_broadcast(&node->changed);
+  pthread_mutex_unlock(&node->mutex);
+}
+
+/* A leader that is stopped hands over first, so that nobody has to notice that
+   it is gone. If that does not work within an election timeout, it goes. */
+static void hand_over(struct node *node, struct farewell *farewell)
+{
+  struct timespec end = clock_deadline(node->identity.election_timeout_ms);
+  if (!node->loop_started) return;
+  farewell->task.run = begin_farewell;
+  node_post(node, &farewell->task);
+  pthread_mutex_lock(&node->mutex);
+  while (!farewell->over && node->view.role == RAFT_LEADER &&
+         pthread_cond_timedwait(&node->changed, &node->mutex, &end) == 0)
+    ;
+  pthread_mutex_unlock(&node->mutex);
+}
+
 /* Wakes everybody who waits in the node, with the refusal that it stops. */
 static void announce_stop(struct node *node)
 {
@@ -462,7 +495,9 @@ static void drop_queues(struct node *node)
 
 void node_stop(struct node *node, bool clean)
 {
+  struct farewell farewell = {.over = false}; /* the loop may still run it */
   announce_stop(node);
+  if (clean) hand_over(node, &farewell);
   if (node->worker_started) {
     /* The worker may wait for the loop: that goes on until it is done. */
     pthread_join(node->worker_thread, NULL);

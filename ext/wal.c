@@ -556,7 +556,6 @@ int wal_append_commit(struct wal *wal, uint32_t n_page, raft_index index)
     return 0;
   }
   announce(wal, index);
-  announce(wal, index);
   int rc = append_frame(wal, wal->held_pgno, wal->held, n_page);
   if (rc == 0) rc = flush_out(wal);
   if (rc) return rc;

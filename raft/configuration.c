@@ -96,12 +96,14 @@ static uint64_t majority(const struct raft_configuration *configuration,
   /* Insertion, greatest first: voters are few. */
   for (i = 0; i < configuration->n; i++) {
     member = &configuration->members[i];
-    if (outgoing ? !member->outgoing : member->role != RAFT_VOTER) continue;
+    if (outgoing ? !member->outgoing
+                 : member->role != RAFT_VOTER && !MUTANT(16))
+      continue;
     for (j = n++; j > 0 && sorted[j - 1] < values[i]; j--)
       sorted[j] = sorted[j - 1];
     sorted[j] = values[i];
   }
-  return n > 0 ? sorted[n / 2] : 0;
+  return n > 0 ? sorted[MUTANT(18) ? (n - 1) / 2 : n / 2] : 0;
 }
 
 uint64_t raft_configuration_quorum(
@@ -109,7 +111,7 @@ uint64_t raft_configuration_quorum(
 {
   uint64_t incoming = majority(configuration, false, values), outgoing;
 
-  if (!raft_configuration_joint(configuration)) return incoming;
+  if (MUTANT(38) || !raft_configuration_joint(configuration)) return incoming;
   outgoing = majority(configuration, true, values);
   return incoming < outgoing ? incoming : outgoing;
 }

@@ -81,6 +81,7 @@ void raft_reset_election_timer(struct raft *r)
 /* Whether the leader, as far as this node knows, is alive. */
 static bool has_leader(const struct raft *r)
 {
+  if (MUTANT(30)) return false;
   if (r->role == RAFT_LEADER) return true;
   return r->leader != 0 &&
          r->now - r->leader_heard < r->options.election_timeout_ms;
@@ -129,11 +130,11 @@ void raft_become_follower(struct raft *r, raft_term term, raft_id leader)
   assert(!led || term > r->term || leader == 0);
   if (led || term > r->term || leader != r->leader)
     raft_reads_fail(r, RAFT_ELOST);
-  if (term > r->term) {
+  if (term > r->term || MUTANT(2)) {
     r->term = term;
     r->voted_for = 0;
     r->agreed = r->commit;
-    raft_write_vote(r);
+    if (!MUTANT(44)) raft_write_vote(r);
   }
   if (led) {
     while (r->batches.n > 0)
@@ -198,7 +199,7 @@ void raft_become_leader(struct raft *r)
   /* Entries of earlier terms are committed by way of this one (figure 8). */
   r->lead.start = next;
   noop.index = next;
-  raft_append(r, &noop);
+  if (!MUTANT(47)) raft_append(r, &noop);
 }
 
 /* ---- campaigns --------------------------------------------------------- */
@@ -232,7 +233,7 @@ static bool quorum_granted(const struct raft *r)
     votes[i] = r->peers[i].granted;
     /* This node's own vote, once it is durable; pre-votes need not be. */
     if (raft_is_self(r, &r->peers[i]) && r->role == RAFT_CANDIDATE)
-      votes[i] = r->vote_seq <= r->durable_seq;
+      votes[i] = MUTANT(31) || r->vote_seq <= r->durable_seq;
   }
   return raft_configuration_quorum(&r->configuration, votes) > 0;
 }
@@ -298,7 +299,7 @@ static bool is_up_to_date(const struct raft *r, const struct raft_message *m)
 {
   raft_term term = raft_log_term(&r->log, r->log.last);
 
-  if (m->prev_term != term) return m->prev_term > term;
+  if (!MUTANT(32) && m->prev_term != term) return m->prev_term > term;
   return m->prev_index >= r->log.last;
 }
 
@@ -308,7 +309,7 @@ static bool may_grant(const struct raft *r, const struct raft_message *m)
   if (r->disk_failed || m->term < r->term) return false;
   if (r->now < r->votes_from && !m->transfer) return false;
   if (m->term == r->term && r->voted_for != m->from &&
-      (r->voted_for != 0 || r->leader != 0))
+      ((r->voted_for != 0 && !MUTANT(43)) || r->leader != 0))
     return false;
   return is_up_to_date(r, m);
 }
@@ -322,7 +323,8 @@ void raft_on_vote_request(struct raft *r, const struct raft_message *m)
                                              : RAFT_PREVOTE_RESPONSE,
                                 .read = real ? 0 : m->read};
 
-  if (real && !sticky && m->term > r->term) raft_become_follower(r, m->term, 0);
+  if ((real || MUTANT(23)) && !sticky && m->term > r->term)
+    raft_become_follower(r, m->term, 0);
   answer.granted = !sticky && may_grant(r, m);
   if (real && answer.granted && r->voted_for != m->from) {
     r->voted_for = m->from;

@@ -39,12 +39,14 @@ static raft_index durable_match(const struct raft *r)
 {
   raft_index match = r->agreed > r->commit ? r->agreed : r->commit;
 
-  return match < r->log.durable ? match : r->log.durable;
+  return MUTANT(34) || match < r->log.durable ? match : r->log.durable;
 }
 
 static void learn_commit(struct raft *r, raft_index commit)
 {
-  if (commit > r->agreed) commit = r->agreed;
+  raft_index known = MUTANT(5) ? r->log.last : r->agreed;
+
+  if (commit > known) commit = known;
   if (commit > r->commit) r->commit = commit;
 }
 
@@ -71,7 +73,7 @@ static uint32_t count_known(const struct raft *r, const struct raft_message *m)
   for (i = 0; i < m->n_entries; i++) {
     entry = &m->entries[i];
     if (entry->index <= r->commit) continue;
-    if (raft_log_term(&r->log, entry->index) != entry->term) break;
+    if (MUTANT(4) || raft_log_term(&r->log, entry->index) != entry->term) break;
   }
   return i;
 }
@@ -123,7 +125,7 @@ static void take_entries(struct raft *r, const struct raft_entry *entries,
   }
   for (i = 0; i < n; i++) {
     if (raft_append(r, &entries[i])) return;
-    if (entries[i].type == RAFT_CONFIGURATION &&
+    if (!MUTANT(15) && entries[i].type == RAFT_CONFIGURATION &&
         decode_configuration(&entries[i], &configuration) == 0)
       raft_membership_use(r, &configuration, entries[i].index);
   }
@@ -160,7 +162,7 @@ static void accept(struct raft *r, const struct raft_message *m,
                        : raft_log_seq(&r->log, last);
 
   if (answer.match < last) answer.match = last;
-  raft_send(r, m->from, &answer, after);
+  raft_send(r, m->from, &answer, MUTANT(33) ? 0 : after);
 }
 
 int raft_on_append_request(struct raft *r, const struct raft_message *m)
@@ -175,7 +177,8 @@ int raft_on_append_request(struct raft *r, const struct raft_message *m)
     return 0;
   }
   if (m->prev_index > r->commit &&
-      raft_log_term(&r->log, m->prev_index) != m->prev_term) {
+      (MUTANT(37) ? m->prev_index > r->log.last
+                  : raft_log_term(&r->log, m->prev_index) != m->prev_term)) {
     reject(r, m);
     return 0;
   }
@@ -234,7 +237,8 @@ int raft_snapshot_installed(struct raft *r, raft_index index, raft_term term,
   if (index > RAFT_NUMBER_MAX || term == 0) return RAFT_EINVAL;
   if (configuration && !raft_configuration_valid(configuration))
     return RAFT_EINVAL;
-  if (raft_log_term(&r->log, index) == term) {
+  if (raft_log_term(&r->log, index) == term ||
+      (MUTANT(9) && index < r->log.last)) {
     raft_log_compact(&r->log, index, term);
   } else {
     rc = replace_log(r, index, term, configuration);

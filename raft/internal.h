@@ -7,6 +7,7 @@
 #ifndef RAFT_INTERNAL_H
 #define RAFT_INTERNAL_H
 
+#include "mutant.h"
 #include "raft.h"
 
 #include <assert.h>

@@ -64,7 +64,7 @@ static void flights_land(const struct raft *r, struct raft_peer *peer,
 
   while (peer->n_flights > 0) {
     flight = flight_at(r, peer, 0);
-    if (flight->last > match) break;
+    if (MUTANT(29) || flight->last > match) break;
     peer->flight_bytes -= flight->bytes;
     peer->flight_head = (peer->flight_head + 1) % r->options.inflight_messages;
     peer->n_flights--;
@@ -164,7 +164,7 @@ static void learn_match(struct raft *r, struct raft_peer *peer,
                         raft_index match)
 {
   if (match > peer->match) peer->match = match;
-  if (peer->next <= peer->match) peer->next = peer->match + 1;
+  if (!MUTANT(28) && peer->next <= peer->match) peer->next = peer->match + 1;
   flights_land(r, peer, peer->match);
   track_round(r, peer);
   if (peer->state == RAFT_PROBE && match + 1 >= peer->next)
@@ -300,7 +300,7 @@ static void heartbeat(struct raft *r, struct raft_peer *peer)
 {
   struct raft_message message = {
       .type = RAFT_HEARTBEAT_REQUEST,
-      .commit = r->commit < peer->match ? r->commit : peer->match,
+      .commit = MUTANT(27) || r->commit < peer->match ? r->commit : peer->match,
       .read = r->read_round,
   };
 
@@ -315,12 +315,16 @@ static void advance_commit(struct raft *r)
   raft_index index;
   unsigned i;
 
-  for (i = 0; i < r->configuration.n; i++)
-    durable[i] =
-        raft_is_self(r, &r->peers[i]) ? r->log.durable : r->peers[i].match;
+  for (i = 0; i < r->configuration.n; i++) {
+    durable[i] = r->peers[i].match;
+    if (raft_is_self(r, &r->peers[i]) ||
+        (MUTANT(17) && i == 0 && !raft_peer(r, r->options.id)))
+      durable[i] = MUTANT(6) ? r->log.last : r->log.durable;
+  }
   index = raft_configuration_quorum(&r->configuration, durable);
   assert(index <= r->log.last);
-  if (index > r->commit && raft_log_term(&r->log, index) == r->term)
+  if (index > r->commit &&
+      (MUTANT(3) || raft_log_term(&r->log, index) == r->term))
     r->commit = index;
 }
 
@@ -330,7 +334,7 @@ static void release_batches(struct raft *r)
 
   while (r->batches.n > 0) {
     batch = raft_ring_at(&r->batches, 0);
-    if (batch->last > r->commit) break;
+    if (MUTANT(46) || batch->last > r->commit) break;
     assert(r->uncommitted >= batch->bytes);
     r->uncommitted -= batch->bytes;
     raft_ring_pop_front(&r->batches);
@@ -388,7 +392,7 @@ static void tell_to_campaign(struct raft *r, struct raft_peer *peer)
   };
 
   assert(peer->match == r->log.last);
-  r->lead.lease_void = true;
+  if (!MUTANT(22)) r->lead.lease_void = true;
   raft_send(r, peer->id, &message, 0);
 }
 
@@ -448,7 +452,7 @@ static void go_on_with_transfer(struct raft *r)
     r->lead.transfer_to = 0;
     return;
   }
-  if (peer->match < r->log.last) return;
+  if (!MUTANT(25) && peer->match < r->log.last) return;
   if (r->lead.transfer_told && !r->out.heartbeat) return;
   tell_to_campaign(r, peer);
   r->lead.transfer_told = true;
@@ -477,6 +481,7 @@ void raft_leader_finish(struct raft *r)
   for (i = 0; i < r->configuration.n && !r->failed; i++) {
     if (raft_is_self(r, &r->peers[i])) continue;
     serve(r, &r->peers[i]);
+    if (MUTANT(48) && r->peers[i].state == RAFT_SNAPSHOT) continue;
     if (r->out.heartbeat) heartbeat(r, &r->peers[i]);
   }
   go_on_with_transfer(r);
@@ -522,7 +527,7 @@ int raft_leader_propose(struct raft *r, raft_term term, unsigned n,
   if (r->disk_failed) return RAFT_EDISK;
   if (r->role != RAFT_LEADER) return RAFT_ENOTLEADER;
   if (term != 0 && term != r->term) return RAFT_ENOTLEADER;
-  if (r->lead.transfer_to != 0) return RAFT_ETRANSFER;
+  if (!MUTANT(26) && r->lead.transfer_to != 0) return RAFT_ETRANSFER;
   if (!proposals_valid(n, items)) return RAFT_EINVAL;
   bytes = charge(n, items);
   if (bytes > 0 && r->uncommitted > 0 &&
@@ -565,7 +570,8 @@ static uint64_t quorum_heard(const struct raft *r)
 void raft_leader_tick(struct raft *r)
 {
   assert(r->role == RAFT_LEADER);
-  if (r->now - quorum_heard(r) > r->options.election_timeout_ms) {
+  if (!MUTANT(36) &&
+      r->now - quorum_heard(r) > r->options.election_timeout_ms) {
     raft_become_follower(r, r->term, 0);
     return;
   }
@@ -601,6 +607,7 @@ static void on_rejection(struct raft *r, struct raft_peer *peer,
   if (peer->state == RAFT_PROBE && m->prev_index != peer->next - 1) return;
 
   next = raft_log_conflict(&r->log, m->hint_index, m->hint_term) + 1;
+  if (MUTANT(35)) next = m->prev_index;
   if (next > m->prev_index) next = m->prev_index;
   become_probe(peer, next);
 }
@@ -662,7 +669,8 @@ int raft_loaded(struct raft *r, raft_id id, raft_index first, unsigned n,
     const struct raft_entry *entry = &entries[last - first + 1];
 
     if (entry->index != last + 1 || entry->index > r->log.last) break;
-    if (entry->term != raft_log_term(&r->log, entry->index)) break;
+    if (!MUTANT(40) && entry->term != raft_log_term(&r->log, entry->index))
+      break;
   }
   if (first <= raft_log_snapshot(&r->log)) return 0;
   /* Not asked for at once again: the file may be damaged. */

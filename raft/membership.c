@@ -96,9 +96,9 @@ bool raft_membership_may_truncate(const struct raft *r, raft_index from)
 
 void raft_membership_truncate(struct raft *r, raft_index from)
 {
-  if (from > r->configuration_index) return;
+  if (MUTANT(14) || from > r->configuration_index) return;
   assert(from > r->previous_index);
-  r->configuration = r->previous;
+  if (!MUTANT(10)) r->configuration = r->previous;
   r->configuration_index = r->previous_index;
   r->out.configuration_changed = true;
   raft_membership_peers(r);
@@ -171,7 +171,7 @@ static int promote(struct raft *r, struct raft_configuration *next, raft_id id)
   if (member->role != RAFT_LEARNER) return RAFT_EINVAL;
   /* One that is added by the same change has not caught up either. */
   if (!peer || peer->incarnation != member->incarnation ||
-      !raft_peer_caught_up(r, peer))
+      (!MUTANT(49) && !raft_peer_caught_up(r, peer)))
     return RAFT_ENOTREADY;
   member->role = RAFT_VOTER;
   return 0;
@@ -301,7 +301,8 @@ int raft_change(struct raft *r, unsigned n, const struct raft_change *items)
   if (r->disk_failed) return RAFT_EDISK;
   if (r->role != RAFT_LEADER) return RAFT_ENOTLEADER;
   if (r->lead.transfer_to != 0) return RAFT_ETRANSFER;
-  if (r->configuration_index > r->commit || r->lead.start > r->commit ||
+  if (r->configuration_index > r->commit ||
+      (!MUTANT(13) && r->lead.start > r->commit) ||
       raft_configuration_joint(&r->configuration))
     return RAFT_ECHANGING;
   if (n == 0) return RAFT_EINVAL;
@@ -323,7 +324,7 @@ void raft_membership_leave_joint(struct raft *r)
   unsigned i;
 
   if (r->configuration_index > r->commit || r->lead.start > r->commit) return;
-  if (!raft_configuration_joint(&r->configuration)) return;
+  if (MUTANT(39) || !raft_configuration_joint(&r->configuration)) return;
   for (i = 0; i < r->configuration.n; i++) {
     member = &r->configuration.members[i];
     if (member->role == RAFT_LEAVING) continue;

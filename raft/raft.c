@@ -117,7 +117,7 @@ void raft_send(struct raft *r, raft_id to, struct raft_message *message,
 {
   struct raft_output *out = &r->out;
 
-  if (after < r->vote_seq) after = r->vote_seq;
+  if (!MUTANT(1) && after < r->vote_seq) after = r->vote_seq;
   if (after <= r->durable_seq) after = 0;
   if (after == RAFT_NEVER) return;
   if (!grow_sends(out)) {
@@ -214,6 +214,7 @@ bool raft_is_self(const struct raft *r, const struct raft_peer *peer)
 /* What is left of a message whose term is over: an answer that says so. */
 static void on_stale_message(struct raft *r, const struct raft_message *m)
 {
+  if (MUTANT(24)) return;
   if (m->type == RAFT_APPEND_REQUEST || m->type == RAFT_HEARTBEAT_REQUEST)
     raft_refuse_leader(r, m);
   else if (m->type == RAFT_READ_REQUEST)
@@ -226,7 +227,7 @@ static int on_message(struct raft *r, const struct raft_message *m)
 
   if (!raft_message_valid(m) || m->to != r->options.id) return RAFT_EMALFORMED;
   peer = raft_peer(r, m->from);
-  if (peer && peer->incarnation != m->incarnation) return 0;
+  if (!MUTANT(19) && peer && peer->incarnation != m->incarnation) return 0;
   if (peer) peer->last_contact = r->now;
 
   /* Requests for votes do not always move the term: see election.c. */
@@ -235,7 +236,8 @@ static int on_message(struct raft *r, const struct raft_message *m)
     return 0;
   }
   if (m->term > r->term) raft_become_follower(r, m->term, 0);
-  if (m->term < r->term && m->type != RAFT_PREVOTE_RESPONSE) {
+  if (m->term < r->term && m->type != RAFT_PREVOTE_RESPONSE &&
+      !(MUTANT(21) && m->type == RAFT_HEARTBEAT_RESPONSE)) {
     on_stale_message(r, m);
     return 0;
   }
@@ -274,7 +276,8 @@ static void on_disk_failed(struct raft *r)
   r->disk_failed = true;
   /* A vote that never became durable stays unsaid. */
   if (r->vote_seq > r->durable_seq) r->vote_seq = RAFT_NEVER;
-  if (r->role != RAFT_FOLLOWER) raft_become_follower(r, r->term, 0);
+  if (!MUTANT(45) && r->role != RAFT_FOLLOWER)
+    raft_become_follower(r, r->term, 0);
 }
 
 static void on_tick(struct raft *r)
@@ -447,7 +450,8 @@ static int start(struct raft *r, const struct raft_recovered *rec)
   r->read_round = r->read_answered = raft_random(r) >> 1;
   r->prevote_round = r->read_round;
   raft_reset_election_timer(r);
-  if (r->options.lease) r->votes_from = r->now + r->options.election_timeout_ms;
+  if (!MUTANT(42) && r->options.lease)
+    r->votes_from = r->now + r->options.election_timeout_ms;
   /* A sole voter has nobody to wait for. */
   self = raft_configuration_find(&r->configuration, r->options.id);
   if (self && self->role == RAFT_VOTER &&
@@ -591,6 +595,8 @@ bool raft_progress(const struct raft *r, raft_id id,
 
 /* ---- invariants -------------------------------------------------------- */
 
+#ifndef NDEBUG
+
 static void check_peer(const struct raft *r, const struct raft_peer *peer)
 {
   assert(peer->match < peer->next); /* I9 */
@@ -603,7 +609,6 @@ static void check_peer(const struct raft *r, const struct raft_peer *peer)
   assert(peer->state == RAFT_REPLICATE || peer->n_flights == 0);
   assert(peer->read_ack <= r->read_round);
   assert(peer->reads <= RAFT_PEER_READS_MAX);
-  (void)r, (void)peer;
 }
 
 static void check_leader(const struct raft *r)
@@ -652,3 +657,5 @@ void raft_check(const struct raft *r)
   assert(r->role == RAFT_LEADER || r->lead.transfer_to == 0);
   assert(raft_configuration_valid(&r->configuration));
 }
+
+#endif

@@ -91,7 +91,8 @@ static void wait_for_round(struct raft *r, uint64_t number, raft_id from)
   read->read = number;
   read->from = from;
   read->round = r->read_round + 1;
-  read->index = r->commit > r->lead.start ? r->commit : r->lead.start;
+  read->index =
+      MUTANT(20) || r->commit > r->lead.start ? r->commit : r->lead.start;
   read->time = r->now;
 }
 
@@ -134,7 +135,7 @@ static bool lease_holds(const struct raft *r)
   if (round < lead->first_round || r->read_round - round >= RAFT_ROUNDS)
     return false;
   lasts = (uint64_t)r->options.election_timeout_ms *
-          (100 - r->options.clock_drift_percent) / 100;
+          (MUTANT(41) ? 130 : 100 - r->options.clock_drift_percent) / 100;
   return r->now - lead->round_began[round % RAFT_ROUNDS] < lasts;
 }
 

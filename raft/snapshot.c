@@ -33,7 +33,7 @@ static int judge(const struct raft *r, raft_term term,
   if (term < r->term || r->role == RAFT_LEADER || r->disk_failed)
     return RAFT_SNAPSHOT_REFUSE;
   if (!tag_valid(tag, term)) return RAFT_SNAPSHOT_REFUSE;
-  return tag->index <= r->commit ? RAFT_SNAPSHOT_HAVE : 0;
+  return !MUTANT(11) && tag->index <= r->commit ? RAFT_SNAPSHOT_HAVE : 0;
 }
 
 enum raft_snapshot_verdict raft_snapshot_offer(
@@ -58,7 +58,7 @@ enum raft_snapshot_verdict raft_snapshot_chunk(
 
   *skip = 0;
   if (verdict) return (enum raft_snapshot_verdict)verdict;
-  if (!tag_equal(&in->tag, tag)) return RAFT_SNAPSHOT_SKIP;
+  if (!MUTANT(12) && !tag_equal(&in->tag, tag)) return RAFT_SNAPSHOT_SKIP;
   if (offset > tag->bytes || len > tag->bytes - offset)
     return RAFT_SNAPSHOT_REFUSE;
   if (offset > in->position || offset + len <= in->position)

@@ -6,7 +6,8 @@
 **   offset  size
 **   0       8    magic "quorchk" and a zero byte
 **   8       4    version of the format, 1
-**   12      4    flags: 1 = the database came as a snapshot from another node
+**   12      4    flags: 1 = the database came as a snapshot from another node,
+**                2 = pages of it wait beside the database file
 **   16      8    index
 **   24      8    term
 **   32      8    replay floor
@@ -34,6 +35,7 @@
 static const char checkpoint_magic[8] = "quorchk";
 #define CHECKPOINT_VERSION 1u
 #define CHECKPOINT_SNAPSHOT 1u
+#define CHECKPOINT_INCOMING 2u
 #define CHECKPOINT_MAX ((size_t)64 * 1024 * 1024)
 
 struct disk_checkpoint {
@@ -79,7 +81,8 @@ static uint8_t *checkpoint_encode(const struct store_checkpoint *c,
   if (!out) return NULL;
   memcpy(disk.magic, checkpoint_magic, sizeof(disk.magic));
   disk.version = htole32(CHECKPOINT_VERSION);
-  disk.flags = htole32(c->from_snapshot ? CHECKPOINT_SNAPSHOT : 0);
+  disk.flags = htole32((c->from_snapshot ? CHECKPOINT_SNAPSHOT : 0) |
+                       (c->incoming ? CHECKPOINT_INCOMING : 0));
   disk.index = htole64(c->index);
   disk.term = htole64(c->term);
   disk.floor = htole64(c->floor);
@@ -144,7 +147,8 @@ static const char *checkpoint_check(const uint8_t *data, size_t len,
   if (le32toh(disk->version) != CHECKPOINT_VERSION)
     return "unknown version of the checkpoint format";
   *at = offsetof(struct disk_checkpoint, flags);
-  if (le32toh(disk->flags) & ~CHECKPOINT_SNAPSHOT) return "unknown flags";
+  if (le32toh(disk->flags) & ~(CHECKPOINT_SNAPSHOT | CHECKPOINT_INCOMING))
+    return "unknown flags";
   clen = le32toh(disk->configuration_len);
   slen = le32toh(disk->settings_len);
   *at = offsetof(struct disk_checkpoint, configuration_len);
@@ -167,6 +171,7 @@ static int checkpoint_decode(const char *path, const uint8_t *data, size_t len,
   c->floor = le64toh(disk.floor);
   c->configuration_index = le64toh(disk.configuration_index);
   c->from_snapshot = le32toh(disk.flags) & CHECKPOINT_SNAPSHOT;
+  c->incoming = le32toh(disk.flags) & CHECKPOINT_INCOMING;
   clen = le32toh(disk.configuration_len);
   c->settings_len = le32toh(disk.settings_len);
   why = checkpoint_nonsense(c);

@@ -387,6 +387,20 @@ void store_compact(struct store *store, raft_index upto)
   (void)pthread_mutex_unlock(&store->lock);
 }
 
+raft_index store_surplus(struct store *store, uint64_t bytes)
+{
+  const struct segment *s;
+  raft_index index = 0;
+  uint64_t kept = 0;
+
+  (void)pthread_mutex_lock(&store->lock);
+  for (s = store->newest; s && kept < bytes; s = s->before)
+    kept += s->header.bytes;
+  if (s) index = s->after->header.first - 1;
+  (void)pthread_mutex_unlock(&store->lock);
+  return index;
+}
+
 void store_stats(struct store *store, struct store_stats *stats)
 {
   (void)pthread_mutex_lock(&store->lock);

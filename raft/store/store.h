@@ -60,6 +60,8 @@ struct store_checkpoint {
                          entry at `index` has another term, the log is old
                          and is dropped (Raft, InstallSnapshot); else such a
                          difference is damage */
+  bool incoming;      /* some of the pages are not in the database file yet,
+                         but beside it, where the host put them */
 };
 
 /* Writes it in one step (io_replace_file). Any thread, one at a time. */
@@ -116,6 +118,10 @@ int store_reset(struct store *store, raft_index index, raft_term term);
    touched, nor is the newest segment. A checkpoint file that reaches `upto`
    must have been written before. */
 void store_compact(struct store *store, raft_index upto);
+
+/* The greatest index whose entries could be compacted away while the segments
+   that stay make up `bytes` or more; 0: none. Any thread. */
+raft_index store_surplus(struct store *store, uint64_t bytes);
 
 struct store_stats {
   raft_index first, last; /* on disk; first > last: empty */

@@ -286,6 +286,12 @@ static void compaction_drops_whole_segments(void **state)
   harness_open(&h);
   harness_vote(&h, 4, 1);
   harness_append(&h, 30, 500); /* segments begin at 1, 7, 13, 19, 25 */
+  assert_int_equal(store_surplus(h.store, 1), 24);
+  assert_int_equal(store_surplus(h.store, 4096), 24);
+  assert_int_equal(store_surplus(h.store, 4097), 18);
+  assert_int_equal(store_surplus(h.store, 4 * 4096), 6);
+  assert_int_equal(store_surplus(h.store, 5 * 4096), 0);
+  assert_int_equal(store_surplus(h.store, UINT64_MAX), 0);
   store_compact(h.store, 5);
   harness_compact(&h, 14, 13);
   store_stats(h.store, &stats);
@@ -807,6 +813,7 @@ static void a_checkpoint_comes_back(void **state)
     c.settings = i ? settings : NULL;
     c.settings_len = i ? sizeof(settings) : 0;
     c.from_snapshot = i;
+    c.incoming = !i;
     assert_int_equal(store_checkpoint_write(h.io, DIR_, &c, &error), 0);
     disk_crash(h.disk, 0);
     assert_int_equal(store_checkpoint_read(h.io, DIR_, &back, &error), 0);
@@ -817,6 +824,7 @@ static void a_checkpoint_comes_back(void **state)
     assert_memory_equal(&back.configuration, &c.configuration,
                         sizeof(c.configuration));
     assert_int_equal(back.from_snapshot, i);
+    assert_int_equal(back.incoming, !i);
     assert_int_equal(back.settings_len, c.settings_len);
     if (i) assert_memory_equal(back.settings, settings, sizeof(settings));
     store_checkpoint_clear(&back);

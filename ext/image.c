@@ -1,0 +1,68 @@
+/*
+** image.c: the database as of one index, page by page, from the live files.
+**
+** What is confirmed is pinned, as a reader does it. A page is read from -wal
+** when it has a frame at or below the pinned one, else from the database file,
+** which no checkpoint changes beyond the pin. Nobody waits for it, and nothing
+** is copied first.
+*/
+#include "node.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+int image_open(struct wal *wal, struct image *image)
+{
+  *image = (struct image){.wal = wal};
+  pthread_mutex_lock(&wal->mutex);
+  wal_pin(wal, &image->reader);
+  image->reader.uses_wal = true;
+  image->index = wal->confirmed_index;
+  image->n_page = wal->confirmed.n_page;
+  pthread_mutex_unlock(&wal->mutex);
+  uint32_t n = image->reader.frame;
+  image->newest = malloc((size_t)n * sizeof(*image->newest));
+  if (image->newest == NULL) {
+    image_close(image);
+    return -ENOMEM;
+  }
+  for (uint32_t i = 0; i < n; i++) {
+    image->newest[i].frame = i + 1;
+    image->newest[i].pgno = wal_pgno(wal, i + 1);
+  }
+  image->n_newest = wal_newest(image->newest, n, image->n_page);
+  return 0;
+}
+
+void image_close(struct image *image)
+{
+  struct wal *wal = image->wal;
+  if (wal == NULL) return;
+  pthread_mutex_lock(&wal->mutex);
+  wal_unpin(wal, &image->reader);
+  pthread_mutex_unlock(&wal->mutex);
+  free(image->newest);
+  *image = (struct image){0};
+}
+
+int image_read(const struct image *image, uint32_t pgno, uint8_t *page)
+{
+  const struct wal *wal = image->wal;
+  uint32_t lo = 0, hi = image->n_newest;
+  int fd = wal->db;
+  uint64_t offset = (uint64_t)(pgno - 1) * wal->page_size;
+  while (lo < hi) {
+    uint32_t mid = lo + (hi - lo) / 2;
+    if (image->newest[mid].pgno < pgno)
+      lo = mid + 1;
+    else
+      hi = mid;
+  }
+  if (lo < image->n_newest && image->newest[lo].pgno == pgno) {
+    fd = wal->file;
+    offset = wal_offset(wal, image->newest[lo].frame) + WAL_FRAME_HEADER;
+  }
+  ssize_t n = wal->io->pread(wal->io->ctx, fd, page, wal->page_size, offset);
+  if (n == (ssize_t)wal->page_size) return 0;
+  return n < 0 ? (int)n : -EIO;
+}
