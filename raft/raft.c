@@ -221,13 +221,27 @@ static void on_stale_message(struct raft *r, const struct raft_message *m)
     raft_on_read_request(r, m);
 }
 
+/* Messages that count for their sender: as its vote, its copy, its question. */
+static bool is_for_itself(const struct raft_message *m)
+{
+  return m->type == RAFT_PREVOTE_RESPONSE || m->type == RAFT_VOTE_RESPONSE ||
+         m->type == RAFT_APPEND_RESPONSE ||
+         m->type == RAFT_HEARTBEAT_RESPONSE || m->type == RAFT_READ_REQUEST;
+}
+
 static int on_message(struct raft *r, const struct raft_message *m)
 {
   struct raft_peer *peer;
 
   if (!raft_message_valid(m) || m->to != r->options.id) return RAFT_EMALFORMED;
   peer = raft_peer(r, m->from);
-  if (!MUTANT(19) && peer && peer->incarnation != m->incarnation) return 0;
+  /* Another incarnation than the one in this configuration says nothing for
+     that one. But its requests stand, as those of a stranger do: this node may
+     be the one who has not heard that the member was replaced. */
+  if (!MUTANT(19) && peer && peer->incarnation != m->incarnation) {
+    if (is_for_itself(m)) return 0;
+    peer = NULL;
+  }
   if (peer) peer->last_contact = r->now;
 
   /* Requests for votes do not always move the term: see election.c. */
