@@ -147,6 +147,9 @@ static void check_leader(struct sim *s, struct node *n, raft_term term)
   raft_id *leader = leader_of(s, term);
   raft_index index = s->checks.max_committed;
 
+  /* It may be elected by late messages, when a later one has gone on. */
+  while (index > 1 && check_committed(s, index)->by >= term)
+    index--;
   if (*leader && *leader != whole_id(n))
     sim_fail(s, "I1", "nodes %u and %u lead in term %u",
              (unsigned)(*leader & 0xff), n->id, (unsigned)term);
@@ -225,6 +228,24 @@ static void note_configuration(struct sim *s, struct node *n)
   c->n_live = kept;
 }
 
+/* Committed late, by answers that were long on their way: those who lead in
+   later terms must have it all the same. */
+static void check_later_leaders(struct sim *s, const struct node *n,
+                                raft_index commit, uint64_t chain)
+{
+  const struct node *other;
+  unsigned i;
+
+  for (i = 1; i <= s->options.nodes; i++) {
+    other = &s->nodes[i];
+    if (other->status == NODE_UP && other->role == RAFT_LEADER &&
+        other->role_term > n->role_term &&
+        !model_has(&other->log, commit, chain))
+      sim_fail(s, "I5", "leader %u of term %u does not have entry %u", i,
+               (unsigned)other->role_term, (unsigned)commit);
+  }
+}
+
 /* `leads`: it did before this step. One that commits its own removal does not
    any more. */
 static void check_commit(struct sim *s, struct node *n, raft_index commit,
@@ -246,12 +267,16 @@ static void check_commit(struct sim *s, struct node *n, raft_index commit,
     if (!c->chain) {
       c->chain = n->log.chain[i];
       c->term = n->log.term[i];
+      c->by = n->role_term;
       s->stats.commits++;
     }
     if (c->chain != n->log.chain[i])
       sim_fail(s, "I4", "node %u commits another entry %u", n->id, (unsigned)i);
   }
-  if (commit > s->checks.max_committed) s->checks.max_committed = commit;
+  if (commit > s->checks.max_committed) {
+    s->checks.max_committed = commit;
+    check_later_leaders(s, n, commit, n->log.chain[commit]);
+  }
   sim_trace(s, n, T_COMMIT, commit, 0, 0, 0, 0);
 }
 

@@ -246,16 +246,16 @@ static bool is_written(struct sim *s)
 static bool is_read(struct sim *s)
 {
   struct node *leader = sim_leader(s);
-  raft_id id;
+  const struct raft_member *m;
 
   if (fresh_read && s->clients.reads[fresh_read].state == OP_DONE) return true;
   if (fresh_read && s->clients.reads[fresh_read].state == OP_PENDING)
     return false;
   fresh_read = 0;
   if (!leader) return false;
-  id = leader->configuration.members[sim_below(s, leader->configuration.n)].id;
-  if (s->nodes[id].status == NODE_UP)
-    fresh_read = client_read(s, &s->nodes[id], false);
+  m = &leader->configuration.members[sim_below(s, leader->configuration.n)];
+  if (!fault_is_lost(s, m))
+    fresh_read = client_read(s, &s->nodes[m->id], false);
   return false;
 }
 

@@ -342,7 +342,7 @@ void model_free(struct node *n);
 
 struct committed {
   uint64_t chain, state; /* state: hash after it; 0: nobody has applied it */
-  raft_term term;
+  raft_term term, by;    /* of the entry; of the leader that committed it */
 };
 
 struct checks {
