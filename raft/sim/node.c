@@ -227,7 +227,7 @@ static bool get_entry(struct sim *s, struct node *n, raft_index index,
   if (rc == 1) return true;
   if (rc == -EBADMSG && n->damaged)
     n->doomed = true;
-  else if (rc != -EIO)
+  else if (rc != -EIO && !n->failed) /* a reset may have failed half-way */
     sim_fail(s, "store", "node %u: entry %u cannot be read: %d", n->id,
              (unsigned)index, rc);
   return false;
