@@ -466,12 +466,13 @@ static int start(struct raft *r, const struct raft_recovered *rec)
   raft_reset_election_timer(r);
   if (!MUTANT(42) && r->options.lease)
     r->votes_from = r->now + r->options.election_timeout_ms;
-  /* A sole voter has nobody to wait for. */
+  /* A sole voter has nobody to wait for, but the lease of a leader that has
+     made it one by removing itself, and does not know yet that it succeeded. */
   self = raft_configuration_find(&r->configuration, r->options.id);
   if (self && self->role == RAFT_VOTER &&
       !raft_configuration_joint(&r->configuration) &&
       raft_configuration_voters(&r->configuration) == 1)
-    r->election_deadline = r->now;
+    r->election_deadline = r->now > r->votes_from ? r->now : r->votes_from;
   r->seen.role = r->role;
   r->seen.term = r->term;
   r->seen.voted_for = r->voted_for;

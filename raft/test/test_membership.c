@@ -336,6 +336,68 @@ static void test_wiped_node(void **state)
   world_free(w);
 }
 
+/* Member 1 was replaced, and 3 has not heard of that yet: it votes for the new
+   incarnation and follows it all the same. */
+static void test_replaced_member_leads(void **state)
+{
+  struct world *w = three_of(3);
+  struct raft_message m = {.type = RAFT_VOTE_REQUEST,
+                           .from = 1,
+                           .to = 3,
+                           .incarnation = 999,
+                           .prev_index = raft_last(core(w, 3))};
+  bool leads;
+
+  (void)state;
+  raft_state(core(w, 3), &m.term, &leads);
+  m.prev_term = m.term++;
+  pass(w, 2000);
+  inject(w, &m);
+  m = look(w, 3, 1, RAFT_VOTE_RESPONSE);
+  assert_true(m.granted);
+  m = (struct raft_message){.type = RAFT_HEARTBEAT_REQUEST,
+                            .from = 1,
+                            .to = 3,
+                            .incarnation = 999,
+                            .term = m.term};
+  inject(w, &m);
+  assert_int_equal(raft_leader(core(w, 3)), 1);
+  assert_int_equal(count(w, 3, 1, RAFT_HEARTBEAT_RESPONSE), 1);
+  world_free(w);
+}
+
+/* 1 removes itself, and does not know yet that it succeeded: its lease binds
+   even the only voter that is left, and even after a restart. */
+static void test_lease_of_removed_leader(void **state)
+{
+  struct world *w = world_prepare(2, 2);
+  raft_id i;
+
+  (void)state;
+  for (i = 1; i <= 2; i++) {
+    node(w, i)->options.lease = true;
+    node(w, i)->options.hint_jitter_ms = 0;
+    start_node(w, i);
+  }
+  pass(w, 1000);
+  elect(w, 1);
+  assert_int_equal(change(w, 1, RAFT_REMOVE, 1), 0);
+  deliver(w, 1, 2, RAFT_APPEND_REQUEST);
+  deliver(w, 2, 1, RAFT_APPEND_RESPONSE);
+  deliver(w, 1, 2, RAFT_APPEND_REQUEST);
+  assert_int_equal(role_in(w, 2, 1), 0);
+  assert_int_equal(raft_role(core(w, 1)), RAFT_LEADER);
+  crash(w, 2);
+  start_node(w, 2);
+  pass(w, node(w, 2)->options.election_timeout_ms - 1);
+  tick(w, 2);
+  assert_int_equal(raft_role(core(w, 2)), RAFT_FOLLOWER);
+  pass(w, 1);
+  tick(w, 2);
+  assert_int_equal(raft_role(core(w, 2)), RAFT_LEADER);
+  world_free(w);
+}
+
 /* From one node to three and back. */
 static void test_grow_and_shrink(void **state)
 {
@@ -378,6 +440,8 @@ int main(void)
       cmocka_unit_test(test_removal_that_is_not_committed),
       cmocka_unit_test(test_removed_node_does_not_disturb),
       cmocka_unit_test(test_wiped_node),
+      cmocka_unit_test(test_replaced_member_leads),
+      cmocka_unit_test(test_lease_of_removed_leader),
       cmocka_unit_test(test_grow_and_shrink),
   };
 
