@@ -460,7 +460,9 @@ void client_act(struct sim *s)
   struct node *leader = sim_leader(s), *n = leader;
   uint64_t what = sim_below(s, sum);
 
-  if (!n || sim_chance(s, 150000)) n = sim_some_node(s, true);
+  /* Without a leader most clients wait; some try whatever node they know. */
+  if (!n && sim_chance(s, 800000)) return;
+  if (!n || sim_chance(s, 100000)) n = sim_some_node(s, true);
   if (!n || n->stopping) return;
   if (what < o->propose) {
     if (n->log.last - n->commit < o->backlog) client_propose(s, n);
