@@ -415,6 +415,18 @@ static void note_vote(struct sim *s, struct node *n, raft_term term,
     sim_fail(s, "I2", "node %u says a vote that is not on its disk", n->id);
 }
 
+/* raft.h: the commit index in a heartbeat is never above the peer's match. */
+static void check_heartbeat(struct sim *s, struct node *n,
+                            const struct raft_message *m)
+{
+  struct raft_progress p;
+
+  if (m->term != n->role_term || !raft_progress(n->raft, m->to, &p)) return;
+  if (m->commit > p.match)
+    sim_fail(s, "heartbeat", "leader %u tells %u of commit %u, match is %u",
+             n->id, (unsigned)m->to, (unsigned)m->commit, (unsigned)p.match);
+}
+
 /* As it leaves: what it says must be true on the disk by now. */
 void check_send(struct sim *s, struct node *n, const struct raft_message *m)
 {
@@ -425,6 +437,7 @@ void check_send(struct sim *s, struct node *n, const struct raft_message *m)
   if (m->type == RAFT_VOTE_RESPONSE && m->granted)
     note_vote(s, n, m->term, m->to);
   if (m->type == RAFT_VOTE_REQUEST) note_vote(s, n, m->term, n->id);
+  if (m->type == RAFT_HEARTBEAT_REQUEST) check_heartbeat(s, n, m);
   if (m->type != RAFT_PREVOTE_REQUEST && model->term < m->term)
     sim_fail(s, "I2", "node %u speaks in term %u, on its disk is %u", n->id,
              (unsigned)m->term, (unsigned)model->term);
@@ -452,7 +465,7 @@ void check_state(struct sim *s, struct node *n, const struct machine *m)
 /* ---- now and then ------------------------------------------------------ */
 
 static void check_progress(struct sim *s, struct node *n,
-                           const struct raft_member *member, bool new_term)
+                           const struct raft_member *member)
 {
   raft_index *was = &n->match[member->id];
   struct raft_progress p;
@@ -461,8 +474,7 @@ static void check_progress(struct sim *s, struct node *n,
   if (p.match >= p.next)
     sim_fail(s, "I9", "leader %u: match %u, next %u of %u", n->id,
              (unsigned)p.match, (unsigned)p.next, (unsigned)member->id);
-  if (new_term || n->match_incarnation[member->id] != member->incarnation)
-    *was = 0;
+  if (n->match_incarnation[member->id] != member->incarnation) *was = 0;
   if (p.match < *was && p.match != 0)
     sim_fail(s, "I10", "leader %u: match %u after %u of %u", n->id,
              (unsigned)p.match, (unsigned)*was, (unsigned)member->id);
@@ -476,9 +488,10 @@ void check_slowly(struct sim *s, struct node *n)
   raft_index index;
   unsigned i;
 
+  if (n->match_term != n->role_term) memset(n->match, 0, sizeof n->match);
   if (n->role == RAFT_LEADER)
     for (i = 0; i < c->n; i++)
-      check_progress(s, n, &c->members[i], n->match_term != n->role_term);
+      check_progress(s, n, &c->members[i]);
   n->match_term = n->role == RAFT_LEADER ? n->role_term : 0;
   if (n->log.last <= n->log.base) return;
   index = n->log.base + 1 + s->stats.events % (n->log.last - n->log.base);

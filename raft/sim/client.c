@@ -82,10 +82,17 @@ static int propose(struct sim *s, struct node *n, unsigned count,
 {
   struct raft_event event = {.type = RAFT_EVENT_PROPOSE};
 
+  raft_id heir = raft_transferring(n->raft);
+  int rc;
+
   event.u.propose.term = term;
   event.u.propose.n = count;
   event.u.propose.items = items;
-  return node_step(s, n, &event);
+  rc = node_step(s, n, &event);
+  if (!rc && heir)
+    sim_fail(s, "transfer", "leader %u takes proposals, handing over to %u",
+             n->id, (unsigned)heir);
+  return rc;
 }
 
 static unsigned make_items(struct sim *s, uint64_t id,

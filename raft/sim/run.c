@@ -169,6 +169,8 @@ static void make_peace_with(struct sim *s, struct node *n)
   sim_disk_die_in(n->disk, -1);
   process_set_disk_faults(s, n);
   if (n->status == NODE_DOWN) process_start(s, n);
+  /* A turn that a slow disk has put off. */
+  if (n->disk_event) sim_after(s, n, EV_DISK, 100, 0);
 }
 
 static void make_peace(struct sim *s)
