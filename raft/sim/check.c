@@ -70,6 +70,7 @@ void check_free(struct sim *s)
 {
   free(s->checks.entries.pairs);
   free(s->checks.votes.pairs);
+  free(s->checks.configurations.pairs);
   free(s->checks.leaders);
   free(s->checks.committed);
   free(s->checks.live);
@@ -344,6 +345,26 @@ static void check_appended(struct sim *s, struct node *n,
   s->stats.joint += raft_configuration_joint(&n->configuration);
 }
 
+/* What is in force is what stands at that index of the log: of everybody's. */
+static void check_same(struct sim *s, struct node *n)
+{
+  raft_index index = n->configuration_index;
+  uint64_t chain = index > n->log.base ? n->log.chain[index]
+                                       : check_committed(s, index)->chain;
+  struct raft_body *body = raft_configuration_encode(&n->configuration);
+  uint64_t *known;
+
+  if (!body) abort();
+  if (index > 0) {
+    known = sim_map_at(&s->checks.configurations, index, chain);
+    if (*known && *known != body->checksum)
+      sim_fail(s, "I3", "node %u: configuration %u is not that of others",
+               n->id, (unsigned)index);
+    *known = body->checksum;
+  }
+  raft_body_unref(body);
+}
+
 void check_configuration(struct sim *s, struct node *n)
 {
   struct raft_configuration was = n->configuration;
@@ -351,6 +372,7 @@ void check_configuration(struct sim *s, struct node *n)
   unsigned i, members = 0;
 
   n->configuration = *raft_configuration(n->raft, &n->configuration_index);
+  check_same(s, n);
   for (i = 0; i < n->configuration.n; i++)
     members |= 1u << n->configuration.members[i].id;
   for (i = 1; i <= SIM_NODES; i++)

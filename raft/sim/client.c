@@ -458,6 +458,9 @@ static void hand_over(struct sim *s, struct node *n)
   rc = node_step(s, n, &event);
   sim_trace(s, n, T_TRANSFER, event.u.transfer_to, (uint64_t)rc, 0, 0, 0);
   s->stats.transfers += rc == 0;
+  if (!rc && s->options.every[F_PAUSE] && sim_chance(s, 200000))
+    process_pause(s, n, sim_spread(s, s->options.election_ms * SIM_MS / 2),
+                  false);
 }
 
 void client_act(struct sim *s)

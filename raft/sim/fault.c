@@ -139,7 +139,13 @@ static void strike_node(struct sim *s, enum sim_fault fault, struct node *n)
   switch (fault) {
   case F_CRASH: power_loss(s, n); break;
   case F_KILL: process_end(s, n, true); break;
-  case F_PAUSE: process_pause(s, n, sim_spread(s, timeout), false); break;
+  case F_PAUSE:
+    /* About as long as a lease, or anything. */
+    process_pause(s, n,
+                  s->options.lease ? sim_between(s, timeout, timeout * 13 / 10)
+                                   : sim_spread(s, timeout),
+                  false);
+    break;
   case F_SUSPEND: process_pause(s, n, sim_spread(s, timeout), true); break;
   case F_STOP: stop(s, n); break;
   case F_WIPE: wipe(s, n); break;

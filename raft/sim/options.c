@@ -124,6 +124,11 @@ static void draw_clients(struct sim *s)
   o->change = (unsigned)ONE_OF(s, 0, 2, 10, 10);
   o->transfer = (unsigned)ONE_OF(s, 0, 0, 1, 5);
   if (sim_settings.off >> F_MEMBERS & 1) o->change = 0;
+  /* A broken lease shows for a moment only: many must look. */
+  if (!o->lease || sim_chance(s, 300000)) return;
+  o->client_us = ONE_OF(s, 200, 500, 2000);
+  o->read = 60;
+  o->transfer = (unsigned)ONE_OF(s, 0, 1, 3);
 }
 
 static void draw_faults(struct sim *s)
@@ -147,6 +152,7 @@ static void draw_faults(struct sim *s)
     o->eio_write = (uint32_t)ONE_OF(s, 0, 300, 3000);
     o->eio_sync = (uint32_t)ONE_OF(s, 0, 300, 3000);
   }
+  if (o->lease && !(sim_settings.off >> F_DRIFT & 1)) o->every[F_DRIFT] = 1;
   if (o->every[F_DRIFT]) o->drift_ppm = 50000;
 }
 

@@ -458,6 +458,9 @@ void process_resume(struct sim *s, struct node *n)
     n->suspended = false;
     node_step(s, n, &doubt);
   }
+  /* Whoever has waited asks before it has heard or noticed anything. */
+  if (!s->peace && s->options.lease && sim_chance(s, 500000))
+    client_read(s, n, true);
   if (s->options.tick_first) node_tick(s, n, true);
   /* They are put back, at this very time, in their order. */
   for (i = 0; i < n->n_deferred; i++) {

@@ -346,9 +346,10 @@ struct committed {
 };
 
 struct checks {
-  struct sim_map entries; /* (index, term) to chain */
-  struct sim_map votes;   /* (node and incarnation, term) to candidate */
-  raft_id *leaders;       /* [term]: id + incarnation << 8 */
+  struct sim_map entries;        /* (index, term) to chain */
+  struct sim_map votes;          /* (node and incarnation, term) to candidate */
+  struct sim_map configurations; /* (index, chain) to checksum */
+  raft_id *leaders;              /* [term]: id + incarnation << 8 */
   size_t leaders_capacity;
   struct committed *committed; /* [index] */
   size_t committed_capacity;

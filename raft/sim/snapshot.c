@@ -214,11 +214,24 @@ static void answer(struct sim *s, const struct part *to, uint8_t verdict,
   send_part(s, &part);
 }
 
+/* The core takes it: it must be of use. */
+static void check_wanted(struct sim *s, struct node *n, const struct part *part)
+{
+  if (part->tag.index <= n->commit)
+    sim_fail(s, "snapshot", "node %u takes one of %u, commit is %u", n->id,
+             (unsigned)part->tag.index, (unsigned)n->commit);
+  if (part->term < n->role_term)
+    sim_fail(s, "snapshot", "node %u takes one of term %u in term %u", n->id,
+             (unsigned)part->term, (unsigned)n->role_term);
+}
+
 static void on_offer(struct sim *s, struct node *n, const struct part *part)
 {
   enum raft_snapshot_verdict verdict =
       raft_snapshot_offer(n->raft, &n->in, part->term, &part->tag);
 
+  if (verdict == RAFT_SNAPSHOT_START || verdict == RAFT_SNAPSHOT_RESUME)
+    check_wanted(s, n, part);
   if (verdict == RAFT_SNAPSHOT_START)
     n->in_bytes = sim_resize(n->in_bytes, part->tag.bytes);
   if (verdict == RAFT_SNAPSHOT_RESUME && n->in.position > 0) s->stats.resumed++;
@@ -298,6 +311,7 @@ static void on_chunk(struct sim *s, struct node *n, const struct part *part)
   sim_trace(s, n, T_SNAPSHOT, part->transfer, PART_CHUNK, verdict,
             n->in.position, part->tag.index);
   if (verdict == RAFT_SNAPSHOT_TAKE || verdict == RAFT_SNAPSHOT_DONE) {
+    check_wanted(s, n, part);
     if (part->offset + skip != had || skip > part->len ||
         part->offset + part->len > n->in.tag.bytes)
       sim_fail(s, "snapshot", "node %u: a chunk leaves a gap", n->id);
