@@ -402,6 +402,38 @@ static void test_wiped_node_leads(void **state)
   world_free(w);
 }
 
+/* 1 removes itself, and does not know yet that it succeeded: its lease binds
+   even the only voter that is left, and even after a restart. */
+static void test_lease_of_removed_leader(void **state)
+{
+  struct world *w = world_prepare(2, 2);
+  raft_id i;
+
+  (void)state;
+  for (i = 1; i <= 2; i++) {
+    node(w, i)->options.lease = true;
+    node(w, i)->options.hint_jitter_ms = 0;
+    start_node(w, i);
+  }
+  pass(w, 1000);
+  elect(w, 1);
+  assert_int_equal(change(w, 1, RAFT_REMOVE, 1), 0);
+  deliver(w, 1, 2, RAFT_APPEND_REQUEST);
+  deliver(w, 2, 1, RAFT_APPEND_RESPONSE);
+  deliver(w, 1, 2, RAFT_APPEND_REQUEST);
+  assert_int_equal(role_in(w, 2, 1), 0);
+  assert_int_equal(raft_role(core(w, 1)), RAFT_LEADER);
+  crash(w, 2);
+  start_node(w, 2);
+  pass(w, node(w, 2)->options.election_timeout_ms - 1);
+  tick(w, 2);
+  assert_int_equal(raft_role(core(w, 2)), RAFT_FOLLOWER);
+  pass(w, 1);
+  tick(w, 2);
+  assert_int_equal(raft_role(core(w, 2)), RAFT_LEADER);
+  world_free(w);
+}
+
 /* From one node to three and back. */
 static void test_grow_and_shrink(void **state)
 {
@@ -446,6 +478,7 @@ int main(void)
       cmocka_unit_test(test_removed_node_does_not_disturb),
       cmocka_unit_test(test_wiped_node),
       cmocka_unit_test(test_wiped_node_leads),
+      cmocka_unit_test(test_lease_of_removed_leader),
       cmocka_unit_test(test_grow_and_shrink),
   };
 
