@@ -172,6 +172,7 @@ static bool is_needed(struct node *node, raft_index index)
 {
   const struct raft_configuration *c = raft_configuration(node->raft, NULL);
   uint64_t now = clock_monotonic_ms();
+  if (snapshot_needs(node, index)) return true;
   for (unsigned i = 0; i < c->n; i++) {
     struct raft_progress progress;
     if (raft_progress(node->raft, c->members[i].id, &progress) &&

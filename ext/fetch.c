@@ -394,7 +394,7 @@ static void got_pages(void *ctx, int status, const uint8_t *body, size_t len)
                               (uint64_t)ask.count * f->page_size, &skip)) {
   case RAFT_SNAPSHOT_TAKE:
   case RAFT_SNAPSHOT_DONE: break;
-  case RAFT_SNAPSHOT_SKIP: return;
+  case RAFT_SNAPSHOT_SKIP: ask_more(f); return;
   default: give_up(f, "no longer needed"); return;
   }
   assert(skip == 0); /* it is asked for by whole parts, from the position on */

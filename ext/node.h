@@ -406,6 +406,8 @@ bool snapshot_request(struct node *node, raft_id from, const uint8_t *body,
                       size_t len, struct net_request *request);
 /* Now and then: forgets those that nobody fetches. */
 void snapshot_tick(struct node *node);
+/* Whoever takes one needs the entries after it next, up to index at least. */
+bool snapshot_needs(const struct node *node, raft_index index);
 void snapshot_close(struct node *node);
 /* Goes on with the one that is being taken; or forgets it. */
 void fetch_tick(struct node *node);

@@ -121,6 +121,13 @@ void snapshot_tick(struct node *node)
   }
 }
 
+bool snapshot_needs(const struct node *node, raft_index index)
+{
+  for (const struct snapshot_out *s = node->snapshots; s; s = s->next)
+    if (s->session && s->image.index < index) return true;
+  return false;
+}
+
 void snapshot_close(struct node *node)
 {
   while (node->snapshots)
@@ -184,12 +191,16 @@ static const char *open_image(struct snapshot_out *s)
 }
 
 /* A receiver that lost the connection is given what it had begun to take,
-   unless that was long ago. */
+   unless the log no longer goes on from there. */
 static void handle_open(struct node *node, raft_id from,
                         struct net_request *request)
 {
   struct snapshot_out *s = find_out(node, from);
   struct packer head = {0};
+  if (s && s->session && raft_term_at(node->raft, s->image.index) == 0) {
+    image_close(&s->image);
+    s->session = 0;
+  }
   const char *why = s == NULL         ? "no snapshot was offered"
                     : s->session == 0 ? open_image(s)
                                       : NULL;
