@@ -30,6 +30,7 @@ static void fetch_ready(struct net_connection *c)
   struct net_peer *peer = c->owner;
   struct net *net = peer->net;
 
+  assert(peer->fetch == c);
   if (!net_peer_verified(peer, c)) return;
   c->reader.allowed = NET_ALLOW(NET_FRAME_ANSWER);
   net_call_ready(net, c);
@@ -68,8 +69,8 @@ struct net_connection *net_fetch_connection(struct net_peer *peer,
   net = peer->net;
   peer->fetched_at = uv_now(net->hub.loop);
   if (peer->fetch && !peer->fetch->ended) return peer->fetch;
-  /* The sweep frees a peer only when its ended connections are reaped, so
-     that the one before this finds its owner in fetch_closed(). */
+  /* One that has ended is reaped before the sweep frees any peer, so that it
+     still finds its owner in fetch_closed(). */
   peer->fetch = net_connection_dial(&net->hub, net->tls, peer->address, NULL,
                                     peer->attempts, &fetching, peer);
   if (!peer->fetch) *why = "out of memory";

@@ -9,8 +9,9 @@
 **
 ** Connections. Each node dials each peer and sends its own requests on that
 ** connection; answers come back on the same one. What a node fetches from a
-** peer, which may be long, it asks on a second connection. All are TLS 1.3 with both certificates, except that a
-** client without one may send a single NET_JOIN request and get its answer.
+** peer, whose answers are long, it asks for on a second connection. All are
+** TLS 1.3 with both certificates, except that a client without one may send a
+** single NET_JOIN request and get its answer.
 **
 ** Frames (little-endian): length u32 of the body, type u8, version u8 = 1,
 ** flags u16 = 0; then the body. Each type has a bound on its length that is

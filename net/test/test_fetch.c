@@ -262,23 +262,25 @@ static void an_owner_that_answers_later(void **state)
 static void an_idle_one_is_closed(void **state)
 {
   struct outcome done = {0};
+  uint64_t born;
   struct pair p;
 
   (void)state;
   serving_pair(&p);
-  net_limits(p.a.net)->fetch_idle_ms = 100;
+  net_limits(p.a.net)->fetch_idle_ms = 400;
   works(&p);
-  for (unsigned i = 0; i < 10; i++) {
-    MEANWHILE(&p.loop, 20);
+  born = peer_of(&p.a, 2)->fetch->born;
+  for (unsigned i = 0; i < 12; i++) {
+    MEANWHILE(&p.loop, 50);
     works(&p); /* this is not idle */
-    assert_int_equal(peer_of(&p.b, 1)->n_fetchers, 1);
+    assert_int_equal(peer_of(&p.a, 2)->fetch->born, born);
   }
   UNTIL(&p.loop, !peer_of(&p.a, 2)->fetch && !peer_of(&p.b, 1)->n_fetchers);
   works(&p);
   p.b.serve = NULL;
   p.b.hold = true;
   net_fetch(p.a.net, 2, "x", 1, 60000, on_done, &done);
-  MEANWHILE(&p.loop, 350);
+  MEANWHILE(&p.loop, 1000);
   assert_non_null(p.b.held);
   assert_int_equal(done.times, 0);
   net_reply(p.b.held, 0, "late", 4);
@@ -515,7 +517,7 @@ static void an_answer_takes_too_long(void **state)
   p.b.serve = NULL;
   p.b.hold = true;
   begin = net_now();
-  net_fetch(p.a.net, 2, "x", 1, 150, fetch_again, &again);
+  net_fetch(p.a.net, 2, "x", 1, 1000, fetch_again, &again);
   UNTIL(&p.loop, p.b.held);
   late = p.b.held;
   p.b.held = NULL;
@@ -525,7 +527,7 @@ static void an_answer_takes_too_long(void **state)
   UNTIL(&p.loop, again.second.times && other.times);
   failed(&again.first, "no answer in time");
   failed(&other, "the connection was lost: a fetch had no answer in time");
-  assert_in_range(net_now() - begin, 140, 5000);
+  assert_in_range(net_now() - begin, 950, 10000);
   succeeded(&again.second);
   net_reply(late, 0, "late", 4);
   MEANWHILE(&p.loop, 20);
@@ -556,7 +558,7 @@ static void a_connection_takes_too_long(void **state)
   snprintf(address, sizeof address, "127.0.0.1:%u", ntohs(at.sin_port));
   loop_open(&loop);
   node_open(&a, &loop, 1);
-  net_limits(a.net)->handshake_ms = 300;
+  net_limits(a.net)->handshake_ms = 1000;
   set_address(&a, 2, address);
   fetch_for(&a, 2, &brief, 0, 1, 50);
   fetch(&a, &patient, 0, 1);
@@ -565,8 +567,9 @@ static void a_connection_takes_too_long(void **state)
   assert_int_equal(patient.times, 0);
   UNTIL(&loop, patient.times);
   failed(&patient, "no connection to that node: the handshake took too long");
-  assert_in_range(net_now() - begin, 250, 10000);
+  assert_in_range(net_now() - begin, 950, 10000);
   /* But when nobody waits any more, it is given up. */
+  net_limits(a.net)->handshake_ms = 60000;
   fetch_for(&a, 2, &brief, 0, 1, 50);
   UNTIL(&loop, brief.times && !peer_of(&a, 2)->fetch);
   failed(&brief, "no connection in time");
@@ -600,6 +603,11 @@ static void the_peer_is_removed(void **state)
     failed(&many[19], "no longer a peer");
     UNTIL(&p.loop, !net_peer_find(p.a.net, 2));
     UNTIL(&p.loop, peer_of(&p.b, 1)->n_fetchers == 0);
+    /* One that connects from its side is no peer for that. */
+    UNTIL(&p.loop, net_peer_find(p.a.net, 2));
+    fetch(&p.a, &many[0], 0, 1);
+    UNTIL(&p.loop, many[0].times);
+    failed(&many[0], "not a peer");
     net_set_peers(p.a.net, &all);
   }
   works(&p);

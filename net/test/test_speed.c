@@ -130,7 +130,7 @@ static void figures(void **state)
   stream(&p, 100, 100000);
   stream(&p, 4096, 50000);
   stream(&p, 1 << 20, 400);
-  fetches(&p, 512u << 20, 4);
+  fetches(&p, 256u << 20, 4);
   pair_close(&p);
 }
 
