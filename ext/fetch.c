@@ -573,10 +573,8 @@ int fetch_recover(struct node *node, const struct store_checkpoint *cp,
   int rc = fd < 0 ? fd : publish_pages(node, fd, cp->index);
   if (fd >= 0) io->close(io->ctx, fd);
   if (rc)
-    text_set(error,
-             "%s: %s: a snapshot was not installed whole; remove this node and "
-             "join again",
-             path, rc == -EBADMSG ? "damaged" : errno_text(-rc).s);
+    text_set(error, "%s: %s: a snapshot was not installed whole", path,
+             rc == -EBADMSG ? "damaged" : errno_text(-rc).s);
   free(path);
   return rc;
 }

@@ -9,6 +9,7 @@
 **     heartbeat_ms = 75       election_timeout_ms = 500
 **     log_keep_kib = 262144   snapshot_rate_kib = 0
 **     joining = 0
+**     checksum = <16 hex>     XXH3-64 of all before it; the last line
 **
 ** It is replaced in one step, and read strictly: an unknown name, a missing or
 ** a malformed value is damage. Certificates and keys are PEM files of 0600.
@@ -18,9 +19,11 @@
 #include <errno.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <xxhash.h>
 
 #define FILE_MAX 16384
-#define NAMES 12 /* lines of DIR/node */
+#define NAMES 12 /* lines of DIR/node before the checksum */
+#define CHECKSUM "checksum = "
 
 bool identity_valid_name(const char *name)
 {
@@ -54,6 +57,9 @@ int identity_write(const char *dir, const struct identity *i,
            (unsigned long long)i->incarnation, i->name, i->listen, i->advertise,
            i->heartbeat_ms, i->election_timeout_ms, i->joining, i->log_keep_kib,
            i->snapshot_rate_kib);
+  size_t n = strlen(text);
+  snprintf(text + n, sizeof(text) - n, CHECKSUM "%016llx\n",
+           (unsigned long long)XXH3_64bits(text, n));
   int rc = write_one(dir, "ca.pem", i->ca, error);
   if (rc == 0) rc = write_one(dir, "cert.pem", i->cert, error);
   if (rc == 0) rc = write_one(dir, "key.pem", i->key, error);
@@ -142,7 +148,14 @@ static bool parse(struct identity *i, char *text)
   unsigned seen = 0;
   size_t len = strlen(text);
   char *save = NULL;
-  if (len == 0 || text[len - 1] != '\n') return false; /* cut short */
+  char *last = strstr(text, "\n" CHECKSUM);
+  uint64_t sum;
+  if (last == NULL || text[len - 1] != '\n') return false; /* cut short */
+  text[len - 1] = 0;
+  if (!hex64(last + 1 + strlen(CHECKSUM), &sum) ||
+      sum != XXH3_64bits(text, (size_t)(last + 1 - text)))
+    return false;
+  last[1] = 0;
   for (char *line = strtok_r(text, "\n", &save); line;
        line = strtok_r(NULL, "\n", &save)) {
     char *mid = strstr(line, " = ");

@@ -21,7 +21,7 @@
 #include <stdatomic.h>
 #include <uv.h>
 
-#define TEXT_MAX 320
+#define TEXT_MAX 640
 
 /* A line for people. */
 struct text {

@@ -207,7 +207,7 @@ static int recover_database(struct node *node,
   if (k > last) {
     text_set(error,
              "%s/log: ends at entry %llu, but %llu was confirmed: the "
-             "log is damaged; remove this node and join again",
+             "log is damaged",
              node->dir, (unsigned long long)last, (unsigned long long)k);
     return -EBADMSG;
   }
@@ -342,6 +342,17 @@ static struct node *node_new(const char *path)
   return node;
 }
 
+/* What is damaged is not repaired by guessing: the others have it all. */
+static void advise_rebuild(const struct node *node, struct text *error)
+{
+  size_t n = strlen(error->s);
+  snprintf(error->s + n, sizeof(error->s) - n,
+           "; to rebuild this node, delete %s and %s*, and join again as %s, "
+           "with a new invitation",
+           node->dir, node->path,
+           node->identity.name[0] ? node->identity.name : "the same name");
+}
+
 /* Everything that can be refused, before any thread runs. */
 static int prepare(struct node *node, const struct raft_configuration *peers,
                    struct text *error)
@@ -364,6 +375,7 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
     rc =
         recover_database(node, &node->checkpoint, &recovered, confirmed, error);
   if (rc == 0) rc = start_raft(node, &recovered, error);
+  if (rc == -EBADMSG) advise_rebuild(node, error);
   if (rc == 0) rc = init_loop(node, error);
   if (rc == 0) rc = open_network(node, error);
   return rc;
