@@ -201,17 +201,29 @@ static int note_part(struct node *node, const struct raft_entry *entry)
 
 static void after_apply(struct node *node);
 
+/* The next entry could not be applied: later, when there is room, or never. */
+static void not_applied(struct node *node, int rc)
+{
+  if (rc != -ENOSPC) {
+    node_fail(node, "applying entry %llu: %s",
+              (unsigned long long)(node->applied + 1), errno_text(-rc).s);
+    return;
+  }
+  if (!node->apply_full)
+    events_add(&node->events, "no room to apply entry %llu",
+               (unsigned long long)(node->applied + 1));
+  node->apply_full = true;
+}
+
 static void large_done(struct task *task)
 {
   struct node *node = task->node;
   node->apply_busy = false;
-  node->n_open = 0;
   if (node->large_rc) {
-    node_fail(node, "applying entry %llu: %s",
-              (unsigned long long)(node->applied + 1),
-              errno_text(-node->large_rc).s);
+    not_applied(node, node->large_rc);
     return;
   }
+  node->n_open = 0;
   pthread_mutex_lock(&node->mutex);
   node->applied++;
   pthread_mutex_unlock(&node->mutex);
@@ -346,7 +358,10 @@ void apply_committed(struct node *node)
   raft_index durable = raft_durable(node->raft);
   raft_index limit = node->commit < durable ? node->commit : durable;
   bool any = false;
-  while (node->applied < limit && !node->apply_busy && !node->failed) {
+  /* The log goes on where this node is: no snapshot is needed. */
+  if (node->wal && node->applied < limit) fetch_drop(node);
+  while (node->applied < limit && !node->apply_busy && !node->failed &&
+         !node->apply_full) {
     struct raft_entry entry;
     int rc = get_entry(node, node->applied + 1, &entry);
     if (rc == 0) {
@@ -354,8 +369,7 @@ void apply_committed(struct node *node)
       raft_body_unref(entry.body);
     }
     if (rc) {
-      node_fail(node, "applying entry %llu: %s",
-                (unsigned long long)(node->applied + 1), errno_text(-rc).s);
+      not_applied(node, rc);
       return;
     }
     if (node->apply_busy) break; /* a large one: counted when it is done */

@@ -553,6 +553,7 @@ void cluster_request(void *ctx, raft_id from, const uint8_t *body, size_t len,
   struct node *node = ctx;
   struct parser p = parser_of(body, len);
   struct answer_to to = {request, NULL};
+  if (snapshot_request(node, from, body, len, request)) return;
   raft_id leader = raft_leader(node->raft);
   if (leader != node->identity.id) {
     const struct raft_member *m =

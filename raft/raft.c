@@ -303,9 +303,15 @@ static void on_tick(struct raft *r)
   if (r->role != RAFT_LEADER) raft_election_tick(r);
 }
 
+/* A leader's lease was measured by this clock, and a voter's promise. */
 static void doubt_clock(struct raft *r)
 {
-  if (r->role == RAFT_LEADER) r->lead.lease_void = true;
+  if (r->role == RAFT_LEADER) {
+    r->lead.lease_void = true;
+  } else if (r->options.lease) {
+    r->votes_from = r->now + r->options.election_timeout_ms;
+    if (r->election_deadline < r->votes_from) raft_reset_election_timer(r);
+  }
 }
 
 static int dispatch(struct raft *r, const struct raft_event *event)
