@@ -116,7 +116,11 @@ static bool same_twice(uint64_t seed, uint64_t hash)
   struct sim_stats unused = {0};
 
   if (sim_run(seed, &unused) == hash) return true;
-  printf("seed %" PRIu64 ": I15: two runs, two traces\n", seed);
+  if (sim_settings.hunt)
+    printf("killed seed=%" PRIu64 " (%u-th seed) by: I15\n", seed,
+           (unsigned)(seed - sim_settings.first_seed + 1));
+  else
+    printf("seed %" PRIu64 ": I15: two runs, two traces\n", seed);
   return false;
 }
 
