@@ -18,6 +18,7 @@
 #include <string.h>
 
 #define LOAD_ENTRIES 64
+#define HELPER_TURNS 12
 
 uint64_t node_now(const struct sim *s, const struct node *n)
 {
@@ -116,11 +117,16 @@ bool node_take_done(struct sim *s, struct node *n)
 
 void node_disk(struct sim *s, struct node *n)
 {
-  bool more;
+  unsigned turns = 1 + (unsigned)sim_below(s, HELPER_TURNS);
+  bool more = true;
 
   n->disk_event = false;
-  more = store_run(n->store);
-  node_take_done(s, n);
+  /* The helper thread has a disk to itself now and then: with one turn for
+     each of the log thread's it could not keep up with short segments. */
+  while (more && turns-- > 0 && !n->failed) {
+    more = store_run(n->store);
+    node_take_done(s, n);
+  }
   if (more) {
     node_wake_disk(s, n);
   } else if (!n->rest_event) {
