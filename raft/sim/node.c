@@ -18,7 +18,7 @@
 #include <string.h>
 
 #define LOAD_ENTRIES 64
-#define HELPER_TURNS 12
+#define HELPER_TURNS 40
 
 uint64_t node_now(const struct sim *s, const struct node *n)
 {
