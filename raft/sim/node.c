@@ -298,10 +298,15 @@ static void submit(struct sim *s, struct node *n, const struct raft_persist *p)
 
 static void ask_load(struct sim *s, struct node *n, const struct raft_load *l)
 {
-  if (n->loads[l->peer].first)
+  bool under_way = n->loads[l->peer].first != 0;
+
+  /* One that was removed and added again is asked for anew. */
+  if (under_way && n->load_configuration[l->peer] == n->configuration_index)
     sim_fail(s, "I15", "node %u loads twice at a time for %u", n->id,
              (unsigned)l->peer);
   n->loads[l->peer] = *l;
+  n->load_configuration[l->peer] = n->configuration_index;
+  if (under_way) return; /* that answer will be to this question */
   sim_after(s, n, EV_LOAD, sim_spread(s, s->options.load_us), l->peer);
 }
 

@@ -61,6 +61,7 @@ void sim_fail(struct sim *s, const char *what, const char *format, ...)
 }
 
 /* In place of the C library's: a failed assertion anywhere ends the seed. */
+#ifndef NDEBUG
 void __assert_fail(const char *assertion, const char *file, unsigned int line,
                    const char *function)
 {
@@ -74,6 +75,7 @@ void __assert_fail(const char *assertion, const char *file, unsigned int line,
   give_up();
   abort();
 }
+#endif
 
 static void on_signal(int number)
 {
