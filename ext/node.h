@@ -30,6 +30,13 @@ struct text {
 void text_set(struct text *text, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* Asked now and then by what takes long on an application's thread: true when
+   the application wants it to end. */
+struct interrupt {
+  bool (*raised)(void *ctx);
+  void *ctx;
+};
+
 /* The text of an errno value, as messages here are written: lower case. */
 struct errno_text {
   char s[80];
@@ -219,8 +226,12 @@ struct node {
   bool worker_wanted, worker_apply, worker_install;
   uint64_t next_checkpoint; /* ms; not before, when one was in vain */
   unsigned in_vain;         /* that many times in a row */
-  int quiet;                /* checkpoint.c: the loop's answer */
-  uint64_t sequence;        /* of local transactions */
+  /* checkpoints that somebody asked for, and the last one's outcome */
+  uint64_t checkpoints_asked, checkpoints_done;
+  int checkpoint_rc;
+  const char *checkpoint_kept; /* by whom from being complete */
+  int quiet;                   /* checkpoint.c: the loop's answer */
+  uint64_t sequence;           /* of local transactions */
 
   /* loop thread only */
   struct store *store;
@@ -262,6 +273,7 @@ struct node {
   _Atomic bool solo;    /* leader of a one-voter cluster: reads need no
                                round */
   /* owned by the worker; by the loop while there is none */
+  const char *kept; /* who kept the newest checkpoint from being complete */
   struct store_checkpoint checkpoint; /* as it is on the disk */
   _Atomic uint64_t shown_checkpoint;  /* its index, for others */
   _Atomic uint64_t progress;          /* pages of a snapshot received */
@@ -332,9 +344,13 @@ struct image {
   struct wal_image *newest; /* by page: those that are in -wal */
   uint32_t n_newest;
 };
-/* Of what is confirmed now; any thread. 0 or a negated errno value. It keeps
-   the WAL from beginning anew until it is closed. */
-int image_open(struct wal *wal, struct image *image);
+/* Of what is confirmed now; any thread. It keeps the WAL from beginning anew
+   until it is closed; `who` tells users why. 0 or a negated errno value. */
+int image_open(struct wal *wal, const char *who, struct image *image);
+/* The same in two steps: the first is quick, the second sorts the frames and
+   may be done by another thread; if it fails, the image is closed. */
+void image_pin(struct wal *wal, const char *who, struct image *image);
+int image_list(struct image *image);
 void image_close(struct image *image); /* also of zeros: does nothing */
 /* Page pgno, 1 to n_page. One thread at a time. */
 int image_read(const struct image *image, uint32_t pgno, uint8_t *page);
@@ -367,6 +383,10 @@ void apply_large(struct node *node);
 void *worker_main(void *node);
 /* One checkpoint. -EBUSY: a reader keeps some of it from being copied. */
 int checkpoint_run(struct node *node);
+/* Any thread: has one made now, and a new WAL if that is possible. Bounded;
+   *answer says what became of it. 0, -EINTR or another negated errno. */
+int checkpoint_now(struct node *node, const struct interrupt *interrupt,
+                   struct text *answer);
 /* The state up to `index` as the checkpoint file keeps it. */
 int checkpoint_save(struct node *node, raft_index index, raft_index floor,
                     struct text *error);

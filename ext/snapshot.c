@@ -42,7 +42,8 @@ static struct snapshot_out *make_out(struct node *node, raft_id peer)
   s->node = node;
   s->peer = peer;
   s->next = 1;
-  if (image_open(node->wal, &s->image) == 0) return s;
+  if (image_open(node->wal, "a snapshot for another node", &s->image) == 0)
+    return s;
   free(s);
   return NULL;
 }

@@ -6,6 +6,7 @@
 #include "sql.h"
 #include "vfs.h"
 
+#include <errno.h>
 #include <stdio.h>
 
 SQLITE_EXTENSION_INIT3
@@ -135,6 +136,49 @@ static void sql_stop(sqlite3_context *ctx, int n, sqlite3_value **values)
   finish(ctx, rc, &answer);
 }
 
+/* The functions below take their time. SQLite tells a function that runs of no
+   interrupt: only a statement that is stepped learns of it. */
+static bool interrupted(void *ctx)
+{
+  sqlite3_stmt *probe = ctx;
+  if (probe == NULL) return false;
+  int rc = sqlite3_step(probe);
+  sqlite3_reset(probe);
+  return rc == SQLITE_INTERRUPT;
+}
+
+static struct interrupt begin_long(sqlite3_context *ctx)
+{
+  struct interrupt interrupt = {interrupted, NULL};
+  sqlite3_stmt *probe = NULL;
+  sqlite3_prepare_v2(sqlite3_context_db_handle(ctx), "VALUES(1)", -1, &probe,
+                     NULL);
+  interrupt.ctx = probe;
+  return interrupt;
+}
+
+static void end_long(sqlite3_context *ctx, const struct interrupt *interrupt,
+                     int rc, const struct text *answer)
+{
+  sqlite3_finalize(interrupt->ctx);
+  if (rc == -EINTR)
+    sqlite3_result_error_code(ctx, SQLITE_INTERRUPT);
+  else
+    finish(ctx, rc ? SQLITE_ERROR : SQLITE_OK, answer);
+}
+
+static void sql_checkpoint(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  (void)values;
+  struct text answer = {""};
+  struct connection *c = here(ctx);
+  if (c == NULL) return;
+  struct interrupt interrupt = begin_long(ctx);
+  int rc = checkpoint_now(c->node, &interrupt, &answer);
+  end_long(ctx, &interrupt, rc, &answer);
+}
+
 /* ---- information ------------------------------------------------------- */
 
 static void sql_version(sqlite3_context *ctx, int n, sqlite3_value **values)
@@ -221,6 +265,7 @@ int sql_register(sqlite3 *db)
       {"quorate_join", -1, true, sql_join},
       {"quorate_invite", 1, true, sql_invite},
       {"quorate_stop", 1, true, sql_stop},
+      {"quorate_checkpoint", 0, true, sql_checkpoint},
       {"quorate_version", 0, false, sql_version},
       {"quorate_role", 0, false, sql_role},
       {"quorate_leader", 0, false, sql_leader},

@@ -31,6 +31,9 @@
 #define DB_SHARED 0x40000002
 #define DB_SHARED_SIZE 510
 
+#define OWN_READER "a reader of this process"
+#define FOREIGN_READER "another process"
+
 #define BLOCK 4096u /* frames in a block of page numbers */
 #define BLOCKS 65536u
 #define FENCE_TRIES 100 /* 10 ms apart */
@@ -641,6 +644,23 @@ bool wal_unused(struct wal *wal)
   return unused;
 }
 
+const char *wal_pinner(struct wal *wal, const struct wal_reader *except)
+{
+  const char *who = NULL;
+  struct flock lock = {.l_type = F_WRLCK, .l_start = SHM_READ(0), .l_len = 5};
+  pthread_mutex_lock(&wal->mutex);
+  for (struct wal_reader *r = wal->readers.next;
+       who == NULL && r != &wal->readers; r = r->next)
+    if (r != except && (r->uses_wal || r->generation != wal->generation ||
+                        r->frame < wal->confirmed.mx_frame))
+      who = r->who ? r->who : OWN_READER;
+  pthread_mutex_unlock(&wal->mutex);
+  if (who == NULL && fcntl(wal->shm, F_OFD_GETLK, &lock) == 0 &&
+      lock.l_type != F_UNLCK)
+    who = FOREIGN_READER;
+  return who;
+}
+
 /* ---- checkpoint and restart -------------------------------------------- */
 
 /* Lowers *target to what stock readers of the real -shm allow, as a stock
@@ -719,18 +739,17 @@ int wal_checkpoint(struct wal *wal, int (*floor)(void *ctx, raft_index index),
   struct walindex_header header = wal->confirmed;
   raft_index index = wal->confirmed_index, reached = index;
   uint32_t target = header.mx_frame, from = wal->backfill;
-  if (bound_by_readers(wal, &target, &reached))
-    done->pinned = "a reader of this process";
+  if (bound_by_readers(wal, &target, &reached)) done->pinned = OWN_READER;
   pthread_mutex_unlock(&wal->mutex);
 
   if (bound_by_foreign(wal, &target)) {
-    done->pinned = "another process";
+    done->pinned = FOREIGN_READER;
     reached = 0;
   }
   int rc = 0;
   if (target > from) {
     if (lock_range(wal->shm, F_WRLCK, SHM_READ(0), 1) != 0) {
-      done->pinned = "another process";
+      done->pinned = FOREIGN_READER;
       return 0;
     }
     __atomic_store_n(&info->backfill_attempted, target, __ATOMIC_RELEASE);

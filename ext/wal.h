@@ -41,6 +41,7 @@ struct wal_reader {
   uint32_t frame;
   raft_index index; /* the newest entry in it */
   bool uses_wal;    /* false: everything it reads is in the database file */
+  const char *who;  /* what an image serves; NULL: a connection's snapshot */
 };
 
 struct wal {
@@ -131,6 +132,9 @@ uint32_t wal_pgno(const struct wal *wal, uint32_t frame);
 uint32_t wal_frames(struct wal *wal, uint32_t *backfill);
 /* No snapshot is in use. Any thread. */
 bool wal_unused(struct wal *wal);
+/* Who keeps the WAL from being copied whole and begun anew, but for `except`;
+   NULL: nobody. Any thread. */
+const char *wal_pinner(struct wal *wal, const struct wal_reader *except);
 
 /* A page and the frame that holds it. */
 struct wal_image {
