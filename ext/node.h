@@ -355,6 +355,15 @@ void image_close(struct image *image); /* also of zeros: does nothing */
 /* Page pgno, 1 to n_page. One thread at a time. */
 int image_read(const struct image *image, uint32_t pgno, uint8_t *page);
 
+/* ---- a copy of the database: backup.c ---------------------------------- */
+
+/* Application threads: makes `file`, which must not exist, a copy of what is
+   confirmed now. *index is the newest entry in it. 0, -EINTR, or another
+   negated errno value and *error says why. */
+int backup_run(struct node *node, const char *file,
+               const struct interrupt *interrupt, raft_index *index,
+               struct text *error);
+
 /* ---- interface of node.c to start.c ------------------------------------ */
 
 void node_on_async(uv_async_t *async);

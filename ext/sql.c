@@ -179,6 +179,20 @@ static void sql_checkpoint(sqlite3_context *ctx, int n, sqlite3_value **values)
   end_long(ctx, &interrupt, rc, &answer);
 }
 
+static void sql_backup(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  struct text error = {""};
+  raft_index index = 0;
+  const char *file = text_argument(ctx, values[0], "the file");
+  struct connection *c = file ? here(ctx) : NULL;
+  if (c == NULL) return;
+  struct interrupt interrupt = begin_long(ctx);
+  int rc = backup_run(c->node, file, &interrupt, &index, &error);
+  end_long(ctx, &interrupt, rc, &error);
+  if (rc == 0) sqlite3_result_int64(ctx, (sqlite3_int64)index);
+}
+
 /* ---- information ------------------------------------------------------- */
 
 static void sql_version(sqlite3_context *ctx, int n, sqlite3_value **values)
@@ -266,6 +280,7 @@ int sql_register(sqlite3 *db)
       {"quorate_invite", 1, true, sql_invite},
       {"quorate_stop", 1, true, sql_stop},
       {"quorate_checkpoint", 0, true, sql_checkpoint},
+      {"quorate_backup", 1, true, sql_backup},
       {"quorate_version", 0, false, sql_version},
       {"quorate_role", 0, false, sql_role},
       {"quorate_leader", 0, false, sql_leader},
