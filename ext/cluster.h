@@ -11,6 +11,33 @@
 /* Status of an answer between nodes. */
 enum { ANSWER_OK = 0, ANSWER_REFUSED = 1, ANSWER_REDIRECT = 2 };
 
+/* What is asked; ASK_CHECKSUM of any node, the others of the leader. */
+enum {
+  ASK_JOIN = 1,
+  ASK_INVITE = 2,
+  ASK_MEMBERS = 3,
+  ASK_VERIFY = 4,
+  ASK_CHECKSUM = 5
+};
+
+/* Application threads: asks the leader; takes body's memory. *data is
+   malloc'd, zero-terminated. Returns the status; -1: no answer, *data NULL or
+   a text. */
+int cluster_ask(struct node *node, struct packer body, uint8_t **data,
+                size_t *len);
+/* The same in two steps, so that several can be asked at a time: peer 0 is the
+   leader, ms is for the answer. NULL (no memory) may be collected too. */
+struct question;
+struct question *cluster_post(struct node *node, raft_id peer,
+                              struct packer body, unsigned ms);
+int cluster_collect(struct node *node, struct question *q, uint8_t **data,
+                    size_t *len);
+
+/* verify.c, loop thread: the answers to ASK_VERIFY (a text: why not) and to
+   ASK_CHECKSUM. */
+const char *verify_begin(struct node *node, struct packer *answer);
+void verify_tell(struct node *node, struct parser *p, struct packer *answer);
+
 void cluster_pack_join(struct packer *p, const struct tls_token *token,
                        const char *address, const char *csr);
 

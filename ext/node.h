@@ -178,6 +178,21 @@ struct held_send {
 enum hold { HOLD_NONE = 0, HOLD_WRITERS, HOLD_ALL };
 enum quiet { QUIET_NONE = 0, QUIET_ASKED, QUIET_GRANTED, QUIET_REFUSED };
 
+/* The checksum that this node computes, or computed last: verify.c. */
+struct verification {
+  pthread_t thread;
+  pthread_cond_t cond;
+  bool started;
+  struct image *image; /* to be read next */
+  uint64_t number;     /* its own; 0: none yet */
+  raft_index index;
+  uint8_t state;
+  uint32_t n_page, pages; /* in all, and read so far */
+  uint64_t checksum;
+  uint64_t asked; /* ms: when somebody last wanted to know */
+  struct text error;
+};
+
 struct node_view {
   enum raft_role role;
   raft_term term;
@@ -232,6 +247,8 @@ struct node {
   const char *checkpoint_kept; /* by whom from being complete */
   int quiet;                   /* checkpoint.c: the loop's answer */
   uint64_t sequence;           /* of local transactions */
+
+  struct verification verification;
 
   /* loop thread only */
   struct store *store;
@@ -363,6 +380,16 @@ int image_read(const struct image *image, uint32_t pgno, uint8_t *page);
 int backup_run(struct node *node, const char *file,
                const struct interrupt *interrupt, raft_index *index,
                struct text *error);
+
+/* ---- one checksum on all nodes: verify.c ------------------------------- */
+
+/* Application threads: 0, and which nodes agree; -EINTR; or another negated
+   errno value and who differs, or why nothing came of it. */
+int verify_run(struct node *node, const struct interrupt *interrupt,
+               struct text *answer);
+/* Loop thread: a setting was applied; is it the start of a verification? */
+void verify_apply(struct node *node, const struct raft_entry *entry);
+void verify_stop(struct node *node);
 
 /* ---- interface of node.c to start.c ------------------------------------ */
 

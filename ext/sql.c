@@ -193,6 +193,18 @@ static void sql_backup(sqlite3_context *ctx, int n, sqlite3_value **values)
   if (rc == 0) sqlite3_result_int64(ctx, (sqlite3_int64)index);
 }
 
+static void sql_verify(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  (void)values;
+  struct text answer = {""};
+  struct connection *c = here(ctx);
+  if (c == NULL) return;
+  struct interrupt interrupt = begin_long(ctx);
+  int rc = verify_run(c->node, &interrupt, &answer);
+  end_long(ctx, &interrupt, rc, &answer);
+}
+
 /* ---- information ------------------------------------------------------- */
 
 static void sql_version(sqlite3_context *ctx, int n, sqlite3_value **values)
@@ -281,6 +293,7 @@ int sql_register(sqlite3 *db)
       {"quorate_stop", 1, true, sql_stop},
       {"quorate_checkpoint", 0, true, sql_checkpoint},
       {"quorate_backup", 1, true, sql_backup},
+      {"quorate_verify", 0, true, sql_verify},
       {"quorate_version", 0, false, sql_version},
       {"quorate_role", 0, false, sql_role},
       {"quorate_leader", 0, false, sql_leader},

@@ -504,6 +504,7 @@ void node_stop(struct node *node, bool clean)
     node->worker_started = false;
   }
   stop_loop(node);
+  verify_stop(node);
   if (node->wal) wal_revoke(node->wal);
   drop_queues(node);
   if (node->wal && clean && !node->failed) {
@@ -554,6 +555,7 @@ void node_free(struct node *node)
   pthread_mutex_destroy(&node->mutex);
   pthread_cond_destroy(&node->changed);
   pthread_cond_destroy(&node->worker_cond);
+  pthread_cond_destroy(&node->verification.cond);
   free(node->path);
   free(node->dir);
   free(node);
