@@ -1,5 +1,6 @@
 /*
-** cluster.h: the interface of cluster.c to join.c.
+** cluster.h: the interfaces of cluster.c, join.c, verify.c and detach.c to each
+** other.
 */
 #ifndef EXT_CLUSTER_H
 #define EXT_CLUSTER_H
@@ -37,6 +38,21 @@ int cluster_collect(struct node *node, struct question *q, uint8_t **data,
    ASK_CHECKSUM. */
 const char *verify_begin(struct node *node, struct packer *answer);
 void verify_tell(struct node *node, struct parser *p, struct packer *answer);
+
+/* join.c: removes a node's directory: its files and those in its folders. */
+void cluster_remove_directory(const char *dir);
+
+/* ---- detach.c to registry.c and join.c --------------------------------- */
+
+/* A node that runs here is stopped and its file made an ordinary one. When
+   that fails after the stop it can be started again. */
+int detach_node(struct node *node, struct text *answer);
+/* The same without the node, which cannot start: `why`. */
+int detach_files(const char *path, const struct text *why, struct text *answer);
+/* The same where the directory is gone; the second also ends what an earlier
+   detach began. */
+int detach_orphan(const char *path, struct text *error);
+int detach_rest(const char *path, struct text *answer);
 
 void cluster_pack_join(struct packer *p, const struct tls_token *token,
                        const char *address, const char *csr);

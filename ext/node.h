@@ -305,6 +305,12 @@ int node_start(const char *path, const struct raft_configuration *peers,
    most a few seconds. node_free() must follow when nothing uses it. */
 void node_stop(struct node *node, bool clean);
 
+/* Of a node that cannot start: its lock, its checkpoint, its database and
+   -wal, and what the control file tells is confirmed, 0 if nothing. *out must
+   be freed in any case. */
+int node_open_files(const char *path, struct node **out, raft_index *confirmed,
+                    struct text *error);
+
 /* Any thread: runs task->run on the loop thread, once. False: it has ended. */
 bool node_post(struct node *node, struct task *task);
 /* Any thread: wakes the loop. */
@@ -476,6 +482,8 @@ int registry_start(const char *path, const struct raft_configuration *peers,
 void registry_release(struct node *node);
 /* Stops a node; it is freed when the last reference is released. */
 int registry_stop(const char *path, bool clean, struct text *answer);
+/* Makes the file of a node of this process, or of none, an ordinary one. */
+int registry_detach(const char *path, struct text *answer);
 /* Why the node of a path could not be opened here, or (path NULL) the newest
    such reason; false: no reason known. */
 bool registry_refusal(const char *path, struct text *reason);

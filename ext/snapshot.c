@@ -42,8 +42,10 @@ static struct snapshot_out *make_out(struct node *node, raft_id peer)
   s->node = node;
   s->peer = peer;
   s->next = 1;
-  if (image_open(node->wal, "a snapshot for another node", &s->image) == 0)
+  if (image_open(node->wal, "a snapshot for another node", &s->image) == 0) {
+    s->image.reader.of_node = true;
     return s;
+  }
   free(s);
   return NULL;
 }

@@ -120,18 +120,38 @@ static void sql_invite(sqlite3_context *ctx, int n, sqlite3_value **values)
   tls_free_text(token);
 }
 
+/* The database of an argument, by the path that the registry knows; free it.
+   NULL: an SQL error is set. */
+static char *path_argument(sqlite3_context *ctx, sqlite3_value *value)
+{
+  struct text error;
+  const char *file = text_argument(ctx, value, "the file");
+  char *path = file ? vfs_absolute(file) : NULL;
+  if (file && path == NULL) {
+    text_set(&error, "%s: no such path", file);
+    fail(ctx, name_of(ctx), error.s);
+  }
+  return path;
+}
+
 static void sql_stop(sqlite3_context *ctx, int n, sqlite3_value **values)
 {
   (void)n;
   struct text answer = {""};
-  const char *file = text_argument(ctx, values[0], "the file");
-  if (file == NULL) return;
-  char *path = vfs_absolute(file);
-  int rc = SQLITE_ERROR;
-  if (path)
-    rc = registry_stop(path, true, &answer);
-  else
-    text_set(&answer, "%s: no such path", file);
+  char *path = path_argument(ctx, values[0]);
+  if (path == NULL) return;
+  int rc = registry_stop(path, true, &answer);
+  free(path);
+  finish(ctx, rc, &answer);
+}
+
+static void sql_detach(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  struct text answer = {""};
+  char *path = path_argument(ctx, values[0]);
+  if (path == NULL) return;
+  int rc = registry_detach(path, &answer);
   free(path);
   finish(ctx, rc, &answer);
 }
@@ -291,6 +311,7 @@ int sql_register(sqlite3 *db)
       {"quorate_join", -1, true, sql_join},
       {"quorate_invite", 1, true, sql_invite},
       {"quorate_stop", 1, true, sql_stop},
+      {"quorate_detach", 1, true, sql_detach},
       {"quorate_checkpoint", 0, true, sql_checkpoint},
       {"quorate_backup", 1, true, sql_backup},
       {"quorate_verify", 0, true, sql_verify},

@@ -151,7 +151,10 @@ void verify_apply(struct node *node, const struct raft_entry *entry)
   if (!ours || n != sizeof(number) || !node->raft || !node->wal) return;
   memcpy(&number, value, sizeof(number));
   struct image *image = calloc(1, sizeof(*image));
-  if (image) image_pin(node->wal, "quorate_verify", image);
+  if (image) {
+    image_pin(node->wal, "quorate_verify", image);
+    image->reader.of_node = true;
+  }
   pthread_mutex_lock(&node->mutex);
   struct image *old = begin_sum(node, number, entry->index, image);
   pthread_mutex_unlock(&node->mutex);
