@@ -315,6 +315,7 @@ int checkpoint_now(struct node *node, const struct interrupt *interrupt,
 {
   uint64_t end = clock_monotonic_ms() + ORDER_MS;
   int rc = -EAGAIN;
+  if (interrupt->raised(interrupt->ctx)) return -EINTR;
   pthread_mutex_lock(&node->mutex);
   uint64_t ask = ++node->checkpoints_asked;
   node->worker_wanted = true;

@@ -178,19 +178,24 @@ struct held_send {
 enum hold { HOLD_NONE = 0, HOLD_WRITERS, HOLD_ALL };
 enum quiet { QUIET_NONE = 0, QUIET_ASKED, QUIET_GRANTED, QUIET_REFUSED };
 
-/* The checksum that this node computes, or computed last: verify.c. */
+/* A checksum that this node computes, or has computed: verify.c. */
 struct verification {
-  pthread_t thread;
-  pthread_cond_t cond;
-  bool started;
-  struct image *image; /* to be read next */
-  uint64_t number;     /* its own; 0: none yet */
+  struct image *image; /* not begun yet */
+  uint64_t number;     /* its own; 0: the slot is free */
   raft_index index;
   uint8_t state;
   uint32_t n_page, pages; /* in all, and read so far */
   uint64_t checksum;
   uint64_t asked; /* ms: when somebody last wanted to know */
   struct text error;
+};
+#define VERIFICATIONS 4 /* the newest ones are remembered */
+
+struct verifier {
+  pthread_t thread;
+  pthread_cond_t cond;
+  bool started;
+  struct verification slots[VERIFICATIONS];
 };
 
 struct node_view {
@@ -248,7 +253,7 @@ struct node {
   int quiet;                   /* checkpoint.c: the loop's answer */
   uint64_t sequence;           /* of local transactions */
 
-  struct verification verification;
+  struct verifier verifier;
 
   /* loop thread only */
   struct store *store;

@@ -157,30 +157,36 @@ static void sql_detach(sqlite3_context *ctx, int n, sqlite3_value **values)
 }
 
 /* The functions below take their time. SQLite tells a function that runs of no
-   interrupt: only a statement that is stepped learns of it. */
+   interrupt: only a statement that is prepared or stepped learns of it. */
+struct probe {
+  sqlite3_stmt *stmt;
+  bool raised;
+};
+
 static bool interrupted(void *ctx)
 {
-  sqlite3_stmt *probe = ctx;
-  if (probe == NULL) return false;
-  int rc = sqlite3_step(probe);
-  sqlite3_reset(probe);
-  return rc == SQLITE_INTERRUPT;
+  struct probe *probe = ctx;
+  if (probe->stmt && !probe->raised) {
+    probe->raised = sqlite3_step(probe->stmt) == SQLITE_INTERRUPT;
+    sqlite3_reset(probe->stmt);
+  }
+  return probe->raised;
 }
 
-static struct interrupt begin_long(sqlite3_context *ctx)
+static struct interrupt begin_long(sqlite3_context *ctx, struct probe *probe)
 {
-  struct interrupt interrupt = {interrupted, NULL};
-  sqlite3_stmt *probe = NULL;
-  sqlite3_prepare_v2(sqlite3_context_db_handle(ctx), "VALUES(1)", -1, &probe,
-                     NULL);
-  interrupt.ctx = probe;
+  struct interrupt interrupt = {interrupted, probe};
+  probe->stmt = NULL;
+  probe->raised =
+      sqlite3_prepare_v2(sqlite3_context_db_handle(ctx), "VALUES(1)", -1,
+                         &probe->stmt, NULL) == SQLITE_INTERRUPT;
   return interrupt;
 }
 
-static void end_long(sqlite3_context *ctx, const struct interrupt *interrupt,
-                     int rc, const struct text *answer)
+static void end_long(sqlite3_context *ctx, struct probe *probe, int rc,
+                     const struct text *answer)
 {
-  sqlite3_finalize(interrupt->ctx);
+  sqlite3_finalize(probe->stmt);
   if (rc == -EINTR)
     sqlite3_result_error_code(ctx, SQLITE_INTERRUPT);
   else
@@ -194,9 +200,10 @@ static void sql_checkpoint(sqlite3_context *ctx, int n, sqlite3_value **values)
   struct text answer = {""};
   struct connection *c = here(ctx);
   if (c == NULL) return;
-  struct interrupt interrupt = begin_long(ctx);
+  struct probe probe;
+  struct interrupt interrupt = begin_long(ctx, &probe);
   int rc = checkpoint_now(c->node, &interrupt, &answer);
-  end_long(ctx, &interrupt, rc, &answer);
+  end_long(ctx, &probe, rc, &answer);
 }
 
 static void sql_backup(sqlite3_context *ctx, int n, sqlite3_value **values)
@@ -207,9 +214,10 @@ static void sql_backup(sqlite3_context *ctx, int n, sqlite3_value **values)
   const char *file = text_argument(ctx, values[0], "the file");
   struct connection *c = file ? here(ctx) : NULL;
   if (c == NULL) return;
-  struct interrupt interrupt = begin_long(ctx);
+  struct probe probe;
+  struct interrupt interrupt = begin_long(ctx, &probe);
   int rc = backup_run(c->node, file, &interrupt, &index, &error);
-  end_long(ctx, &interrupt, rc, &error);
+  end_long(ctx, &probe, rc, &error);
   if (rc == 0) sqlite3_result_int64(ctx, (sqlite3_int64)index);
 }
 
@@ -220,9 +228,10 @@ static void sql_verify(sqlite3_context *ctx, int n, sqlite3_value **values)
   struct text answer = {""};
   struct connection *c = here(ctx);
   if (c == NULL) return;
-  struct interrupt interrupt = begin_long(ctx);
+  struct probe probe;
+  struct interrupt interrupt = begin_long(ctx, &probe);
   int rc = verify_run(c->node, &interrupt, &answer);
-  end_long(ctx, &interrupt, rc, &answer);
+  end_long(ctx, &probe, rc, &answer);
 }
 
 /* ---- information ------------------------------------------------------- */

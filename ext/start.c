@@ -584,7 +584,7 @@ void node_free(struct node *node)
   pthread_mutex_destroy(&node->mutex);
   pthread_cond_destroy(&node->changed);
   pthread_cond_destroy(&node->worker_cond);
-  pthread_cond_destroy(&node->verification.cond);
+  pthread_cond_destroy(&node->verifier.cond);
   free(node->path);
   free(node->dir);
   free(node);

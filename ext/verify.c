@@ -40,14 +40,23 @@ enum { SUM_AWAITED, SUM_RUNNING, SUM_DONE, SUM_FAILED, SUM_REPLACED, SUM_NONE };
 
 /* ---- each node: the verifier ------------------------------------------- */
 
+/* The slot of a verification, or NULL. Mutex held. */
+static struct verification *find(struct node *node, uint64_t number)
+{
+  for (int i = 0; i < VERIFICATIONS; i++)
+    if (node->verifier.slots[i].number == number)
+      return &node->verifier.slots[i];
+  return NULL;
+}
+
 /* True while the sum is wanted; notes how far it is. */
 static bool note_pages(struct node *node, uint64_t number, uint32_t pages)
 {
-  struct verification *v = &node->verification;
   pthread_mutex_lock(&node->mutex);
-  bool wanted = v->number == number && !node->stopping &&
-                clock_monotonic_ms() - v->asked < IDLE_MS;
-  if (v->number == number) v->pages = pages;
+  struct verification *v = find(node, number);
+  bool wanted =
+      v && !node->stopping && clock_monotonic_ms() - v->asked < IDLE_MS;
+  if (v) v->pages = pages;
   pthread_mutex_unlock(&node->mutex);
   return wanted;
 }
@@ -79,7 +88,6 @@ static int sum_pages(struct node *node, const struct image *image,
 
 static void verify_one(struct node *node, struct image *image, uint64_t number)
 {
-  struct verification *v = &node->verification;
   struct text error = {"out of memory"};
   uint64_t sum = 0;
   int rc = image_list(image);
@@ -87,7 +95,8 @@ static void verify_one(struct node *node, struct image *image, uint64_t number)
   image_close(image);
   free(image);
   pthread_mutex_lock(&node->mutex);
-  if (v->number == number) {
+  struct verification *v = find(node, number);
+  if (v) {
     v->state = rc ? SUM_FAILED : SUM_DONE;
     v->checksum = sum;
     v->error = error;
@@ -95,19 +104,30 @@ static void verify_one(struct node *node, struct image *image, uint64_t number)
   pthread_mutex_unlock(&node->mutex);
 }
 
+/* The oldest one that has not begun, or NULL. Mutex held. */
+static struct verification *next_one(struct node *node)
+{
+  struct verification *first = NULL;
+  for (int i = 0; i < VERIFICATIONS; i++) {
+    struct verification *v = &node->verifier.slots[i];
+    if (v->image && (first == NULL || v->index < first->index)) first = v;
+  }
+  return first;
+}
+
 static void *verifier_main(void *arg)
 {
   struct node *node = arg;
-  struct verification *v = &node->verification;
   pthread_mutex_lock(&node->mutex);
   while (!node->stopping) {
+    struct verification *v = next_one(node);
+    if (v == NULL) {
+      pthread_cond_wait(&node->verifier.cond, &node->mutex);
+      continue;
+    }
     struct image *image = v->image;
     uint64_t number = v->number;
     v->image = NULL;
-    if (image == NULL) {
-      pthread_cond_wait(&v->cond, &node->mutex);
-      continue;
-    }
     pthread_mutex_unlock(&node->mutex);
     verify_one(node, image, number);
     pthread_mutex_lock(&node->mutex);
@@ -116,26 +136,30 @@ static void *verifier_main(void *arg)
   return NULL;
 }
 
-/* Takes over `image`; the one that still waited is returned. Mutex held. */
+/* Takes over `image` in the oldest slot; the one that still waited there is
+   returned. Mutex held. */
 static struct image *begin_sum(struct node *node, uint64_t number,
                                raft_index index, struct image *image)
 {
-  struct verification *v = &node->verification;
+  struct verifier *verifier = &node->verifier;
+  struct verification *v = &verifier->slots[0];
+  for (int i = 1; i < VERIFICATIONS; i++)
+    if (verifier->slots[i].index < v->index) v = &verifier->slots[i];
   struct image *old = v->image;
-  v->number = number;
-  v->index = index;
-  v->state = SUM_RUNNING;
-  v->image = image;
-  v->pages = 0;
-  v->n_page = image ? image->n_page : 0;
-  v->asked = clock_monotonic_ms();
-  if (image && !v->started)
-    v->started = pthread_create(&v->thread, NULL, verifier_main, node) == 0;
-  if (image == NULL || !v->started) {
+  *v = (struct verification){.image = image,
+                             .number = number,
+                             .index = index,
+                             .state = SUM_RUNNING,
+                             .n_page = image ? image->n_page : 0,
+                             .asked = clock_monotonic_ms()};
+  if (image && !verifier->started)
+    verifier->started =
+        pthread_create(&verifier->thread, NULL, verifier_main, node) == 0;
+  if (image == NULL || !verifier->started) {
     v->state = SUM_FAILED;
     text_set(&v->error, "no memory, or no thread");
   }
-  pthread_cond_signal(&v->cond);
+  pthread_cond_signal(&verifier->cond);
   return old;
 }
 
@@ -164,16 +188,19 @@ void verify_apply(struct node *node, const struct raft_entry *entry)
 
 void verify_stop(struct node *node)
 {
-  struct verification *v = &node->verification;
+  struct verifier *verifier = &node->verifier;
   pthread_mutex_lock(&node->mutex);
-  bool started = v->started;
-  v->started = false;
-  pthread_cond_signal(&v->cond);
+  bool started = verifier->started;
+  verifier->started = false;
+  pthread_cond_signal(&verifier->cond);
   pthread_mutex_unlock(&node->mutex);
-  if (started) pthread_join(v->thread, NULL);
-  if (v->image) image_close(v->image);
-  free(v->image);
-  v->image = NULL;
+  if (started) pthread_join(verifier->thread, NULL);
+  for (int i = 0; i < VERIFICATIONS; i++) {
+    struct image *image = verifier->slots[i].image;
+    if (image) image_close(image);
+    free(image);
+    verifier->slots[i].image = NULL;
+  }
 }
 
 /* ---- answers to other nodes (loop thread) ------------------------------ */
@@ -193,15 +220,19 @@ static int propose_number(struct node *node, uint64_t *number,
 
 const char *verify_begin(struct node *node, struct packer *answer)
 {
-  const struct verification *v = &node->verification;
+  uint64_t number = 0;
+  raft_index index = 0;
+  uint64_t now = clock_monotonic_ms();
   pthread_mutex_lock(&node->mutex);
-  uint64_t number = v->number;
-  raft_index index = v->index;
-  /* One that is under way, and that somebody follows, serves both. */
-  bool running =
-      v->state == SUM_RUNNING && clock_monotonic_ms() - v->asked < ABSENT_MS;
+  for (int i = 0; i < VERIFICATIONS; i++) {
+    const struct verification *v = &node->verifier.slots[i];
+    /* One that is under way, and that somebody follows, serves both. */
+    if (v->state != SUM_RUNNING || now - v->asked > ABSENT_MS) continue;
+    number = v->number;
+    index = v->index;
+  }
   pthread_mutex_unlock(&node->mutex);
-  int rc = running ? 0 : propose_number(node, &number, &index);
+  int rc = number ? 0 : propose_number(node, &number, &index);
   if (rc) return raft_strerror(rc);
   pack_u64(answer, number);
   pack_u64(answer, index);
@@ -210,22 +241,24 @@ const char *verify_begin(struct node *node, struct packer *answer)
 
 void verify_tell(struct node *node, struct parser *p, struct packer *answer)
 {
-  struct verification *v = &node->verification;
+  static const struct verification none;
   uint64_t number = parse_u64(p);
   raft_index index = parse_u64(p);
-  uint8_t state = SUM_AWAITED;
   pthread_mutex_lock(&node->mutex);
-  if (v->number == number) {
-    state = v->state;
-    v->asked = clock_monotonic_ms();
-  } else if (node->applied >= index) {
-    state = v->index > index ? SUM_REPLACED : SUM_NONE;
+  struct verification *found = number ? find(node, number) : NULL;
+  const struct verification *v = found ? found : &none;
+  uint8_t state = found ? v->state : SUM_AWAITED;
+  if (found) found->asked = clock_monotonic_ms();
+  if (!found && node->applied >= index) {
+    state = SUM_NONE;
+    for (int i = 0; i < VERIFICATIONS; i++)
+      if (node->verifier.slots[i].index > index) state = SUM_REPLACED;
   }
   pack_u8(answer, state);
   pack_u64(answer, node->applied + v->pages);
   pack_u32(answer, v->n_page);
   pack_u64(answer, v->checksum);
-  pack_text(answer, state == SUM_FAILED ? v->error.s : "");
+  pack_text(answer, v->error.s);
   pthread_mutex_unlock(&node->mutex);
 }
 
@@ -460,7 +493,7 @@ int verify_run(struct node *node, const struct interrupt *interrupt,
   for (int i = 0; rc == 0 && i < TRIES; i++) {
     s->node = node;
     s->replaced = false;
-    rc = order(s, answer);
+    rc = interrupt->raised(interrupt->ctx) ? -EINTR : order(s, answer);
     if (rc) break;
     list_members(s);
     rc = ask_all(s, interrupt, answer);
