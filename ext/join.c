@@ -209,6 +209,13 @@ static bool place_find(const char *file, struct place *place,
       text_set(error, "%s: not a regular file", place->path);
       return false;
     }
+    /* SQLite would take a file of one byte for an empty one, and write it. */
+    if (st.st_size <= 1) {
+      text_set(error,
+               "%s: holds no database: delete it to begin with a new one",
+               place->path);
+      return false;
+    }
     place->existed = true;
   }
   return true;
