@@ -127,9 +127,12 @@ static int begin_target(const struct node *node, struct target *t)
 {
   struct stat db;
   if (fstat(node->wal->db, &db) != 0) return -errno;
-  t->fd = openat(t->dir_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-  if (t->fd < 0 &&
-      (errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL)) {
+  /* It will get its name by way of /proc. */
+  errno = EOPNOTSUPP;
+  if (access("/proc/self/fd", X_OK) == 0)
+    t->fd = openat(t->dir_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (t->fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL ||
+                    errno == ENOENT)) {
     uint64_t number = 0;
     if (getrandom(&number, sizeof(number), 0) != sizeof(number)) return -EIO;
     if (snprintf(t->partial, sizeof(t->partial), "%s-partial-%016llx", t->name,

@@ -79,6 +79,8 @@ static int exclude(struct wal *wal, struct text *error)
   return refuse(error, wal->path, "another process has it open");
 }
 
+/* A forked child may hold copies of the descriptors: closing alone would
+   release nothing. */
 static void release(struct wal *wal)
 {
   wal_lock(wal->db, F_UNLCK, WAL_DB_LOCKS, WAL_DB_LOCKS_SIZE);
@@ -277,6 +279,7 @@ int detach_files(const char *path, const struct text *why, struct text *answer)
              "of the node is kept in %s-quorate%s: it could not start: %s",
              (unsigned long long)index, exact ? "" : " or later",
              strrchr(path, '/') + 1, KEPT, why->s);
+  if (node && node->wal) release(node->wal);
   node_free(node);
   return rc;
 }
@@ -294,6 +297,7 @@ int detach_orphan(const char *path, struct text *error)
   if (rc) return rc;
   rc = exclude(wal, error);
   if (rc == 0) rc = fold_and_make_ordinary(wal, error);
+  release(wal);
   wal_close(wal, false);
   return rc;
 }

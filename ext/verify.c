@@ -29,7 +29,7 @@
 #define READ_BYTES (1u << 20)
 #define IDLE_MS 30000  /* nobody asks: given up */
 #define POLL_MS 2000   /* for one answer of a member */
-#define ABSENT_MS 5000 /* without any answer: unreachable */
+#define ABSENT_MS 4000 /* without any answer: unreachable */
 #define STALL_MS 30000 /* without progress */
 #define AGREE_MS 8000  /* the same, before it has applied the entry */
 #define PAUSE_MS 200   /* longest between two rounds of questions */
@@ -293,10 +293,9 @@ static int order(struct survey *s, struct text *error)
   size_t len;
   pack_u8(&body, ASK_VERIFY);
   int status = cluster_ask(s->node, body, &data, &len);
-  struct parser p = parser_of(data, status == ANSWER_OK ? len : 0);
-  s->number = parse_u64(&p);
-  s->index = parse_u64(&p);
-  bool ok = status == ANSWER_OK && parser_done(&p);
+  bool ok = status == ANSWER_OK && len == 16;
+  if (ok) memcpy(&s->number, data, 8);
+  if (ok) memcpy(&s->index, data + 8, 8);
   if (!ok) text_set(error, "%s", data && len ? (char *)data : "no answer");
   free(data);
   return ok ? 0 : -EIO;
