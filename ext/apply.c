@@ -300,6 +300,7 @@ static int apply_setting(struct node *node, const struct raft_entry *entry)
   pthread_mutex_unlock(&node->mutex);
   if (rc) return -EBADMSG;
   advance(node, entry->index);
+  verify_apply(node, entry);
   return 0;
 }
 
