@@ -21,9 +21,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define CHECKPOINT_FRAMES 1000 /* in -wal: time to begin it anew */
-#define QUIET_MS 5000          /* without a write: time to tidy up */
-
 bool tx_parse(const struct raft_body *body, uint32_t page_size,
               struct tx_head *head, const uint32_t **pgnos,
               const uint8_t **pages)
@@ -322,7 +319,7 @@ static void want_checkpoint(struct node *node, uint64_t now)
 static void after_apply(struct node *node)
 {
   node_progressed(node);
-  if (node->wal && wal_frames(node->wal, NULL) >= CHECKPOINT_FRAMES)
+  if (node->wal && wal_frames(node->wal, NULL) >= node_limits.checkpoint_frames)
     want_checkpoint(node, clock_monotonic_ms());
 }
 
@@ -336,8 +333,8 @@ void apply_tick(struct node *node)
     node->seen_frames = frames;
     node->quiet_since = now;
   }
-  if (frames >= CHECKPOINT_FRAMES ||
-      (frames > backfill && now - node->quiet_since >= QUIET_MS))
+  if (frames >= node_limits.checkpoint_frames ||
+      (frames > backfill && now - node->quiet_since >= node_limits.quiet_ms))
     want_checkpoint(node, now);
 }
 

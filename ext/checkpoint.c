@@ -22,8 +22,6 @@
 
 SQLITE_EXTENSION_INIT3
 
-#define RESTART_FRAMES 1000 /* a WAL this long begins anew */
-#define QUIET_FRAMES 200    /* may be left to copy in a quiet moment */
 #define PASSES 4
 #define PATIENCE 8     /* that many times as long, even if it is read */
 #define WRITER_MS 1000 /* wait for the one that writes */
@@ -195,7 +193,7 @@ static bool wait_for_readers(struct node *node)
     if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
   pthread_mutex_unlock(&node->mutex);
   return wal_unused(node->wal) ||
-         wal_frames(node->wal, NULL) >= PATIENCE * RESTART_FRAMES;
+         wal_frames(node->wal, NULL) >= PATIENCE * node_limits.restart_frames;
 }
 
 static bool ask_loop(struct node *node)
@@ -236,14 +234,14 @@ static void release_quiet(struct node *node, bool granted)
 
 static bool is_long(struct node *node)
 {
-  return wal_frames(node->wal, NULL) >= RESTART_FRAMES;
+  return wal_frames(node->wal, NULL) >= node_limits.restart_frames;
 }
 
 /* True when little enough is left to be copied in a quiet moment. */
 static bool is_nearly_copied(struct node *node)
 {
   uint32_t backfill, frames = wal_frames(node->wal, &backfill);
-  return frames - backfill < QUIET_FRAMES;
+  return frames - backfill < node_limits.quiet_frames;
 }
 
 static int restart(struct node *node)

@@ -98,8 +98,6 @@ struct tx_head {
 };
 _Static_assert(sizeof(struct tx_head) == 48, "head of a transaction's part");
 
-#define TX_PART_BYTES (1u << 20) /* pages in one part, about */
-
 /* Checks a body's shape against the database's page size. */
 bool tx_parse(const struct raft_body *body, uint32_t page_size,
               struct tx_head *head, const uint32_t **pgnos,
@@ -128,6 +126,18 @@ void events_add(struct events *events, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
 /* ---- the node ---------------------------------------------------------- */
+
+/* How large things grow before they are cut, copied or begun anew: start.c.
+   Tests make them small, before the first node starts. */
+struct node_limits {
+  uint64_t segment_bytes;     /* of the log */
+  uint32_t part_bytes;        /* of a transaction's pages, about */
+  uint32_t checkpoint_frames; /* in -wal: time to copy them */
+  uint32_t restart_frames;    /* a WAL this long begins anew */
+  uint32_t quiet_frames;      /* may be left to copy in a quiet moment */
+  uint32_t quiet_ms;          /* without a write: time to tidy up */
+};
+extern struct node_limits node_limits;
 
 /* Something to be done on the loop thread on behalf of another. */
 struct task {

@@ -39,6 +39,13 @@ _Static_assert(sizeof(struct control) == 64, "control file");
 
 #define CONTROL_MAGIC "quorate control"
 
+struct node_limits node_limits = {.segment_bytes = 8u << 20,
+                                  .part_bytes = 1u << 20,
+                                  .checkpoint_frames = 1000,
+                                  .restart_frames = 1000,
+                                  .quiet_frames = 200,
+                                  .quiet_ms = 5000};
+
 /* ---- files ------------------------------------------------------------- */
 
 static char *in_dir(const struct node *node, const char *name)
@@ -155,7 +162,7 @@ static int open_log(struct node *node, struct store_checkpoint *cp,
   char *line = NULL;
   struct store_options options = {.dir = node->dir,
                                   .io = node->io,
-                                  .segment_bytes = 8u << 20,
+                                  .segment_bytes = node_limits.segment_bytes,
                                   .cluster = node->identity.cluster,
                                   .node = node->identity.id,
                                   .done = store_done,
