@@ -95,6 +95,16 @@ LIBS_ext := -lsqlite3
 $(foreach r,$(ROOMS),$(eval $(call room,$(r))))
 .SECONDARY:
 
+# What a loss of power may leave of a node: a sample, or STATES=10000 of them.
+CRASH     := $(B)/ext/test/crash/crash
+CRASH_OBJ := $(call objs,ext/test/crash)
+STATES    ?= 10000
+$(CRASH): $(CRASH_OBJ) $(NEED_ext)
+	$(CC) -o $@ $^ $(LDFLAGS) $(LIBS) $(LIBS_ext)
+
+crash: $(CRASH)
+	@$(CRASH) --states $(STATES) $(CRASHFLAGS)
+
 unit: $(UNITS)
 	@set -e; for t in $(UNITS); do echo "== $$t"; $$t; done
 
