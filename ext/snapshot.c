@@ -256,17 +256,13 @@ bool snapshot_chunk(void *ctx, const uint8_t *data, size_t len)
 static int install_files(struct node *node, struct snapshot_in *in)
 {
   const struct io *io = node->io;
-  char *dir = NULL, *slash, *line = NULL;
+  char *line = NULL;
   int rc = io->sync(io->ctx, in->fd);
   if (rc == 0) rc = io->rename(io->ctx, in->path, node->path);
   if (rc) return rc;
   free(in->path);
   in->path = NULL;
-  if ((dir = strdup(node->path)) == NULL) return -ENOMEM;
-  slash = strrchr(dir, '/');
-  if (slash) *slash = 0;
-  rc = io->sync_dir(io->ctx, slash ? (slash == dir ? "/" : dir) : ".");
-  free(dir);
+  rc = io_sync_parent(io, node->path);
   if (rc == 0) rc = store_checkpoint_write(io, node->dir, &in->cp, &line);
   if (line) events_add(&node->events, "%s", line);
   free(line);
