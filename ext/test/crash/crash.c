@@ -3,7 +3,7 @@
 **
 **   crash [--states N] [--seed S] [--workload one|three|both] [--jobs N]
 **         [--from OP] [--to OP] [--fate NAME] [--keep]
-**   crash --load FILE [--at OP --state SEED] ...
+**   crash --load FILE [--at OP --state SEED | --print] ...
 **
 ** A record is made of several processes' lives (workload.c), and after some of
 ** them the power is lost and comes back: so starting is recorded too. From one
@@ -41,7 +41,7 @@ struct options {
   uint64_t seed, from, to, at, state;
   const char *workload, *load;
   int fate;
-  bool keep, replay;
+  bool keep, replay, print;
 };
 
 /* Shared by all processes. */
@@ -252,8 +252,13 @@ static bool passes(const struct state *state, const struct check *check)
   return false;
 }
 
-/* The last operations before the state, with the names of files. */
-static void print_ops(const struct record *record, uint64_t end)
+static uint64_t newest_ops(uint64_t end)
+{
+  return end > LAST_OPS ? end - LAST_OPS : 0;
+}
+
+/* Operations with the names of files. */
+static void print_ops(const struct record *record, uint64_t from, uint64_t end)
 {
   const char **names = calloc(record->files + 1u, sizeof(*names));
   uint64_t at = 0;
@@ -261,7 +266,7 @@ static void print_ops(const struct record *record, uint64_t end)
   for (uint64_t i = 0; i < end && i < record->n; i++) {
     const struct op *op = (const void *)(record->ops + at);
     if (op->kind == OP_OPEN) names[op->file] = op->text;
-    if (i + LAST_OPS >= end) op_print(op, i, op->file ? names[op->file] : NULL);
+    if (i >= from) op_print(op, i, op->file ? names[op->file] : NULL);
     at += op->bytes;
   }
   free(names);
@@ -272,12 +277,13 @@ static void report(const struct record *record, const struct state *state,
                    const struct sample *sample, const struct check *check,
                    const struct options *options)
 {
-  char kept[CRASH_PATH + 64];
+  char kept[CRASH_PATH + 64], record_path[CRASH_PATH + 64];
+  snprintf(record_path, sizeof(record_path), "%s/record", base);
   printf("FAILED: %s\n", check->why);
   printf("at operation %llu of %llu, record of seed %llu, state %llu\n",
          (unsigned long long)sample->op, (unsigned long long)record->n,
          (unsigned long long)record->seed, (unsigned long long)sample->seed);
-  print_ops(record, sample->op);
+  print_ops(record, newest_ops(sample->op), sample->op);
   printf("what was left:\n");
   state_print(state);
   if (options->keep) {
@@ -287,8 +293,8 @@ static void report(const struct record *record, const struct state *state,
     printf("the state is in %s\n", kept);
   }
   printf("again: crash --load %s --at %llu --state %llu\n",
-         options->load ? options->load : base, (unsigned long long)sample->op,
-         (unsigned long long)sample->seed);
+         options->load ? options->load : record_path,
+         (unsigned long long)sample->op, (unsigned long long)sample->seed);
   fflush(stdout);
 }
 
@@ -360,7 +366,7 @@ static bool one_record(const struct options *options, uint64_t seed,
   struct record *record = record_new(path, root);
   if (!make_record(record, random_next(&random), nodes)) {
     printf("FAILED while it was recorded; the record is %s\n", path);
-    print_ops(record, record->n);
+    print_ops(record, newest_ops(record->n), record->n);
     return false;
   }
   double recorded = now();
@@ -405,7 +411,9 @@ static bool run_loaded(const struct options *options)
 {
   struct record *record = record_load(options->load);
   uint64_t random = options->seed;
-  if (options->replay) {
+  if (options->print) {
+    print_ops(record, options->from, options->to);
+  } else if (options->replay) {
     struct sample sample = {.op = options->at, .seed = options->state};
     check_record(record, &sample, 1, options);
   } else {
@@ -473,6 +481,8 @@ static void take_options(struct options *o, int argc, char **argv)
   for (int i = 1; i < argc; i++) {
     if (strcmp(argv[i], "--keep") == 0)
       o->keep = true;
+    else if (strcmp(argv[i], "--print") == 0)
+      o->print = true;
     else if (i + 1 < argc)
       take_option(o, argv[i], argv[i + 1]), i++;
     else
