@@ -127,6 +127,7 @@ int checkpoint_run(struct node *node)
 {
   struct wal_checkpointed done;
   struct text error = {""};
+  if (!atomic_load(&node->settled)) return -EBUSY; /* of what index is it? */
   int rc = wal_checkpoint(node->wal, write_floor, node, &done);
   if (rc == 0 && done.index > node->checkpoint.index)
     rc = checkpoint_save(node, done.index, done.index, &error);

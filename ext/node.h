@@ -246,6 +246,7 @@ struct node {
   struct tx_head open_head;
   bool apply_busy; /* the worker applies, or needs quiet */
   struct task large_task, quiet_task;
+  raft_index fold_to; /* what apply_fold() is asked for, and reached */
   uint32_t large_n_page;
   int large_rc;
   uint64_t durable_seen;
@@ -267,6 +268,7 @@ struct node {
 
   _Atomic uint64_t durable; /* newest durable sequence number */
   _Atomic int disk_status;
+  _Atomic bool settled; /* the database is as of `applied`: start.c */
   _Atomic int hold;     /* enum hold: who must wait for a new WAL */
   _Atomic bool serving; /* what is applied is fit to be read locally */
   _Atomic bool solo;    /* leader of a one-voter cluster: reads need no
@@ -363,10 +365,10 @@ void node_begin_loop(struct node *node);
 void apply_committed(struct node *node);
 /* Now and then: has the WAL grown, or has nobody written for a while? */
 void apply_tick(struct node *node);
-/* One folded transaction: entries from + 1 .. to of the log, newest image of
-   each page; at start only. */
-int apply_fold(struct node *node, raft_index from, raft_index to,
-               struct text *error);
+/* One folded transaction: the entries after the checkpoint, up to *to or the
+   last one before it that leaves no transaction open: newest image of each
+   page. At start, or on the worker while nothing else is applied. */
+int apply_fold(struct node *node, raft_index *to, struct text *error);
 /* Decides the fate of in-flight transactions of terms before `term`. */
 void apply_reject_before(struct node *node, raft_term term);
 /* Worker: applies the open parts. */

@@ -113,7 +113,8 @@ static void refuse_send(struct node *node, raft_id peer)
 void snapshot_send(struct node *node, raft_id peer)
 {
   struct packer head = {0};
-  struct snapshot_out *s = node->wal ? make_out(node, peer) : NULL;
+  bool can = node->wal && atomic_load(&node->settled);
+  struct snapshot_out *s = can ? make_out(node, peer) : NULL;
   /* While parts of a transaction are open, the index stays before them: a later
      configuration does not belong to it. Asked for again soon. */
   if (s == NULL || node->configuration_index > s->image.index ||

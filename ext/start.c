@@ -9,6 +9,12 @@
 ** put on top of the database as one transaction; what is committed after K is
 ** learned from the leader, and applied as ever.
 **
+** After a loss of power, -wal may hold transactions that are newer than K: how
+** new, nothing says. To put K on top of them would mix two states, for stock
+** readers to see. So nothing is published until a leader has said how far the
+** log is committed, which is at least as far as -wal goes (it holds nothing
+** else): then all that is folded into the one transaction (`settled`).
+**
 ** The node answers local reads at once when K came from the control file:
 ** nothing newer was ever shown. After a power loss it first asks a leader.
 **
@@ -175,10 +181,11 @@ static int open_log(struct node *node, struct store_checkpoint *cp,
   return rc;
 }
 
-/* Brings the database to K; sets applied, and whether local reads may go on. */
+/* Brings the database to K, if that is known to be the newest that can be in
+   -wal; sets applied, and whether local reads may go on. */
 static int recover_database(struct node *node,
                             const struct store_checkpoint *cp,
-                            const struct raft_recovered *recovered,
+                            struct raft_recovered *recovered,
                             raft_index confirmed, struct text *error)
 {
   raft_index last = recovered->last_index;
@@ -197,10 +204,12 @@ static int recover_database(struct node *node,
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
   free(line);
   if (rc) return rc;
-  rc = apply_fold(node, cp->index, k, error);
+  bool settled = confirmed > 0 || k == last;
+  if (settled) rc = apply_fold(node, &k, error);
   if (rc) return rc;
-  wal_advance(node->wal, k);
-  node->applied = k;
+  atomic_store(&node->settled, settled);
+  node->applied = settled ? k : cp->index;
+  if (k > recovered->commit) recovered->commit = k;
   atomic_store(&node->serving, confirmed == k || last == cp->index);
   return 0;
 }
@@ -216,7 +225,6 @@ static int make_raft(struct node *node, struct raft_recovered *recovered,
   options.election_timeout_ms = node->identity.election_timeout_ms;
   if (getrandom(&options.seed, sizeof(options.seed), 0) < 0)
     options.seed = (uint64_t)clock_wall_ms() ^ node->identity.id;
-  if (node->applied > recovered->commit) recovered->commit = node->applied;
   int rc = raft_new(&options, recovered, clock_monotonic_ms(), &node->raft);
   if (rc) text_set(error, "%s: %s", node->path, raft_strerror(rc));
   return rc;
@@ -348,6 +356,7 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
     /* The term of a bootstrap was never voted for. */
     if (recovered.term < cp.term) recovered.term = cp.term;
   }
+  atomic_store(&node->settled, true);
   if (rc == 0 && !node->identity.joining)
     rc = recover_database(node, &cp, &recovered, confirmed, error);
   if (rc == 0) rc = make_raft(node, &recovered, error);
