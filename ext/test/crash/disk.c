@@ -88,12 +88,10 @@ void names_apply(struct names *names, const struct change *c)
     put(names, c->dir, c->name, c->file);
     return;
   }
-  /* It may never have come into being on the platter. */
+  /* On the platter the name may be another file's, or none. */
   const struct entry *e = names_find(names, c->dir, c->name);
-  if (e == NULL) return;
-  uint32_t file = e->file;
-  drop(names, c->dir, c->name);
-  if (c->kind == OP_RENAME) put(names, c->to_dir, c->to, file);
+  if (e && e->file == c->file) drop(names, c->dir, c->name);
+  if (c->kind == OP_RENAME) put(names, c->to_dir, c->to, c->file);
 }
 
 void names_copy(struct names *to, const struct names *from)
@@ -248,6 +246,9 @@ static void do_name(struct disk *disk, const struct op *op)
 {
   struct change c = {.op = disk->next, .kind = (enum op_kind)op->kind};
   c.dir = find_parent(disk, op->text, c.name);
+  const struct entry *e = names_find(&disk->cache, c.dir, c.name);
+  if (op->kind != OP_MKDIR && e == NULL) die("%s: unknown", op->text);
+  if (e) c.file = e->file;
   if (op->kind == OP_RENAME) {
     c.to_dir = find_parent(disk, (const char *)op_data(op), c.to);
   } else if (op->kind == OP_MKDIR) {

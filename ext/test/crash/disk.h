@@ -62,7 +62,7 @@ struct names {
   uint32_t n, cap;
 };
 
-/* A name made (file), removed (to none) or moved. */
+/* A name of a file made, removed or moved. */
 struct change {
   uint64_t op;
   enum op_kind kind; /* OP_OPEN: made; OP_UNLINK; OP_RENAME */

@@ -153,10 +153,8 @@ static void make_names(struct state *s)
 {
   names_copy(&s->names, &s->disk->platter);
   for (uint32_t i = 0; i < s->disk->n_changes; i++) {
-    struct change c = s->disk->changes[i];
-    /* A removal or a move: of the directory that it is in. */
-    if (c.kind != OP_OPEN) c.file = c.dir;
-    if (keeps_change(s, &c)) names_apply(&s->names, &s->disk->changes[i]);
+    const struct change *c = &s->disk->changes[i];
+    if (keeps_change(s, c)) names_apply(&s->names, c);
   }
   reach(s, ROOT);
 }
@@ -201,6 +199,7 @@ struct making {
   const struct choice *choice;
   enum fate fate;
   uint8_t *bytes;
+  uint64_t cut; /* truncations up to this operation have happened */
   struct sector *torn;
   uint64_t tear; /* offset in the file */
   bool tear_after;
@@ -212,6 +211,7 @@ static void count_touch(void *ctx, const struct piece *p, struct sector *s,
   const struct making *m = ctx;
   (void)from;
   (void)to;
+  if (p->data == NULL) return;
   s->touched++;
   if (m->fate == FATE_KEPT ||
       (m->fate == FATE_EARLIER && p->op < m->choice->when) ||
@@ -233,6 +233,10 @@ static void put_share(void *ctx, const struct piece *p, struct sector *s,
                       uint64_t from, uint64_t to)
 {
   const struct making *m = ctx;
+  if (p->data == NULL) {
+    if (p->op <= m->cut) put_bytes(m, p, from, to);
+    return;
+  }
   uint32_t at = s->at++;
   if (at < s->version) {
     put_bytes(m, p, from, to);
@@ -265,7 +269,9 @@ static void throw_dice(struct state *s, struct making *m,
     m->torn = NULL;
 }
 
-static uint64_t pick_size(struct state *s, const struct making *m,
+/* What lies beyond a truncation is gone with the size that it made, not sector
+   by sector. */
+static uint64_t pick_size(struct state *s, struct making *m,
                           const struct file *f)
 {
   uint64_t size = f->disk_size;
@@ -274,8 +280,10 @@ static uint64_t pick_size(struct state *s, const struct making *m,
     const struct length *l = &f->lengths[i];
     if (m->fate == FATE_KEPT || m->fate == FATE_LATER ||
         (m->fate == FATE_EARLIER && l->op < m->choice->when) ||
-        (m->fate == FATE_RANDOM && i < by_chance))
+        (m->fate == FATE_RANDOM && i < by_chance)) {
       size = l->size;
+      m->cut = l->op;
+    }
   }
   return size;
 }
@@ -292,9 +300,9 @@ static void make_bytes(struct state *s, const struct file *f, struct blob *b)
   for (uint32_t i = 0; i < f->n_pieces; i++)
     each_share(&f->pieces[i], sectors, count_touch, &m);
   throw_dice(s, &m, sectors, n);
+  b->size = pick_size(s, &m, f);
   for (uint32_t i = 0; i < f->n_pieces; i++)
     each_share(&f->pieces[i], sectors, put_share, &m);
-  b->size = pick_size(s, &m, f);
   free(sectors);
 }
 

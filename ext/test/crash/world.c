@@ -164,7 +164,10 @@ int world_digest(sqlite3 *db, uint64_t *n, uint64_t *digest)
   *n = 0;
   if (x == NULL) return SQLITE_NOMEM;
   XXH3_64bits_reset(x);
-  int rc = add_rows(db, x, "SELECT * FROM sqlite_schema ORDER BY name");
+  /* VACUUM moves roots. */
+  int rc = add_rows(db, x,
+                    "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+                    " ORDER BY name");
   if (rc == SQLITE_OK) rc = add_rows(db, x, "PRAGMA user_version");
   if (rc == SQLITE_OK) rc = add_tables(db, x, &meta);
   if (rc == SQLITE_OK && meta) {
