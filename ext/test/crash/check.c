@@ -189,7 +189,10 @@ static bool read_locally(struct run *r, unsigned node)
   world_exec(db, "PRAGMA quorate_consistency=local");
   world_exec(db, "PRAGMA quorate_write_wait=0");
   sqlite3_busy_timeout(db, 0);
+  /* One state: the node goes on applying. */
+  world_exec(db, "BEGIN");
   int rc = world_digest(db, &n, &digest);
+  world_exec(db, "COMMIT");
   bool ok = rc == SQLITE_BUSY || (rc == SQLITE_OK && is_ok(db));
   if (ok && rc == SQLITE_OK && n && !was_committed(r->check->known, n, digest))
     return fail(r, "node %u: transaction %llu, digest %016llx, read locally",
