@@ -8,6 +8,9 @@
 #   make suites        only the Tcl suites; SUITES='session errors' for some
 #   make bench         timings, as ratios to stock SQLite
 #   make coverage      what the unit tests and the simulator reach of raft/
+#   make sim           the simulator; SEEDS=n SEED=first SIMFLAGS=--trace
+#   make soak          an hour of it, from a random seed
+#   make mutants       whether tests notice planted mistakes; MUTANTS='53 7'
 #   make check-style   formatter, warnings of both compilers, house rules
 #   make SAN=address,undefined ...   the same with sanitizers; or SAN=thread
 #   make CC=clang ...  the same with another compiler, WERROR=1 with warnings
@@ -57,7 +60,8 @@ ROOMS  := raft raft/store raft/sim tls net ext
 objs    = $(patsubst %.c,$(B)/%.o,$(wildcard $(1)/*.c))
 OBJ_raft       := $(call objs,raft)
 OBJ_raft/store := $(call objs,raft/store)
-OBJ_raft/sim   := $(call objs,raft/sim)
+# Without its command line, so that tests can be linked with it.
+OBJ_raft/sim   := $(filter-out %/main.o,$(call objs,raft/sim))
 OBJ_tls        := $(call objs,tls)
 OBJ_net        := $(call objs,net)
 OBJ_ext        := $(call objs,ext)
@@ -119,7 +123,8 @@ SUITE_ENV = QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' \
 # Unit tests and suites in one run with one summary, all of them even if some
 # fail.
 test: all $(UNITS)
-	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(wildcard sql-tests/*.test)
+	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(if $(SAN),,\
+	  raft/sim/mutants-sample) $(wildcard sql-tests/*.test)
 
 SUITES ?= $(notdir $(basename $(wildcard sql-tests/*.test)))
 suites: all
@@ -141,7 +146,25 @@ $(BENCH): $(BENCH_OBJ)
 bench: all $(BENCH)
 	@$(BENCH) $(B)/quorate.so
 
-compile: all $(UNITS) $(BENCH)
+# One seed is one history: see raft/sim/README.md.
+SIM  := $(B)/raft/sim/sim
+SEED ?= 1
+$(SIM): $(B)/raft/sim/main.o $(NEED_raft/sim)
+	$(CC) -o $@ $^ $(LDFLAGS) -lxxhash -pthread
+
+sim: $(SIM)
+	@$(SIM) $(SEED) --seeds $(or $(SEEDS),1000) $(SIMFLAGS)
+
+soak: $(SIM)
+	@sh raft/sim/soak $(SIM)
+
+# Whether the tests notice each of the mistakes in raft/sim/mutants.list.
+mutants:
+	@sh raft/sim/mutants $(MUTANTS)
+mutants-sample:
+	@sh raft/sim/mutants-sample
+
+compile: all $(UNITS) $(BENCH) $(SIM)
 
 coverage:
 	@$(MAKE) --no-print-directory COVERAGE=1 reach
@@ -158,6 +181,6 @@ check-style:
 clean:
 	rm -rf build
 
-.PHONY: all unit test suites demo bench compile coverage reach check-style \
+.PHONY: all sim soak mutants mutants-sample unit test suites demo bench compile coverage reach check-style \
         clean \
         $(addprefix unit-,$(ROOMS))

@@ -197,17 +197,29 @@ static int note_part(struct node *node, const struct raft_entry *entry)
 
 static void after_apply(struct node *node);
 
+/* The next entry could not be applied: later, when there is room, or never. */
+static void not_applied(struct node *node, int rc)
+{
+  if (rc != -ENOSPC) {
+    node_fail(node, "applying entry %llu: %s",
+              (unsigned long long)(node->applied + 1), errno_text(-rc).s);
+    return;
+  }
+  if (!node->apply_full)
+    events_add(&node->events, "no room to apply entry %llu",
+               (unsigned long long)(node->applied + 1));
+  node->apply_full = true;
+}
+
 static void large_done(struct task *task)
 {
   struct node *node = task->node;
   node->apply_busy = false;
-  node->n_open = 0;
   if (node->large_rc) {
-    node_fail(node, "applying entry %llu: %s",
-              (unsigned long long)(node->applied + 1),
-              errno_text(-node->large_rc).s);
+    not_applied(node, node->large_rc);
     return;
   }
+  node->n_open = 0;
   pthread_mutex_lock(&node->mutex);
   node->applied++;
   pthread_mutex_unlock(&node->mutex);
@@ -231,7 +243,7 @@ static void fold_done(struct task *task)
   struct node *node = task->node;
   node->apply_busy = false;
   if (node->large_rc) {
-    node_fail(node, "applying the log: %s", errno_text(-node->large_rc).s);
+    not_applied(node, node->large_rc);
     return;
   }
   pthread_mutex_lock(&node->mutex);
@@ -365,7 +377,10 @@ static void fold_late(struct node *node, raft_index limit)
 {
   bool leads = raft_role(node->raft) == RAFT_LEADER;
   raft_index sure = leads ? node->lead_from : node->serve_from;
-  if (sure == 0 || limit < sure || node->apply_busy || node->failed) return;
+  if (sure == 0 || limit < sure || node->apply_busy || node->failed ||
+      node->apply_full)
+    return;
+  fetch_drop(node); /* the log has what is needed */
   node->apply_busy = true;
   node->fold_to = limit;
   pthread_mutex_lock(&node->mutex);
@@ -383,7 +398,10 @@ void apply_committed(struct node *node)
     fold_late(node, limit);
     return;
   }
-  while (node->applied < limit && !node->apply_busy && !node->failed) {
+  /* The log goes on where this node is: no snapshot is needed. */
+  if (node->wal && node->applied < limit) fetch_drop(node);
+  while (node->applied < limit && !node->apply_busy && !node->failed &&
+         !node->apply_full) {
     struct raft_entry entry;
     int rc = get_entry(node, node->applied + 1, &entry);
     if (rc == 0) {
@@ -391,8 +409,7 @@ void apply_committed(struct node *node)
       raft_body_unref(entry.body);
     }
     if (rc) {
-      node_fail(node, "applying entry %llu: %s",
-                (unsigned long long)(node->applied + 1), errno_text(-rc).s);
+      not_applied(node, rc);
       return;
     }
     if (node->apply_busy) break; /* a large one: counted when it is done */
@@ -513,6 +530,7 @@ static int fold_collect(struct node *node, struct fold *fold, raft_index from,
 static void fold_reduce(struct fold *fold)
 {
   size_t kept = 0;
+  if (fold->n == 0) return;
   qsort(fold->images, fold->n, sizeof(*fold->images), by_page_newest_first);
   for (size_t i = 0; i < fold->n; i++) {
     if (fold->images[i].pgno > fold->n_page) continue;
@@ -527,7 +545,6 @@ static int fold_append(struct node *node, struct fold *fold)
 {
   struct wal *wal = node->wal;
   int rc = 0;
-  wal_append_start(wal);
   for (size_t i = 0; rc == 0 && i < fold->n;) {
     struct raft_entry entry;
     struct tx_head head;
@@ -544,23 +561,25 @@ static int fold_append(struct node *node, struct fold *fold)
                                        wal->page_size);
     raft_body_unref(entry.body);
   }
-  return rc ? rc : wal_append_commit(wal, fold->n_page, fold->to);
+  return rc;
 }
 
 int apply_fold(struct node *node, raft_index *to, struct text *error)
 {
   struct fold fold = {.to = node->checkpoint.index};
   int rc = fold_collect(node, &fold, fold.to, *to);
-  if (rc == 0 && fold.n > 0) {
-    fold_reduce(&fold);
-    rc = fold_append(node, &fold);
-  }
-  if (rc == 0) {
-    wal_advance(node->wal, fold.to);
+  fold_reduce(&fold);
+  error->s[0] = 0;
+  wal_append_start(node->wal);
+  if (rc == 0 && node->checkpoint.incoming)
+    rc = fetch_append(node, &fold.n_page, error);
+  if (rc == 0) rc = fold_append(node, &fold);
+  /* Without any page it only moves the index. */
+  if (rc == 0) rc = wal_append_commit(node->wal, fold.n_page, fold.to);
+  if (rc == 0)
     *to = fold.to;
-  } else {
+  else if (error->s[0] == 0)
     text_set(error, "%s: applying the log: %s", node->path, errno_text(-rc).s);
-  }
   free(fold.images);
   return rc;
 }

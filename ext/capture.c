@@ -129,6 +129,7 @@ int capture_write(struct connection *c, sqlite3_file *real, const void *data,
   else
     rc = SQLITE_IOERR_WRITE;
   pthread_mutex_unlock(&wal->file_mutex);
+  if (rc == SQLITE_FULL) full_noticed(c->node);
   return rc;
 }
 

@@ -13,6 +13,9 @@
 ** The checkpoint file has two numbers: the floor, written before the first
 ** page, and the index, written when everything up to it is in the database
 ** file and synced (wal.h, W4; the start uses them, start.c).
+**
+** The log before the checkpoint is kept for nodes that lag, up to a bound;
+** those that need more get a snapshot.
 */
 #include "node.h"
 
@@ -21,6 +24,8 @@
 #include <stdio.h>
 
 SQLITE_EXTENSION_INIT3
+
+#define SLOW_MS 10000 /* silent for so long: not merely slow */
 
 #define PASSES 4
 #define PATIENCE 8     /* that many times as long, even if it is read */
@@ -86,17 +91,21 @@ static int advance_checkpoint(struct node *node, raft_index index,
   return rc ? -ENOMEM : 0;
 }
 
-int checkpoint_save(struct node *node, raft_index index, raft_index floor,
-                    struct text *error)
+/* The state up to `index` as the checkpoint file keeps it. whole: all of it is
+   in the database file. */
+static int save(struct node *node, raft_index index, raft_index floor,
+                bool whole, struct text *error)
 {
   struct store_checkpoint cp = node->checkpoint;
-  bool advanced = index > cp.index;
+  bool advanced = index > cp.index, arrived = cp.incoming && whole;
+  raft_index snapshot = cp.index;
   char *line = NULL;
   int rc = 0;
   if (advanced) rc = advance_checkpoint(node, index, &cp, error);
   if (rc) return rc;
   /* It never goes back: pages of later entries may be in the file already. */
   if (floor > cp.floor) cp.floor = floor;
+  if (arrived) cp.incoming = false;
   rc = store_checkpoint_write(node->io, node->dir, &cp, &line);
   if (rc) {
     text_set(error, "checkpoint: %s", line ? line : errno_text(-rc).s);
@@ -109,6 +118,7 @@ int checkpoint_save(struct node *node, raft_index index, raft_index floor,
     cut_history(node, cp.index);
   }
   node->checkpoint = cp;
+  if (arrived) fetch_forget(node, snapshot);
   atomic_store(&node->shown_checkpoint, cp.index);
   return 0;
 }
@@ -118,7 +128,7 @@ static int write_floor(void *ctx, raft_index index)
   struct node *node = ctx;
   struct text error;
   if (index <= node->checkpoint.floor) return 0;
-  int rc = checkpoint_save(node, node->checkpoint.index, index, &error);
+  int rc = save(node, node->checkpoint.index, index, false, &error);
   if (rc) events_add(&node->events, "%s", error.s);
   return rc;
 }
@@ -129,14 +139,66 @@ int checkpoint_run(struct node *node)
   struct text error = {""};
   if (!atomic_load(&node->settled)) return -EBUSY; /* of what index is it? */
   int rc = wal_checkpoint(node->wal, write_floor, node, &done);
-  if (rc == 0 && done.index > node->checkpoint.index)
-    rc = checkpoint_save(node, done.index, done.index, &error);
+  if (rc == 0 &&
+      (done.index > node->checkpoint.index ||
+       (done.index == node->checkpoint.index && node->checkpoint.incoming)))
+    rc = save(node, done.index, done.index, true, &error);
   if (rc) {
     events_add(&node->events, "checkpoint failed: %s",
                error.s[0] ? error.s : errno_text(-rc).s);
     return rc;
   }
   return done.full ? 0 : -EBUSY;
+}
+
+/* ---- the log ----------------------------------------------------------- */
+
+/* More log than the database is long is of no use: whoever needs that much
+   gets its pages sooner. */
+static uint64_t log_enough(struct node *node)
+{
+  uint64_t most = (uint64_t)node->identity.log_keep_kib << 10, enough;
+  pthread_mutex_lock(&node->wal->mutex);
+  enough = (uint64_t)node->wal->confirmed.n_page * node->wal->page_size;
+  pthread_mutex_unlock(&node->wal->mutex);
+  if (enough < node_limits.log_least) enough = node_limits.log_least;
+  return enough < most ? enough : most;
+}
+
+/* A member that was heard of lately still needs entries up to index. */
+static bool is_needed(struct node *node, raft_index index)
+{
+  const struct raft_configuration *c = raft_configuration(node->raft, NULL);
+  uint64_t now = clock_monotonic_ms();
+  if (snapshot_needs(node, index)) return true;
+  for (unsigned i = 0; i < c->n; i++) {
+    struct raft_progress progress;
+    if (raft_progress(node->raft, c->members[i].id, &progress) &&
+        progress.state != RAFT_SNAPSHOT && progress.match < index &&
+        progress.last_contact && now - progress.last_contact < SLOW_MS)
+      return true;
+  }
+  return false;
+}
+
+void checkpoint_compact(struct node *node)
+{
+  struct raft_event event = {.type = RAFT_EVENT_SNAPSHOT_INSTALLED};
+  raft_index most = atomic_load(&node->shown_checkpoint), index;
+  if (node->wal == NULL || node->failed || node->disk_failed) return;
+  index = store_surplus(node->store, log_enough(node));
+  if (index > most) index = most;
+  if (is_needed(node, index)) {
+    index =
+        store_surplus(node->store, (uint64_t)node->identity.log_keep_kib << 10);
+    if (index > most) index = most;
+  }
+  if (index <= node->compacted || raft_term_at(node->raft, index) == 0) return;
+  node->compacted = index;
+  event.u.snapshot_installed.index = index;
+  event.u.snapshot_installed.term = raft_term_at(node->raft, index);
+  node_step(node, &event);
+  store_compact(node->store, index);
 }
 
 /* ---- a quiet moment ---------------------------------------------------- */
@@ -284,7 +346,12 @@ void *worker_main(void *arg)
     } else if (node->worker_install) {
       node->worker_install = false;
       pthread_mutex_unlock(&node->mutex);
-      snapshot_install(node);
+      fetch_install(node);
+      pthread_mutex_lock(&node->mutex);
+    } else if (node->worker_reopen) {
+      node->worker_reopen = false;
+      pthread_mutex_unlock(&node->mutex);
+      full_reopen(node);
       pthread_mutex_lock(&node->mutex);
     } else if (node->worker_wanted) {
       pthread_mutex_unlock(&node->mutex);

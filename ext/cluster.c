@@ -21,6 +21,7 @@ SQLITE_EXTENSION_INIT3
 #define INVITE_MS 3600000
 #define ASK_MS 5000
 #define JOIN_MS 10000
+#define SILENT_MS 3000 /* without a sign of life */
 
 enum { ASK_JOIN = 1, ASK_INVITE = 2, ASK_MEMBERS = 3 };
 
@@ -175,6 +176,17 @@ static bool member_named(const struct raft_configuration *c, const char *name,
   return false;
 }
 
+/* A learner that never got as far as to be a voter, or a voter that has not
+   been heard of for a while: somebody may join in its place. */
+static bool may_be_replaced(struct node *node, const struct raft_member *m)
+{
+  struct raft_progress p;
+  if (m->role == RAFT_LEARNER) return true;
+  return raft_progress(node->raft, m->id, &p) &&
+         (p.last_contact == 0 ||
+          clock_monotonic_ms() - p.last_contact > SILENT_MS);
+}
+
 static void handle_invite(struct node *node, struct parser *p,
                           struct answer_to to)
 {
@@ -187,7 +199,7 @@ static void handle_invite(struct node *node, struct parser *p,
     return;
   }
   if (member_named(raft_configuration(node->raft, NULL), name, &member) &&
-      member.role == RAFT_VOTER) {
+      !may_be_replaced(node, &member)) {
     char text[128];
     snprintf(text, sizeof(text), "%s is a member already", name);
     refuse(to, text);
@@ -342,7 +354,7 @@ static void handle_join(struct node *node, struct parser *p,
   }
   const char *why = check_invitation(node, name, secret, n);
   bool known = member_named(raft_configuration(node->raft, NULL), name, &old);
-  if (why == NULL && known && old.role == RAFT_VOTER)
+  if (why == NULL && known && !may_be_replaced(node, &old))
     why = "a member has that name already";
   struct join *join = why ? NULL : make_join(node, name, address, csr, &error);
   if (why == NULL && join == NULL) why = error.text;
@@ -357,7 +369,6 @@ static void handle_join(struct node *node, struct parser *p,
   raft_state(node->raft, &join->term, &leads);
   join->request = to.request;
   join->deadline = clock_monotonic_ms() + JOIN_MS;
-  /* A learner that never got as far as to be a voter is replaced. */
   join->removed = known ? old.id : 0;
   join->next = node->joins;
   node->joins = join;
@@ -553,6 +564,7 @@ void cluster_request(void *ctx, raft_id from, const uint8_t *body, size_t len,
   struct node *node = ctx;
   struct parser p = parser_of(body, len);
   struct answer_to to = {request, NULL};
+  if (snapshot_request(node, from, body, len, request)) return;
   raft_id leader = raft_leader(node->raft);
   if (leader != node->identity.id) {
     const struct raft_member *m =

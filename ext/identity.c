@@ -7,7 +7,9 @@
 **     cluster = <16 hex>      node = <16 hex>      incarnation = <16 hex>
 **     name = n1               listen = host:port   advertise = host:port
 **     heartbeat_ms = 75       election_timeout_ms = 500
+**     log_keep_kib = 262144   snapshot_rate_kib = 0
 **     joining = 0
+**     checksum = <16 hex>     XXH3-64 of all before it; the last line
 **
 ** It is replaced in one step, and read strictly: an unknown name, a missing or
 ** a malformed value is damage. Certificates and keys are PEM files of 0600.
@@ -17,8 +19,11 @@
 #include <errno.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <xxhash.h>
 
 #define FILE_MAX 16384
+#define NAMES 12 /* lines of DIR/node before the checksum */
+#define CHECKSUM "checksum = "
 
 bool identity_valid_name(const char *name)
 {
@@ -46,10 +51,15 @@ int identity_write(const char *dir, const struct identity *i,
   snprintf(text, sizeof(text),
            "version = 1\ncluster = %016llx\nnode = %016llx\n"
            "incarnation = %016llx\nname = %s\nlisten = %s\nadvertise = %s\n"
-           "heartbeat_ms = %u\nelection_timeout_ms = %u\njoining = %d\n",
+           "heartbeat_ms = %u\nelection_timeout_ms = %u\njoining = %d\n"
+           "log_keep_kib = %u\nsnapshot_rate_kib = %u\n",
            (unsigned long long)i->cluster, (unsigned long long)i->id,
            (unsigned long long)i->incarnation, i->name, i->listen, i->advertise,
-           i->heartbeat_ms, i->election_timeout_ms, i->joining);
+           i->heartbeat_ms, i->election_timeout_ms, i->joining, i->log_keep_kib,
+           i->snapshot_rate_kib);
+  size_t n = strlen(text);
+  snprintf(text + n, sizeof(text) - n, CHECKSUM "%016llx\n",
+           (unsigned long long)XXH3_64bits(text, n));
   int rc = write_one(dir, "ca.pem", i->ca, error);
   if (rc == 0) rc = write_one(dir, "cert.pem", i->cert, error);
   if (rc == 0) rc = write_one(dir, "key.pem", i->key, error);
@@ -103,12 +113,14 @@ static bool take(struct identity *i, const char *name, const char *value,
                  unsigned *seen)
 {
   static const char *const names[] = {
-      "version", "cluster",   "node",         "incarnation",         "name",
-      "listen",  "advertise", "heartbeat_ms", "election_timeout_ms", "joining"};
+      "version",     "cluster",      "node",
+      "incarnation", "name",         "listen",
+      "advertise",   "heartbeat_ms", "election_timeout_ms",
+      "joining",     "log_keep_kib", "snapshot_rate_kib"};
   unsigned v = 0, k = 0;
-  while (k < 10 && strcmp(names[k], name) != 0)
+  while (k < NAMES && strcmp(names[k], name) != 0)
     k++;
-  if (k == 10 || (*seen & 1u << k)) return false;
+  if (k == NAMES || (*seen & 1u << k)) return false;
   *seen |= 1u << k;
   switch (k) {
   case 0: return number(value, 1, &v) && v == 1;
@@ -122,6 +134,8 @@ static bool take(struct identity *i, const char *name, const char *value,
   case 6: return copy_text(value, i->advertise, sizeof(i->advertise));
   case 7: return number(value, 60000, &i->heartbeat_ms) && i->heartbeat_ms;
   case 8: return number(value, 600000, &i->election_timeout_ms);
+  case 10: return number(value, UINT32_MAX, &i->log_keep_kib);
+  case 11: return number(value, UINT32_MAX, &i->snapshot_rate_kib);
   default:
     if (!number(value, 1, &v)) return false;
     i->joining = v == 1;
@@ -134,7 +148,14 @@ static bool parse(struct identity *i, char *text)
   unsigned seen = 0;
   size_t len = strlen(text);
   char *save = NULL;
-  if (len == 0 || text[len - 1] != '\n') return false; /* cut short */
+  char *last = strstr(text, "\n" CHECKSUM);
+  uint64_t sum;
+  if (last == NULL || text[len - 1] != '\n') return false; /* cut short */
+  text[len - 1] = 0;
+  if (!hex64(last + 1 + strlen(CHECKSUM), &sum) ||
+      sum != XXH3_64bits(text, (size_t)(last + 1 - text)))
+    return false;
+  last[1] = 0;
   for (char *line = strtok_r(text, "\n", &save); line;
        line = strtok_r(NULL, "\n", &save)) {
     char *mid = strstr(line, " = ");
@@ -142,7 +163,7 @@ static bool parse(struct identity *i, char *text)
     *mid = 0;
     if (!take(i, line, mid + 3, &seen)) return false;
   }
-  return seen == (1u << 10) - 1 && i->election_timeout_ms > i->heartbeat_ms;
+  return seen == (1u << NAMES) - 1 && i->election_timeout_ms > i->heartbeat_ms;
 }
 
 int identity_read(const char *dir, struct identity *i, struct text *error)

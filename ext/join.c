@@ -44,6 +44,15 @@ static bool take_ms(const char *value, unsigned *out)
   return true;
 }
 
+static bool take_kib(const char *value, unsigned *out)
+{
+  char *end;
+  unsigned long v = strtoul(value, &end, 10);
+  if (end == value || *end || v > 999999999) return false;
+  *out = (unsigned)v;
+  return true;
+}
+
 static bool take_option(struct identity *i, const char *name, const char *value,
                         bool bootstrap, struct text *error)
 {
@@ -61,6 +70,10 @@ static bool take_option(struct identity *i, const char *name, const char *value,
     ok = take_ms(value, &i->heartbeat_ms);
   } else if (bootstrap && strcmp(name, "election_timeout_ms") == 0) {
     ok = take_ms(value, &i->election_timeout_ms);
+  } else if (strcmp(name, "log_keep_kib") == 0) {
+    ok = take_kib(value, &i->log_keep_kib);
+  } else if (strcmp(name, "snapshot_rate_kib") == 0) {
+    ok = take_kib(value, &i->snapshot_rate_kib);
   } else {
     text_set(error, "unknown option: %s", name);
     return false;
@@ -76,6 +89,7 @@ static bool take_options(struct identity *i, int n, const char *const *options,
      election. */
   i->heartbeat_ms = 75;
   i->election_timeout_ms = 500;
+  i->log_keep_kib = 256u << 10;
   if (n % 2) {
     text_set(error, "options come in pairs: name, value");
     return false;

@@ -639,6 +639,30 @@ int node_propose(struct node *node, uint8_t type, struct raft_body *body,
   return rc;
 }
 
+void node_drop_held(struct node *node)
+{
+  while (node->held) {
+    struct held_send *held = node->held;
+    node->held = held->next;
+    raft_message_clear(&held->message);
+    free(held);
+  }
+  node->held_tail = &node->held;
+}
+
+void node_begin_raft(struct node *node)
+{
+  node_drop_held(node);
+  atomic_store(&node->durable, 0);
+  atomic_store(&node->disk_status, 0);
+  node->durable_seen = 0;
+  node->disk_failed = false;
+  node->compacted = 0;
+  node->asked_to_serve = false;
+  for (struct waiter *w = node->waiters; w; w = w->next)
+    w->asked = false;
+}
+
 /* ---- the loop ---------------------------------------------------------- */
 
 /* Takes up to BATCH queued proposals of one term. Mutex held. */
@@ -748,6 +772,10 @@ static void on_timer(uv_timer_t *timer)
     drop_gone(node);
     ask_reads(node);
     cluster_tick(node);
+    snapshot_tick(node);
+    fetch_tick(node);
+    checkpoint_compact(node);
+    full_tick(node);
     apply_tick(node);
   }
   net_flush(node->net);
@@ -862,9 +890,6 @@ void node_callbacks(struct node *node, struct net_callbacks *callbacks)
       .down = on_down,
       .allowed = on_allowed,
       .request = cluster_request,
-      .snapshot_begin = snapshot_begin,
-      .snapshot_chunk = snapshot_chunk,
-      .snapshot_end = snapshot_end,
       .event = on_event,
   };
 }

@@ -21,7 +21,7 @@
 #include <stdatomic.h>
 #include <uv.h>
 
-#define TEXT_MAX 320
+#define TEXT_MAX 640
 
 /* A line for people. */
 struct text {
@@ -52,8 +52,10 @@ struct identity {
   char listen[RAFT_ADDRESS_MAX];
   char advertise[RAFT_ADDRESS_MAX];
   unsigned heartbeat_ms, election_timeout_ms;
-  bool joining;          /* the first snapshot has not arrived yet */
-  char *ca, *cert, *key; /* PEM */
+  unsigned log_keep_kib;      /* log kept for slow followers, at most */
+  unsigned snapshot_rate_kib; /* a second, of snapshots given; 0: no limit */
+  bool joining;               /* the first snapshot has not arrived yet */
+  char *ca, *cert, *key;      /* PEM */
 };
 bool identity_valid_name(const char *name);
 int identity_write(const char *dir, const struct identity *identity,
@@ -131,6 +133,7 @@ void events_add(struct events *events, const char *format, ...)
    Tests make them small, before the first node starts. */
 struct node_limits {
   uint64_t segment_bytes;     /* of the log */
+  uint64_t log_least;         /* bytes of log that are always kept */
   uint32_t part_bytes;        /* of a transaction's pages, about */
   uint32_t checkpoint_frames; /* in -wal: time to copy them */
   uint32_t restart_frames;    /* a WAL this long begins anew */
@@ -226,7 +229,7 @@ struct node {
   struct waiter *new_waiters;
   uint64_t next_read;
   raft_index applied;
-  bool worker_wanted, worker_apply, worker_install;
+  bool worker_wanted, worker_apply, worker_install, worker_reopen;
   uint64_t next_checkpoint; /* ms; not before, when one was in vain */
   unsigned in_vain;         /* that many times in a row */
   int quiet;                /* checkpoint.c: the loop's answer */
@@ -251,6 +254,8 @@ struct node {
   int large_rc;
   uint64_t durable_seen;
   bool disk_failed;
+  bool apply_full;     /* an entry found no room in -wal */
+  uint64_t room_at;    /* ms: when to look for room again */
   bool asked_to_serve; /* a read index that makes `serving` true */
   raft_index serve_from;
   uint32_t seen_frames; /* of the WAL, and when they last changed */
@@ -261,14 +266,17 @@ struct node {
   raft_index configuration_index;
   /* Guarded by mutex: applied after the checkpoint, oldest first. */
   struct applied_configuration *history;
-  struct snapshot_in *incoming;
-  bool installing;    /* the worker installs it */
-  bool closing;       /* the loop is about to end */
-  struct join *joins; /* cluster.c: requests that wait for agreement */
+  struct snapshot_out *snapshots; /* that this node gives */
+  struct fetch *fetch;            /* that it takes; NULL: none */
+  uint64_t fetched, last_session;
+  raft_index compacted; /* the log need not go back further */
+  bool closing;         /* the loop is about to end */
+  struct join *joins;   /* cluster.c: requests that wait for agreement */
 
   _Atomic uint64_t durable; /* newest durable sequence number */
   _Atomic int disk_status;
   _Atomic bool settled; /* the database is as of `applied`: start.c */
+  _Atomic bool no_room; /* a connection found none; the loop has not heard */
   _Atomic int hold;     /* enum hold: who must wait for a new WAL */
   _Atomic bool serving; /* what is applied is fit to be read locally */
   _Atomic bool solo;    /* leader of a one-voter cluster: reads need no
@@ -358,6 +366,26 @@ void node_run_tasks(struct node *node);
 void node_callbacks(struct node *node, struct net_callbacks *callbacks);
 void node_conditions(struct node *node);
 void node_begin_loop(struct node *node);
+/* Forgets messages that wait for the disk. */
+void node_drop_held(struct node *node);
+/* A new raft begins with a new log: nothing of the one before is under way. */
+void node_begin_raft(struct node *node);
+
+/* Opens the log after the node's checkpoint; fills *recovered. */
+int start_log(struct node *node, struct raft_recovered *recovered,
+              struct text *error);
+/* Makes node->raft of it, in the place of the one before, if any. */
+int start_raft(struct node *node, struct raft_recovered *recovered,
+               struct text *error);
+
+/* ---- a disk without room: full.c --------------------------------------- */
+
+/* The log failed for want of room. Any thread. */
+bool full_log(const struct node *node);
+/* A connection found no room in -wal. Any thread. */
+void full_noticed(struct node *node);
+void full_tick(struct node *node);   /* loop */
+void full_reopen(struct node *node); /* worker */
 
 /* ---- applying: apply.c (loop thread) ----------------------------------- */
 
@@ -379,19 +407,33 @@ void apply_large(struct node *node);
 void *worker_main(void *node);
 /* One checkpoint. -EBUSY: a reader keeps some of it from being copied. */
 int checkpoint_run(struct node *node);
-/* The state up to `index` as the checkpoint file keeps it. */
-int checkpoint_save(struct node *node, raft_index index, raft_index floor,
-                    struct text *error);
+/* Loop thread, now and then: what the log need not keep goes. */
+void checkpoint_compact(struct node *node);
 
-/* ---- snapshots: snapshot.c (loop thread) ------------------------------- */
+/* ---- snapshots: snapshot.c, fetch.c (loop thread) ----------------------- */
 
+/* Offers one to a peer that needs entries which the log no longer has. */
 void snapshot_send(struct node *node, raft_id peer);
-bool snapshot_begin(void *node, raft_id from, const uint8_t *head, size_t len);
-bool snapshot_chunk(void *node, const uint8_t *data, size_t len);
-void snapshot_end(void *node, bool ok, struct net_request *request);
-void snapshot_drop(struct node *node);
-/* Worker: installs what was received. */
-void snapshot_install(struct node *node);
+/* A request of its kinds: answers it, now or later. False: another kind. */
+bool snapshot_request(struct node *node, raft_id from, const uint8_t *body,
+                      size_t len, struct net_request *request);
+/* Now and then: forgets those that nobody fetches. */
+void snapshot_tick(struct node *node);
+/* Whoever takes one needs the entries after it next, up to index at least. */
+bool snapshot_needs(const struct node *node, raft_index index);
+void snapshot_close(struct node *node);
+/* Goes on with the one that is being taken; or forgets it. */
+void fetch_tick(struct node *node);
+void fetch_drop(struct node *node);
+/* Worker: installs it. */
+void fetch_install(struct node *node);
+/* The pages of an installed snapshot that are not in the database file yet, to
+   the open append. *n_page: of the database after it; 0: it is set. When they
+   are in the database file, their file goes. */
+int fetch_append(struct node *node, uint32_t *n_page, struct text *error);
+void fetch_forget(struct node *node, raft_index index);
+/* Removes what else earlier transfers have left. */
+void fetch_clean(struct node *node, const struct store_checkpoint *cp);
 
 /* ---- membership and requests between nodes: cluster.c ------------------ */
 

@@ -303,6 +303,8 @@ static int begin_write(struct connection *c)
   const char *why;
   if (c->writing) return SQLITE_OK;
   if (c->read_state != READ_GRANTED) return SQLITE_BUSY;
+  if (full_log(node))
+    return refuse(c, SQLITE_FULL, "write refused: no room for the log");
 
   end = clock_deadline(wait_ms(c, c->refused_write, 0));
   pthread_mutex_lock(&node->mutex);

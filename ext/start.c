@@ -46,6 +46,7 @@ _Static_assert(sizeof(struct control) == 64, "control file");
 #define CONTROL_MAGIC "quorate control"
 
 struct node_limits node_limits = {.segment_bytes = 8u << 20,
+                                  .log_least = 16u << 20,
                                   .part_bytes = 1u << 20,
                                   .checkpoint_frames = 1000,
                                   .restart_frames = 1000,
@@ -161,11 +162,11 @@ static void store_done(void *ctx, uint64_t seq, int status, const char *error)
   node_wake(node);
 }
 
-/* Opens the log after the checkpoint. *cp is filled. */
-static int open_log(struct node *node, struct store_checkpoint *cp,
-                    struct raft_recovered *recovered, struct text *error)
+int start_log(struct node *node, struct raft_recovered *recovered,
+              struct text *error)
 {
   char *line = NULL;
+  struct store *store = NULL;
   struct store_options options = {.dir = node->dir,
                                   .io = node->io,
                                   .segment_bytes = node_limits.segment_bytes,
@@ -173,11 +174,37 @@ static int open_log(struct node *node, struct store_checkpoint *cp,
                                   .node = node->identity.id,
                                   .done = store_done,
                                   .ctx = node};
-  int rc = store_checkpoint_read(node->io, node->dir, cp, &line);
-  if (rc == -ENOENT && node->identity.joining) rc = 0;
-  if (rc == 0) rc = store_open(&options, cp, &node->store, recovered, &line);
+  int rc = store_open(&options, &node->checkpoint, &store, recovered, &line);
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
   free(line);
+  pthread_mutex_lock(&node->mutex);
+  node->store = store;
+  pthread_mutex_unlock(&node->mutex);
+  /* The term of a bootstrap was never voted for. */
+  if (recovered->term < node->checkpoint.term)
+    recovered->term = node->checkpoint.term;
+  return rc;
+}
+
+/* Takes the checkpoint, what is in it, and the log after it. */
+static int open_log(struct node *node, struct raft_recovered *recovered,
+                    struct text *error)
+{
+  char *line = NULL;
+  struct store_checkpoint *cp = &node->checkpoint;
+  int rc = store_checkpoint_read(node->io, node->dir, cp, &line);
+  if (rc == -ENOENT && node->identity.joining) rc = 0;
+  if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
+  free(line);
+  if (rc == 0) rc = start_log(node, recovered, error);
+  if (rc == 0 && cp->settings_len &&
+      settings_unpack(&node->settings, cp->settings, cp->settings_len) != 0) {
+    text_set(error, "%s/checkpoint: damaged settings", node->dir);
+    rc = -EBADMSG;
+  }
+  node->configuration = cp->configuration;
+  node->configuration_index = cp->configuration_index;
+  atomic_store(&node->shown_checkpoint, cp->index);
   return rc;
 }
 
@@ -195,7 +222,7 @@ static int recover_database(struct node *node,
   if (k > last) {
     text_set(error,
              "%s/log: ends at entry %llu, but %llu was confirmed: the "
-             "log is damaged; remove this node and join again",
+             "log is damaged",
              node->dir, (unsigned long long)last, (unsigned long long)k);
     return -EBADMSG;
   }
@@ -204,6 +231,7 @@ static int recover_database(struct node *node,
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
   free(line);
   if (rc) return rc;
+  fetch_clean(node, cp);
   bool settled = confirmed > 0 || k == last;
   if (settled) rc = apply_fold(node, &k, error);
   if (rc) return rc;
@@ -214,10 +242,11 @@ static int recover_database(struct node *node,
   return 0;
 }
 
-static int make_raft(struct node *node, struct raft_recovered *recovered,
-                     struct text *error)
+int start_raft(struct node *node, struct raft_recovered *recovered,
+               struct text *error)
 {
   struct raft_options options;
+  struct raft *raft;
   raft_options_defaults(&options);
   options.id = node->identity.id;
   options.incarnation = node->identity.incarnation;
@@ -225,9 +254,16 @@ static int make_raft(struct node *node, struct raft_recovered *recovered,
   options.election_timeout_ms = node->identity.election_timeout_ms;
   if (getrandom(&options.seed, sizeof(options.seed), 0) < 0)
     options.seed = (uint64_t)clock_wall_ms() ^ node->identity.id;
-  int rc = raft_new(&options, recovered, clock_monotonic_ms(), &node->raft);
-  if (rc) text_set(error, "%s: %s", node->path, raft_strerror(rc));
-  return rc;
+  if (node->applied > recovered->commit) recovered->commit = node->applied;
+  int rc = raft_new(&options, recovered, clock_monotonic_ms(), &raft);
+  if (rc) {
+    text_set(error, "%s: %s", node->path, raft_strerror(rc));
+    return rc;
+  }
+  raft_free(node->raft);
+  node->raft = raft;
+  node_begin_raft(node);
+  return 0;
 }
 
 static int open_network(struct node *node, struct text *error)
@@ -322,11 +358,21 @@ static struct node *node_new(const char *path)
   return node;
 }
 
+/* What is damaged is not repaired by guessing: the others have it all. */
+static void advise_rebuild(const struct node *node, struct text *error)
+{
+  size_t n = strlen(error->s);
+  snprintf(error->s + n, sizeof(error->s) - n,
+           "; to rebuild this node, delete %s and %s*, and join again as %s, "
+           "with a new invitation",
+           node->dir, node->path,
+           node->identity.name[0] ? node->identity.name : "the same name");
+}
+
 /* Everything that can be refused, before any thread runs. */
 static int prepare(struct node *node, const struct raft_configuration *peers,
                    struct text *error)
 {
-  struct store_checkpoint cp = {0};
   struct raft_recovered recovered = {0};
   raft_index confirmed = 0;
   int rc = identity_read(node->dir, &node->identity, error);
@@ -339,27 +385,14 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
     rc = -EINVAL;
   }
   if (rc == 0) rc = open_control(node, &confirmed, error);
-  if (rc == 0) rc = open_log(node, &cp, &recovered, error);
-  if (rc == 0 && cp.settings_len &&
-      settings_unpack(&node->settings, cp.settings, cp.settings_len) != 0) {
-    text_set(error, "%s/checkpoint: damaged settings", node->dir);
-    rc = -EBADMSG;
-  }
-  if (rc) store_checkpoint_clear(&cp);
-  if (rc == 0) {
-    node->configuration = cp.configuration;
-    node->configuration_index = cp.configuration_index;
-    node->members = recovered.configuration;
-    if (peers) node->members = *peers;
-    node->checkpoint = cp; /* now the node's */
-    atomic_store(&node->shown_checkpoint, cp.index);
-    /* The term of a bootstrap was never voted for. */
-    if (recovered.term < cp.term) recovered.term = cp.term;
-  }
+  if (rc == 0) rc = open_log(node, &recovered, error);
+  if (rc == 0) node->members = peers ? *peers : recovered.configuration;
   atomic_store(&node->settled, true);
   if (rc == 0 && !node->identity.joining)
-    rc = recover_database(node, &cp, &recovered, confirmed, error);
-  if (rc == 0) rc = make_raft(node, &recovered, error);
+    rc =
+        recover_database(node, &node->checkpoint, &recovered, confirmed, error);
+  if (rc == 0) rc = start_raft(node, &recovered, error);
+  if (rc == -EBADMSG) advise_rebuild(node, error);
   if (rc == 0) rc = init_loop(node, error);
   if (rc == 0) rc = open_network(node, error);
   return rc;
@@ -405,7 +438,8 @@ static void close_all(struct task *task)
 {
   struct node *node = task->node;
   cluster_close(node);
-  snapshot_drop(node);
+  snapshot_close(node);
+  fetch_drop(node);
   uv_timer_stop(&node->timer);
   net_close(node->net, closed, node);
 }
@@ -500,13 +534,7 @@ static void drop_queues(struct node *node)
     }
   }
   pthread_mutex_unlock(&node->mutex);
-  while (node->held) {
-    struct held_send *held = node->held;
-    node->held = held->next;
-    raft_message_clear(&held->message);
-    free(held);
-  }
-  node->held_tail = &node->held;
+  node_drop_held(node);
 }
 
 void node_stop(struct node *node, bool clean)

@@ -17,14 +17,15 @@ static const char *const declarations[] = {
     "CREATE TABLE x(name TEXT, id TEXT, cluster TEXT, role TEXT, leader TEXT, "
     "term INTEGER, commit_index INTEGER, applied_index INTEGER, "
     "last_index INTEGER, checkpoint_index INTEGER, voters INTEGER, "
-    "wal_frames INTEGER, wal_backfilled INTEGER, log_bytes INTEGER, "
+    "wal_frames INTEGER, wal_backfilled INTEGER, log_first INTEGER, "
+    "log_bytes INTEGER, "
     "serving INTEGER, writable INTEGER, reason TEXT, schema HIDDEN)",
     "CREATE TABLE x(name TEXT, id TEXT, address TEXT, role TEXT, state TEXT, "
     "match_index INTEGER, lag_entries INTEGER, last_contact_ms INTEGER, "
     "schema HIDDEN)",
     "CREATE TABLE x(time TEXT, event TEXT, schema HIDDEN)",
 };
-static const int schema_column[] = {17, 8, 2};
+static const int schema_column[] = {18, 8, 2};
 
 struct vtab {
   sqlite3_vtab base;
@@ -124,6 +125,7 @@ static void status_row(struct cursor *c, struct node *node)
   put_number(c, view.voters);
   put_number(c, frames);
   put_number(c, backfill);
+  put_number(c, stats.first);
   put_number(c, stats.bytes);
   put_number(c, atomic_load(&node->serving));
   put_number(c, writable);

@@ -3,7 +3,9 @@
 **
 ** A call is a CALL frame with a number of the caller's; the ANSWER comes back
 ** on the same connection with that number and a status: 0 or a code of the
-** owner's, or -1 and a text when net itself could not do what was asked.
+** owner's, or -1 and a text when net itself could not do what was asked. A
+** fetch is the same in a FETCH frame on a connection of its own (fetch.c); it
+** waits here, with a copy of its body, while that is being made.
 **
 ** A struct net_request belongs to the owner from request() to net_reply(),
 ** however long that takes; its connection may be gone by then.
@@ -19,14 +21,14 @@
 
 /* ---- answers ------------------------------------------------------------- */
 
-bool net_send_answer(struct net_connection *c, uint64_t correlation, int status,
+void net_send_answer(struct net_connection *c, uint64_t correlation, int status,
                      const void *body, size_t len)
 {
   static const char too_long[] = "the answer is too long";
   uint8_t head[NET_ANSWER_HEAD];
   struct iovec parts[2];
 
-  if (len > NET_REQUEST_MAX) {
+  if (len > NET_ANSWER_MAX) {
     status = -1;
     body = too_long;
     len = sizeof too_long - 1;
@@ -37,7 +39,8 @@ bool net_send_answer(struct net_connection *c, uint64_t correlation, int status,
   parts[0].iov_len = sizeof head;
   parts[1].iov_base = (void *)(uintptr_t)body;
   parts[1].iov_len = len;
-  return net_connection_send(c, NET_FRAME_ANSWER, parts, 2);
+  if (!net_connection_send(c, NET_FRAME_ANSWER, parts, 2))
+    net_connection_end(c, NET_FAILED, "an answer could not be queued");
 }
 
 bool net_read_answer(const struct net_frame *frame, uint64_t *correlation,
@@ -56,11 +59,16 @@ bool net_read_answer(const struct net_frame *frame, uint64_t *correlation,
 struct net_call {
   struct net_call *next;
   struct net_connection *connection; /* NULL: it failed, see why */
+  uint8_t type;                      /* NET_FRAME_CALL or NET_FRAME_FETCH */
   uint64_t id, deadline;
   net_done done;
   void *ctx;
   const char *why;
+  uint8_t *body; /* a copy until it is sent; NULL: it was sent */
+  size_t len;
 };
+
+static const char no_answer[] = "no answer in time";
 
 static struct net_call *unlink_call(struct net *net, struct net_call **link)
 {
@@ -77,6 +85,7 @@ static void fail_call(struct net_call *call)
   const char *why = call->why;
 
   call->done(call->ctx, -1, (const uint8_t *)why, strlen(why));
+  free(call->body);
   free(call);
 }
 
@@ -89,46 +98,72 @@ static void give_up(struct net *net, struct net_call *call, const char *why)
   net_hub_arm(&net->hub, call->deadline);
 }
 
-static void start_call(struct net *net, struct net_call *call, raft_id to,
-                       const void *body, size_t len)
+static bool put(struct net_call *call, const void *body, size_t len)
 {
-  struct net_peer *peer = net_peer_find(net, to);
   uint8_t head[NET_CALL_HEAD];
   struct iovec parts[2];
 
-  if (to == net->self) {
-    give_up(net, call, "a call to this node itself");
-  } else if (len > NET_REQUEST_MAX) {
-    give_up(net, call, "the call is too long");
-  } else if (net->n_calls > CALLS_MAX) {
-    give_up(net, call, "too many calls are waiting for their answers");
-  } else if (!peer || !net_usable(peer->dialled)) {
-    give_up(net, call, "there is no connection to that node");
-  } else {
-    net_put64(head, call->id);
-    parts[0].iov_base = head;
-    parts[0].iov_len = sizeof head;
-    parts[1].iov_base = (void *)(uintptr_t)body;
-    parts[1].iov_len = len;
-    call->connection = peer->dialled;
-    call->why = "no answer in time";
-    if (net_connection_send(peer->dialled, NET_FRAME_CALL, parts, 2))
-      net_hub_arm(&net->hub, call->deadline);
-    else
-      give_up(net, call, "too much is queued for that node");
-  }
+  net_put64(head, call->id);
+  parts[0].iov_base = head;
+  parts[0].iov_len = sizeof head;
+  parts[1].iov_base = (void *)(uintptr_t)body;
+  parts[1].iov_len = len;
+  call->why = no_answer;
+  return net_connection_send(call->connection, call->type, parts, 2);
 }
 
-void net_call(struct net *net, raft_id peer, const void *body, size_t len,
-              unsigned timeout_ms, net_done done, void *ctx)
+/* Keeps what its connection cannot take yet. */
+static bool keep(struct net_call *call, const void *body, size_t len)
 {
-  static const char refused[] = "the call could not be made";
+  call->body = malloc(len ? len : 1);
+  if (!call->body) return false;
+  if (len) memcpy(call->body, body, len);
+  call->len = len;
+  call->why = "no connection in time";
+  return true;
+}
+
+/* The connection that it is to go out on. NULL: none, *why says why. */
+static struct net_connection *way(struct net *net, const struct net_call *call,
+                                  raft_id to, const char **why)
+{
+  struct net_peer *peer = net_peer_find(net, to);
+
+  *why = "there is no connection to that node";
+  if (call->type == NET_FRAME_FETCH) return net_fetch_connection(peer, why);
+  return peer && net_usable(peer->dialled) ? peer->dialled : NULL;
+}
+
+/* Returns why it cannot be made, or NULL. */
+static const char *start(struct net *net, struct net_call *call, raft_id to,
+                         const void *body, size_t len)
+{
+  const char *why;
+
+  if (to == net->self) return "a request to this node itself";
+  if (len > NET_REQUEST_MAX) return "the request is too long";
+  if (net->n_calls > CALLS_MAX)
+    return "too many requests are waiting for their answers";
+  call->connection = way(net, call, to, &why);
+  if (!call->connection) return why;
+  if (call->type == NET_FRAME_FETCH && !call->connection->peer)
+    return keep(call, body, len) ? NULL : "out of memory";
+  return put(call, body, len) ? NULL : "too much is queued for that node";
+}
+
+void net_ask(struct net *net, enum net_frame_type type, raft_id peer,
+             const void *body, size_t len, unsigned timeout_ms, net_done done,
+             void *ctx)
+{
+  static const char refused[] = "the request could not be made";
   struct net_call *call = net->hub.closing ? NULL : calloc(1, sizeof *call);
+  const char *why;
 
   if (!call) {
     done(ctx, -1, (const uint8_t *)refused, sizeof refused - 1);
     return;
   }
+  call->type = (uint8_t)type;
   call->id = ++net->last_call;
   call->done = done;
   call->ctx = ctx;
@@ -136,7 +171,35 @@ void net_call(struct net *net, raft_id peer, const void *body, size_t len,
   *net->calls_end = call;
   net->calls_end = &call->next;
   net->n_calls++;
-  start_call(net, call, peer, body, len);
+  why = start(net, call, peer, body, len);
+  if (why)
+    give_up(net, call, why);
+  else
+    net_hub_arm(&net->hub, call->deadline);
+}
+
+void net_call(struct net *net, raft_id peer, const void *body, size_t len,
+              unsigned timeout_ms, net_done done, void *ctx)
+{
+  net_ask(net, NET_FRAME_CALL, peer, body, len, timeout_ms, done, ctx);
+}
+
+void net_call_ready(struct net *net, struct net_connection *c)
+{
+  for (struct net_call *call = net->calls; call; call = call->next) {
+    if (call->connection != c || !call->body) continue;
+    if (!put(call, call->body, call->len) && !c->ended)
+      give_up(net, call, "too much is queued for that node");
+    free(call->body);
+    call->body = NULL;
+  }
+}
+
+bool net_call_pending(const struct net *net, const struct net_connection *c)
+{
+  for (const struct net_call *call = net->calls; call; call = call->next)
+    if (call->connection == c) return true;
+  return false;
 }
 
 void net_call_answer(struct net_connection *c, const struct net_frame *frame)
@@ -160,10 +223,22 @@ void net_call_answer(struct net_connection *c, const struct net_frame *frame)
   free(call);
 }
 
+/* Nobody waits any more for the answer to a fetch: it would only delay others,
+   so its connection ends. One that is still being made goes on if another
+   fetch waits for it. */
+static void expire(struct net *net, const struct net_call *call)
+{
+  struct net_connection *c = call->connection;
+
+  if (!c || call->type != NET_FRAME_FETCH) return;
+  if (call->body && net_call_pending(net, c)) return;
+  net_connection_end(c, NET_CUT, "a fetch had no answer in time");
+}
+
 /* Fails those due at `now` and those of a connection that is gone. They are
    taken off first: a callback may make new calls, which fail another time. */
 static void fail_calls(struct net *net, struct net_connection *gone,
-                       uint64_t now)
+                       const char *why, uint64_t now)
 {
   struct net_call **link = &net->calls, *failed = NULL, **end = &failed, *call;
 
@@ -174,10 +249,13 @@ static void fail_calls(struct net *net, struct net_connection *gone,
       link = &call->next;
       continue;
     }
-    if (lost) call->why = "the connection was lost";
     *end = unlink_call(net, link);
     end = &call->next;
     *end = NULL;
+    if (lost)
+      call->why = why;
+    else
+      expire(net, call);
   }
   while ((call = failed) != NULL) {
     failed = call->next;
@@ -185,16 +263,17 @@ static void fail_calls(struct net *net, struct net_connection *gone,
   }
 }
 
-void net_call_lost(struct net *net, struct net_connection *connection)
+void net_call_lost(struct net *net, struct net_connection *connection,
+                   const char *why)
 {
-  fail_calls(net, connection, 0);
+  fail_calls(net, connection, why, 0);
 }
 
 uint64_t net_call_tick(struct net *net, uint64_t now)
 {
   uint64_t at = NET_NEVER;
 
-  fail_calls(net, NULL, now);
+  fail_calls(net, NULL, NULL, now);
   for (struct net_call *call = net->calls; call; call = call->next)
     at = MIN(at, call->deadline);
   return at;
@@ -202,7 +281,7 @@ uint64_t net_call_tick(struct net *net, uint64_t now)
 
 void net_call_end(struct net *net)
 {
-  fail_calls(net, NULL, NET_NEVER);
+  fail_calls(net, NULL, NULL, NET_NEVER);
 }
 
 /* ---- requests ------------------------------------------------------------ */
@@ -268,9 +347,6 @@ void net_reply(struct net_request *request, int status, const void *body,
   if (c) {
     detach(request);
     net_send_answer(c, request->correlation, status, body, len);
-    if (c->role == NET_ROLE_DONE && c->peer)
-      net_connection_deadline(c, c->hub->limits.linger_ms,
-                              "not closed by the other side");
   }
   free(request);
 }

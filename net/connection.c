@@ -252,12 +252,6 @@ bool net_connection_send(struct net_connection *c, uint8_t type,
   return encrypt(c, iov, n + 1);
 }
 
-static void moved(struct net_connection *c, size_t n)
-{
-  count(c, 0, n);
-  if (c->handler->sent) c->handler->sent(c);
-}
-
 static void write_failed(struct net_connection *c, int rc)
 {
   bool closed = rc == UV_EPIPE || rc == UV_ECONNRESET;
@@ -276,7 +270,6 @@ static void on_written(uv_write_t *write, int status)
     write_failed(c, status);
     return;
   }
-  moved(c, 0);
   net_connection_flush(c);
 }
 
@@ -322,7 +315,7 @@ void net_connection_flush(struct net_connection *c)
   }
   if (rc > 0) {
     tls_stream_sent(c->tls, (size_t)rc);
-    moved(c, (size_t)rc);
+    count(c, 0, (size_t)rc);
     if ((size_t)rc == buf.len) return;
     buf.len = tls_stream_output(c->tls, &data);
   }

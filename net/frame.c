@@ -59,11 +59,9 @@ static const struct {
 } types[NET_FRAME_TYPES] = {
     [NET_FRAME_RAFT] = {"a raft", NET_MESSAGE_MAX},
     [NET_FRAME_CALL] = {"a call", NET_CALL_HEAD + NET_REQUEST_MAX},
-    [NET_FRAME_ANSWER] = {"an answer", NET_ANSWER_HEAD + NET_REQUEST_MAX},
+    [NET_FRAME_ANSWER] = {"an answer", NET_ANSWER_HEAD + NET_ANSWER_MAX},
     [NET_FRAME_JOIN] = {"a join", NET_REQUEST_MAX},
-    [NET_FRAME_SNAPSHOT_BEGIN] = {"a snapshot begin", NET_REQUEST_MAX},
-    [NET_FRAME_SNAPSHOT_CHUNK] = {"a snapshot chunk", NET_CHUNK_MAX},
-    [NET_FRAME_SNAPSHOT_END] = {"a snapshot end", 0},
+    [NET_FRAME_FETCH] = {"a fetch", NET_CALL_HEAD + NET_REQUEST_MAX},
 };
 
 uint32_t net_frame_bound(unsigned type)

@@ -61,13 +61,11 @@ uint64_t net_now(void);
 /* ---- interface to the code in frame.c ------------------------------------ */
 
 enum net_frame_type {
-  NET_FRAME_RAFT = 1,       /* an encoded raft message */
-  NET_FRAME_CALL,           /* correlation u64, the owner's bytes */
-  NET_FRAME_ANSWER,         /* correlation u64, status i32, the owner's bytes */
-  NET_FRAME_JOIN,           /* the owner's bytes */
-  NET_FRAME_SNAPSHOT_BEGIN, /* the owner's head */
-  NET_FRAME_SNAPSHOT_CHUNK, /* bytes of the snapshot */
-  NET_FRAME_SNAPSHOT_END,   /* nothing */
+  NET_FRAME_RAFT = 1, /* an encoded raft message */
+  NET_FRAME_CALL,     /* correlation u64, the owner's bytes */
+  NET_FRAME_ANSWER,   /* correlation u64, status i32, the owner's bytes */
+  NET_FRAME_JOIN,     /* the owner's bytes */
+  NET_FRAME_FETCH,    /* as CALL */
   NET_FRAME_TYPES
 };
 
@@ -134,8 +132,7 @@ struct net_limits {
   unsigned handshake_ms;  /* TLS handshake */
   unsigned unverified_ms; /* life of a connection without a certificate */
   unsigned frame_ms;      /* from a frame's first byte to its last */
-  unsigned snapshot_ms;   /* a snapshot without progress */
-  unsigned linger_ms;     /* until the other side closes after its answer */
+  unsigned fetch_idle_ms; /* until a connection for fetches is closed */
   unsigned backoff_min_ms, backoff_max_ms;
   unsigned event_ms; /* between two lines of one kind */
   unsigned unverified_max;
@@ -196,9 +193,6 @@ struct net_handler {
   void (*ready)(struct net_connection *connection); /* handshake done */
   void (*frame)(struct net_connection *connection,
                 const struct net_frame *frame);
-  /* Some output went to the kernel. May come from inside net_flush(), so it
-     must not call the owner of the net (N1). May be NULL. */
-  void (*sent)(struct net_connection *connection);
   /* Once, when it ends; cause and why are set. Freed by itself later. */
   void (*closed)(struct net_connection *connection);
 };
@@ -212,8 +206,7 @@ enum net_role {
   NET_ROLE_DONE,           /* has said all that it may */
   NET_ROLE_NEW,            /* a member's, no frame yet */
   NET_ROLE_MEMBER,         /* raft messages and calls */
-  NET_ROLE_SNAPSHOT,       /* a snapshot that is being received */
-  NET_ROLE_DRAIN           /* the rest of a snapshot that was refused */
+  NET_ROLE_FETCHER         /* fetches, and nothing else */
 };
 
 struct net_counters {
@@ -300,7 +293,6 @@ enum net_event_kind {
   NET_EVENT_STRANGER,  /* valid certificate, not a member */
   NET_EVENT_REFUSED,   /* a frame or message that may not be */
   NET_EVENT_PEER,      /* a member's connection ended */
-  NET_EVENT_SNAPSHOT,
   NET_EVENT_OTHER,
   NET_EVENT_KINDS
 };
@@ -310,7 +302,8 @@ struct net_limiter {
   unsigned held; /* lines not told since */
 };
 
-#define NET_INBOUND_MAX 4 /* connections from one peer, snapshots apart */
+#define NET_INBOUND_MAX 4  /* connections from one peer, those below apart */
+#define NET_FETCHERS_MAX 2 /* connections from one peer with its fetches */
 
 struct net_peer {
   struct net *net;
@@ -319,20 +312,22 @@ struct net_peer {
   bool wanted; /* in the owner's configuration */
   char address[RAFT_ADDRESS_MAX];
   struct net_connection *dialled;
-  bool heard; /* the dialled connection brought a frame */
   bool redial_now;
   bool told_down; /* down() was called and no handshake came since */
   uint64_t redial_at;
   unsigned backoff_ms, attempts;
   struct net_connection *inbound[NET_INBOUND_MAX]; /* newest first */
   unsigned n_inbound;
+  struct net_connection *fetchers[NET_FETCHERS_MAX]; /* newest first */
+  unsigned n_fetchers;
+  struct net_connection *fetch; /* dialled, for our own fetches; or NULL */
+  uint64_t fetched_at;          /* when something was last asked on it */
   struct net_counters counters;
   char told[NET_TEXT]; /* the last failure that was told, and when */
   uint64_t told_at;
 };
 
 struct net_call;
-struct net_snapshot;
 
 struct net {
   struct net_hub hub; /* first: a hub of a net is a net */
@@ -340,7 +335,6 @@ struct net {
   raft_id self;
   struct tls_context *tls;
   uv_tcp_t listener;
-  uv_idle_t idle; /* runs while a snapshot can be sent */
   char listening[RAFT_ADDRESS_MAX];
   unsigned unverified;
   bool recheck; /* ask allowed() again for every connection */
@@ -348,8 +342,6 @@ struct net {
   struct net_call *calls, **calls_end;
   unsigned n_calls;
   uint64_t last_call;
-  struct net_snapshot *snapshots;
-  struct net_connection *incoming; /* the snapshot that is being received */
   uint64_t random;
   struct net_limiter limiters[NET_EVENT_KINDS];
   uint8_t *scratch; /* heads of raft messages */
@@ -376,6 +368,12 @@ struct net_peer *net_peer_find(const struct net *net, raft_id id);
 struct net_peer *net_peer_get(struct net *net, raft_id id);
 void net_peer_attach(struct net_peer *peer, struct net_connection *inbound);
 void net_peer_detach(struct net_peer *peer, struct net_connection *inbound);
+/* It carries fetches: kept apart from the others from now on. */
+void net_peer_set_apart(struct net_peer *peer, struct net_connection *inbound);
+/* A dialled connection is ready: is the other side the peer, and allowed?
+   False: the connection ends. */
+bool net_peer_verified(struct net_peer *peer,
+                       struct net_connection *connection);
 /* An established connection was closed by the other side. */
 void net_peer_lost(struct net_peer *peer);
 uint64_t net_peer_tick(struct net *net, uint64_t now);
@@ -384,10 +382,20 @@ void net_peer_end(struct net *net);
 
 /* ---- interface to the code in call.c ------------------------------------- */
 
+/* What net_call() and net_fetch() do, as a frame of that type. */
+void net_ask(struct net *net, enum net_frame_type type, raft_id peer,
+             const void *body, size_t len, unsigned timeout_ms, net_done done,
+             void *ctx);
 void net_call_answer(struct net_connection *connection,
                      const struct net_frame *frame);
+/* Sends what waited for the connection. */
+void net_call_ready(struct net *net, struct net_connection *connection);
+/* Something waits for the connection, or for an answer on it. */
+bool net_call_pending(const struct net *net,
+                      const struct net_connection *connection);
 /* The calls that went out on a connection have failed. */
-void net_call_lost(struct net *net, struct net_connection *connection);
+void net_call_lost(struct net *net, struct net_connection *connection,
+                   const char *why);
 uint64_t net_call_tick(struct net *net, uint64_t now);
 void net_call_end(struct net *net);
 /* Makes a request for the owner to answer. NULL: too many, or no memory. */
@@ -397,21 +405,21 @@ struct net_request *net_request_new(struct net_connection *connection,
 void net_request_lost(struct net_connection *connection);
 /* Answers all of them with -1. */
 void net_request_refuse(struct net_connection *connection, const char *why);
-bool net_send_answer(struct net_connection *connection, uint64_t correlation,
+/* Ends the connection where the answer cannot be queued. */
+void net_send_answer(struct net_connection *connection, uint64_t correlation,
                      int status, const void *body, size_t len);
 /* Splits an answer. False: malformed. */
 bool net_read_answer(const struct net_frame *frame, uint64_t *correlation,
                      int *status, const uint8_t **body, size_t *len);
 
-/* ---- interface to the code in snapshot.c --------------------------------- */
+/* ---- interface to the code in fetch.c ------------------------------------ */
 
-/* A snapshot frame of an inbound connection. */
-void net_snapshot_frame(struct net *net, struct net_connection *connection,
-                        const struct net_frame *frame);
-/* The connection of the incoming snapshot ended. */
-void net_snapshot_lost(struct net *net, struct net_connection *connection);
-void net_snapshot_cut(struct net *net, raft_id peer);
-void net_snapshot_sweep(struct net *net);
-void net_snapshot_end(struct net *net);
+/* The connection for fetches from a peer, which may be NULL; dialled if there
+   is none, so it may have no peer yet: see net_call_ready(). NULL: there can
+   be none, *why says why. */
+struct net_connection *net_fetch_connection(struct net_peer *peer,
+                                            const char **why);
+/* Closes what nothing was asked on for a while. */
+uint64_t net_fetch_tick(struct net *net, uint64_t now);
 
 #endif

@@ -5,9 +5,8 @@
 ** An inbound connection's role says what it may bring:
 **
 **   UNVERIFIED --certificate of a member--> NEW --RAFT, CALL--> MEMBER
-**       |                                    `--SNAPSHOT_BEGIN--> SNAPSHOT
-**       `--no certificate--> JOINER --JOIN--> DONE      |  |
-**                                              ^--END---'  `-refused-> DRAIN
+**       |                                    `----FETCH-------> FETCHER
+**       `--no certificate--> JOINER --JOIN--> DONE
 **
 ** What a stranger can use up is bounded: so many connections without a
 ** certificate, so much of each, for so long; and one line a kind of event and
@@ -89,12 +88,9 @@ void net_set_role(struct net_connection *c, enum net_role role)
       [NET_ROLE_JOINER] = NET_ALLOW(NET_FRAME_JOIN),
       [NET_ROLE_DONE] = 0,
       [NET_ROLE_NEW] = NET_ALLOW(NET_FRAME_RAFT) | NET_ALLOW(NET_FRAME_CALL) |
-                       NET_ALLOW(NET_FRAME_SNAPSHOT_BEGIN),
+                       NET_ALLOW(NET_FRAME_FETCH),
       [NET_ROLE_MEMBER] = NET_ALLOW(NET_FRAME_RAFT) | NET_ALLOW(NET_FRAME_CALL),
-      [NET_ROLE_SNAPSHOT] = NET_ALLOW(NET_FRAME_SNAPSHOT_CHUNK) |
-                            NET_ALLOW(NET_FRAME_SNAPSHOT_END),
-      [NET_ROLE_DRAIN] = NET_ALLOW(NET_FRAME_SNAPSHOT_CHUNK) |
-                         NET_ALLOW(NET_FRAME_SNAPSHOT_END),
+      [NET_ROLE_FETCHER] = NET_ALLOW(NET_FRAME_FETCH),
   };
 
   c->role = role;
@@ -192,13 +188,14 @@ static void inbound_frame(struct net_connection *c,
     if (c->role == NET_ROLE_NEW) net_set_role(c, NET_ROLE_MEMBER);
     call_frame(net, c, frame);
     break;
-  case NET_FRAME_JOIN: join_frame(net, c, frame); break;
-  case NET_FRAME_SNAPSHOT_BEGIN:
-    net_peer_detach(net_peer_find(net, c->peer), c);
-    c->counters = NULL;
-    net_snapshot_frame(net, c, frame);
+  case NET_FRAME_FETCH:
+    if (c->role == NET_ROLE_NEW) {
+      net_set_role(c, NET_ROLE_FETCHER);
+      net_peer_set_apart(net_peer_find(net, c->peer), c);
+    }
+    call_frame(net, c, frame);
     break;
-  default: net_snapshot_frame(net, c, frame); break;
+  case NET_FRAME_JOIN: join_frame(net, c, frame); break;
   }
 }
 
@@ -230,11 +227,10 @@ static void inbound_closed(struct net_connection *c)
   if (!c->peer) net->unverified--;
   net_request_lost(c);
   tell(net, c);
-  if (c->role == NET_ROLE_NEW || c->role == NET_ROLE_MEMBER) {
-    net_peer_detach(peer, c);
-    if (peer && c->cause == NET_PEER_CLOSED) net_peer_lost(peer);
-  }
-  net_snapshot_lost(net, c);
+  net_peer_detach(peer, c);
+  if ((c->role == NET_ROLE_NEW || c->role == NET_ROLE_MEMBER) && peer &&
+      c->cause == NET_PEER_CLOSED)
+    net_peer_lost(peer);
 }
 
 static const struct net_handler inbound = {
@@ -383,9 +379,12 @@ static int listen_on(struct net *net, const char *text, int *out,
 static uint64_t net_tick(struct net_hub *hub, uint64_t now)
 {
   struct net *net = (struct net *)hub;
-  uint64_t calls = net_call_tick(net, now), peers = net_peer_tick(net, now);
+  uint64_t at = net_call_tick(net, now), due;
 
-  return MIN(calls, peers);
+  due = net_fetch_tick(net, now);
+  at = MIN(at, due);
+  due = net_peer_tick(net, now);
+  return MIN(at, due);
 }
 
 /* Membership changed: who is connected may no longer be allowed to. */
@@ -406,13 +405,10 @@ static void net_sweep(struct net_hub *hub)
 {
   struct net *net = (struct net *)hub;
 
-  if (hub->closing) {
-    net_snapshot_end(net);
+  if (hub->closing)
     net_call_end(net);
-  } else if (net->recheck) {
+  else if (net->recheck)
     recheck(net);
-  }
-  net_snapshot_sweep(net);
   net_peer_sweep(net);
 }
 
@@ -431,15 +427,9 @@ static void on_gone(struct net_hub *hub)
   void (*closed)(void *ctx) = net->closed;
   void *ctx = net->closed_ctx;
 
-  assert(!net->calls && !net->snapshots && !net->peers && !net->incoming);
-  assert(net->unverified == 0);
+  assert(!net->calls && !net->peers && net->unverified == 0);
   net_free(net);
   if (closed) closed(ctx);
-}
-
-static void on_handle_closed(uv_handle_t *handle)
-{
-  net_hub_drop(handle->data);
 }
 
 static void listener_closed(uv_handle_t *handle)
@@ -486,11 +476,9 @@ int net_open(const struct net_options *options, struct net **out,
   net->hub.tick = net_tick;
   net->hub.sweep = net_sweep;
   net->hub.gone = on_gone;
-  uv_idle_init(options->loop, &net->idle);
-  net->idle.data = net;
   rc = uv_tcp_init(options->loop, &net->listener);
   net->listener.data = net;
-  net->hub.handles += 2;
+  net->hub.handles++;
   if (rc == 0) rc = uv_tcp_open(&net->listener, fd);
   if (rc) close(fd);
   if (rc == 0)
@@ -521,8 +509,6 @@ void net_close(struct net *net, void (*closed)(void *ctx), void *ctx)
   net_hub_close(&net->hub);
   net_peer_end(net);
   uv_close((uv_handle_t *)&net->listener, listener_closed);
-  net->idle.data = &net->hub;
-  uv_close((uv_handle_t *)&net->idle, on_handle_closed);
 }
 
 void net_set_tls(struct net *net, struct tls_context *tls)

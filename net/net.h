@@ -4,13 +4,14 @@
 ** Everything runs on the thread of the loop that the owner passes in; no
 ** function here may be called from another thread. The owner's callbacks run
 ** on it too, always from libuv and never from inside a function of this header
-** (calls and snapshots refused for want of memory or after net_close apart);
+** (calls and fetches refused for want of memory or after net_close apart);
 ** they may call any function of this header except net_close.
 **
 ** Connections. Each node dials each peer and sends its own requests on that
-** connection; answers come back on the same one. A snapshot travels on a
-** connection of its own. All are TLS 1.3 with both certificates, except that a
-** client without one may send a single NET_JOIN request and get its answer.
+** connection; answers come back on the same one. What a node fetches from a
+** peer, whose answers are long, it asks for on a second connection. All are
+** TLS 1.3 with both certificates, except that a client without one may send a
+** single NET_JOIN request and get its answer.
 **
 ** Frames (little-endian): length u32 of the body, type u8, version u8 = 1,
 ** flags u16 = 0; then the body. Each type has a bound on its length that is
@@ -20,7 +21,8 @@
 ** Bounds: handshake 5 s; a frame that began must end within 30 s; at most 32
 ** connections without a verified certificate, each with at most 64 KiB of
 ** buffers and 10 s of life; a peer's unsent output at most 64 MiB (above it
-** messages to that peer are dropped, which Raft allows).
+** messages to that peer are dropped, which Raft allows, and an answer ends its
+** connection).
 **
 ** Errors: 0 or -1 with a line for people in *error.
 */
@@ -42,8 +44,8 @@ struct net_error {
    come once for each, also when its connection or its net is gone by then. */
 struct net_request;
 
-#define NET_REQUEST_MAX (64u * 1024u) /* body of a call, join or answer */
-#define NET_CHUNK_MAX (256u * 1024u)  /* data in one snapshot chunk */
+#define NET_REQUEST_MAX (64u * 1024u) /* of a call, fetch or join */
+#define NET_ANSWER_MAX (1024u * 1024u + 64u * 1024u) /* of an answer */
 #define NET_MESSAGE_MAX (8u * 1024u * 1024u) /* one encoded raft message */
 
 struct net_callbacks {
@@ -57,19 +59,10 @@ struct net_callbacks {
   void (*down)(void *ctx, raft_id peer);
   /* May this node, whose certificate is valid, talk to us? */
   bool (*allowed)(void *ctx, raft_id peer);
-  /* A join request (from 0) or a call from a member; answer it with
+  /* A join request (from 0), or a call or fetch from a member; answer it with
      net_reply(), now or later. Bodies are the owner's business. */
   void (*request)(void *ctx, raft_id from, const uint8_t *body, size_t len,
                   struct net_request *request);
-  /* An incoming snapshot: begin() gets what the sender's owner gave as head
-     and accepts with true; chunk() gets its bytes in order; end() comes once,
-     ok only when all of it arrived, and is answered with net_reply(), whose
-     body is ignored and whose status tells the sender. One at a time; a new
-     begin() ends an older one with ok = false (and request NULL). */
-  bool (*snapshot_begin)(void *ctx, raft_id from, const uint8_t *head,
-                         size_t len);
-  bool (*snapshot_chunk)(void *ctx, const uint8_t *data, size_t len);
-  void (*snapshot_end)(void *ctx, bool ok, struct net_request *request);
   /* Something worth telling: a refused connection, a failed handshake. */
   void (*event)(void *ctx, const char *line);
 };
@@ -106,7 +99,9 @@ bool net_send(struct net *net, const struct raft_message *message);
    connection. Call it after each batch of net_send(). */
 void net_flush(struct net *net);
 
-/* Answers a request. status 0 or a small positive code of the owner's. */
+/* Answers a request. status 0 or a small positive code of the owner's. An
+   answer is never lost in silence: where too much is unsent, the connection
+   is ended, so that the asker hears of it. */
 void net_reply(struct net_request *request, int status, const void *body,
                size_t len);
 
@@ -117,14 +112,19 @@ typedef void (*net_done)(void *ctx, int status, const uint8_t *body,
 void net_call(struct net *net, raft_id peer, const void *body, size_t len,
               unsigned timeout_ms, net_done done, void *ctx);
 
-/* Sends a snapshot to a peer on a connection of its own. read() is called on
-   the loop when there is room: it fills buf with at most max (NET_CHUNK_MAX)
-   bytes and returns their number, 0 at the end, -1 to give up. done() comes
-   exactly once: status 0 when the other side's owner said so. */
-void net_send_snapshot(struct net *net, raft_id peer, const void *head,
-                       size_t len,
-                       ssize_t (*read)(void *ctx, uint8_t *buf, size_t max),
-                       net_done done, void *ctx);
+/*
+** As net_call(), but on a connection to that member which carries nothing
+** else, so that long answers hold up no heartbeat. It is made when it is
+** needed and closed when nothing was asked for a while (10 s); requests made
+** before it is up wait for it. Answers come in the order of the requests if
+** the other owner gives them in that order.
+**
+** All answers that are outstanding at one time must fit into the bound on
+** unsent output. One that does not come in time ends the connection, and with
+** it the other fetches; the next one dials again, at once.
+*/
+void net_fetch(struct net *net, raft_id peer, const void *body, size_t len,
+               unsigned timeout_ms, net_done done, void *ctx);
 
 struct net_peer_status {
   bool connected;         /* our own connection to it is up */

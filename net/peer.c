@@ -52,7 +52,8 @@ void net_peer_sweep(struct net *net)
   struct net_peer **link = &net->peers, *peer;
 
   while ((peer = *link) != NULL) {
-    if (peer->wanted || peer->dialled || peer->n_inbound) {
+    if (peer->wanted || peer->dialled || peer->fetch || peer->n_inbound ||
+        peer->n_fetchers) {
       link = &peer->next;
     } else {
       *link = peer->next;
@@ -69,20 +70,33 @@ void net_peer_end(struct net *net)
 
 /* ---- inbound connections of a peer --------------------------------------- */
 
+/* Puts it first in a list of at most max; one that has no room there ends. */
+static void put_first(struct net_connection **list, unsigned *n, unsigned max,
+                      struct net_connection *c)
+{
+  if (*n == max)
+    net_connection_end(list[--*n], NET_CUT, "replaced by newer connections");
+  memmove(list + 1, list, *n * sizeof *list);
+  list[0] = c;
+  ++*n;
+}
+
+static void take_out(struct net_connection **list, unsigned *n,
+                     const struct net_connection *c)
+{
+  for (unsigned i = 0; i < *n; i++) {
+    if (list[i] != c) continue;
+    --*n;
+    memmove(list + i, list + i + 1, (*n - i) * sizeof *list);
+    return;
+  }
+}
+
 void net_peer_attach(struct net_peer *peer, struct net_connection *inbound)
 {
   struct net *net = peer->net;
 
-  if (peer->n_inbound == NET_INBOUND_MAX) {
-    struct net_connection *oldest = peer->inbound[NET_INBOUND_MAX - 1];
-
-    net_peer_detach(peer, oldest);
-    net_connection_end(oldest, NET_CUT, "replaced by newer connections");
-  }
-  memmove(peer->inbound + 1, peer->inbound,
-          peer->n_inbound * sizeof *peer->inbound);
-  peer->inbound[0] = inbound;
-  peer->n_inbound++;
+  put_first(peer->inbound, &peer->n_inbound, NET_INBOUND_MAX, inbound);
   if (peer->told_down && net_usable(peer->dialled)) {
     peer->told_down = false;
     net->callbacks.up(net->callbacks.ctx, peer->id);
@@ -92,13 +106,15 @@ void net_peer_attach(struct net_peer *peer, struct net_connection *inbound)
 
 void net_peer_detach(struct net_peer *peer, struct net_connection *inbound)
 {
-  for (unsigned i = 0; peer && i < peer->n_inbound; i++) {
-    if (peer->inbound[i] != inbound) continue;
-    peer->n_inbound--;
-    memmove(peer->inbound + i, peer->inbound + i + 1,
-            (peer->n_inbound - i) * sizeof *peer->inbound);
-    return;
-  }
+  if (!peer) return;
+  take_out(peer->inbound, &peer->n_inbound, inbound);
+  take_out(peer->fetchers, &peer->n_fetchers, inbound);
+}
+
+void net_peer_set_apart(struct net_peer *peer, struct net_connection *inbound)
+{
+  net_peer_detach(peer, inbound);
+  put_first(peer->fetchers, &peer->n_fetchers, NET_FETCHERS_MAX, inbound);
 }
 
 void net_peer_lost(struct net_peer *peer)
@@ -158,26 +174,34 @@ static void tell(struct net_peer *peer, const struct net_connection *c)
     net->callbacks.event(net->callbacks.ctx, line);
 }
 
-static void dialled_ready(struct net_connection *c)
+bool net_peer_verified(struct net_peer *peer, struct net_connection *c)
 {
-  struct net_peer *peer = c->owner;
   struct net *net = peer->net;
   raft_id id = tls_stream_peer(c->tls);
 
   if (id != peer->id) {
     net_connection_end(c, NET_FAILED,
                        "it shows the certificate of node %016" PRIx64, id);
-    return;
+    return false;
   }
   if (!net->callbacks.allowed(net->callbacks.ctx, id)) {
     net_connection_end(c, NET_FAILED, "it is not a member");
-    return;
+    return false;
   }
   c->peer = id;
   net_connection_count(c, &peer->counters);
+  return true;
+}
+
+static void dialled_ready(struct net_connection *c)
+{
+  struct net_peer *peer = c->owner;
+  struct net *net = peer->net;
+
+  if (!net_peer_verified(peer, c)) return;
   c->reader.allowed = NET_ALLOW(NET_FRAME_RAFT) | NET_ALLOW(NET_FRAME_ANSWER);
   peer->told_down = false;
-  if (!c->ended) net->callbacks.up(net->callbacks.ctx, id);
+  if (!c->ended) net->callbacks.up(net->callbacks.ctx, peer->id);
 }
 
 static void dialled_frame(struct net_connection *c,
@@ -204,7 +228,7 @@ static void dialled_closed(struct net_connection *c)
   if (c->peer && (c->framed || now - c->ready_at >= limits->backoff_max_ms))
     peer->backoff_ms = limits->backoff_min_ms;
   if (peer->wanted && !net->hub.closing) redial(peer);
-  net_call_lost(net, c);
+  net_call_lost(net, c, "the connection was lost");
   if (c->cause != NET_CUT) tell(peer, c);
   if (c->cause == NET_PEER_CLOSED && c->peer) net_peer_lost(peer);
 }
@@ -235,14 +259,23 @@ uint64_t net_peer_tick(struct net *net, uint64_t now)
 
 /* ---- the owner's side ---------------------------------------------------- */
 
+/* Ends what this node dialled. */
+static void hang_up(struct net_peer *peer, const char *why)
+{
+  if (peer->dialled) net_connection_end(peer->dialled, NET_CUT, "%s", why);
+  if (peer->fetch) net_connection_end(peer->fetch, NET_CUT, "%s", why);
+}
+
 static void unwant(struct net_peer *peer)
 {
+  static const char why[] = "no longer a peer";
+
   peer->wanted = false;
-  if (peer->dialled)
-    net_connection_end(peer->dialled, NET_CUT, "no longer a peer");
+  hang_up(peer, why);
   for (unsigned i = 0; i < peer->n_inbound; i++)
-    net_connection_end(peer->inbound[i], NET_CUT, "no longer a peer");
-  net_snapshot_cut(peer->net, peer->id);
+    net_connection_end(peer->inbound[i], NET_CUT, why);
+  for (unsigned i = 0; i < peer->n_fetchers; i++)
+    net_connection_end(peer->fetchers[i], NET_CUT, why);
 }
 
 static void want(struct net *net, const struct raft_member *member)
@@ -259,10 +292,8 @@ static void want(struct net *net, const struct raft_member *member)
   peer->backoff_ms = net->hub.limits.backoff_min_ms;
   peer->attempts = 0;
   peer->redial_now = true;
-  if (peer->dialled)
-    net_connection_end(peer->dialled, NET_CUT, "its address changed");
-  else
-    redial(peer);
+  if (!peer->dialled) redial(peer);
+  hang_up(peer, "its address changed");
 }
 
 void net_set_peers(struct net *net, const struct raft_configuration *peers)

@@ -28,9 +28,11 @@
 ** without a pre-vote. Its requests say so, and stickiness does not apply: the
 ** leader itself wants to be replaced.
 **
-** Leases (read.c) rest on stickiness: whoever answered a heartbeat votes for
-** nobody else for the minimal election timeout. A node that restarts has
-** forgotten what it answered, so it waits as long before it votes.
+** Leases (read.c) rest on a promise: whoever answered a heartbeat votes for
+** nobody else for the minimal election timeout. Stickiness is not enough for
+** it, since a later term in any message makes a node forget its leader; so the
+** time is kept apart (votes_from). A node that restarts has forgotten what it
+** answered, so it waits as long before it votes.
 **
 ** Priorities: a voter that should rather lead draws its timeout from the
 ** lower half of the range, one that should not from beyond it.
@@ -189,7 +191,8 @@ void raft_become_leader(struct raft *r)
   r->leader = r->options.id;
   memset(&r->lead, 0, sizeof r->lead);
   r->lead.since = r->now;
-  r->lead.handover_due = r->now + r->options.election_timeout_ms;
+  if (r->handover_due < r->now + r->options.election_timeout_ms)
+    r->handover_due = r->now + r->options.election_timeout_ms;
   r->lead.first_round = r->read_round + 1;
   for (i = 0; i < r->configuration.n; i++) {
     raft_peer_reset(r, &r->peers[i], next);
@@ -307,7 +310,6 @@ static bool is_up_to_date(const struct raft *r, const struct raft_message *m)
 static bool may_grant(const struct raft *r, const struct raft_message *m)
 {
   if (r->disk_failed || m->term < r->term) return false;
-  if (r->now < r->votes_from && !m->transfer) return false;
   if (m->term == r->term && r->voted_for != m->from &&
       ((r->voted_for != 0 && !MUTANT(43)) || r->leader != 0))
     return false;
@@ -317,15 +319,18 @@ static bool may_grant(const struct raft *r, const struct raft_message *m)
 void raft_on_vote_request(struct raft *r, const struct raft_message *m)
 {
   bool real = m->type == RAFT_VOTE_REQUEST;
-  /* A leader that asks for votes in a later term leads no more. */
-  bool sticky = has_leader(r) && m->from != r->leader && !m->transfer;
+  /* A leader that asks for votes in a later term leads no more, and one that
+     hands over wants to be replaced. */
+  bool welcome = m->from == r->leader || m->transfer;
+  bool sticky = !welcome && has_leader(r);
+  bool promised = !welcome && r->now < r->votes_from;
   struct raft_message answer = {.type = real ? RAFT_VOTE_RESPONSE
                                              : RAFT_PREVOTE_RESPONSE,
                                 .read = real ? 0 : m->read};
 
   if ((real || MUTANT(23)) && !sticky && m->term > r->term)
     raft_become_follower(r, m->term, 0);
-  answer.granted = !sticky && may_grant(r, m);
+  answer.granted = !sticky && !promised && may_grant(r, m);
   if (real && answer.granted && r->voted_for != m->from) {
     r->voted_for = m->from;
     raft_write_vote(r);

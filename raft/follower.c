@@ -30,6 +30,7 @@ static bool follow(struct raft *r, const struct raft_message *m)
   if (r->leader != m->from || r->role != RAFT_FOLLOWER)
     raft_become_follower(r, r->term, m->from);
   r->leader_heard = r->now;
+  if (r->options.lease) r->votes_from = r->now + r->options.election_timeout_ms;
   raft_reset_election_timer(r);
   return true;
 }
@@ -235,7 +236,8 @@ int raft_snapshot_installed(struct raft *r, raft_index index, raft_term term,
 
   if (index <= raft_log_snapshot(&r->log)) return 0;
   if (index > RAFT_NUMBER_MAX || term == 0) return RAFT_EINVAL;
-  if (configuration && !raft_configuration_valid(configuration))
+  if (configuration && (!raft_configuration_valid(configuration) ||
+                        raft_configuration_voters(configuration) == 0))
     return RAFT_EINVAL;
   if (raft_log_term(&r->log, index) == term ||
       (MUTANT(9) && index < r->log.last)) {

@@ -171,7 +171,6 @@ struct raft_leadership {
   raft_id transfer_to;   /* 0: it hands over to nobody */
   bool transfer_told;    /* TIMEOUT_NOW was sent at this heartbeat */
   uint64_t transfer_end; /* when it gives that up */
-  uint64_t handover_due; /* not before this to one who should rather lead */
   bool lease_void;       /* no lease reads in the rest of this term */
   uint64_t first_round;  /* rounds from here on are of this term */
   uint64_t round_began[RAFT_ROUNDS]; /* [round % RAFT_ROUNDS] */
@@ -224,6 +223,8 @@ struct raft {
   bool asked_to_campaign; /* candidate: by its leader, with TIMEOUT_NOW */
   uint64_t leader_heard;  /* when the leader was last heard from */
   uint64_t heartbeat_due;
+  uint64_t handover_due; /* not before this to one who should rather lead;
+                            outlives the leadership that an attempt costs */
 
   struct raft_configuration configuration, previous;
   raft_index configuration_index, previous_index;

@@ -360,11 +360,12 @@ static bool may_succeed(const struct raft *r, unsigned i)
 }
 
 /*
-** The voter that should lead next: among those that follow closely and were
-** heard from lately, one that should rather than others, then the one with
-** most of the log. NULL: there is none.
+** The voter that should lead next: among those that follow closely, have the
+** log up to `least` and were heard from lately, one that should rather than
+** others, then the one with most of the log. NULL: there is none.
 */
-static struct raft_peer *best_successor(struct raft *r, int *rank)
+static struct raft_peer *best_successor(struct raft *r, raft_index least,
+                                        int *rank)
 {
   struct raft_peer *best = NULL, *peer;
   unsigned i;
@@ -373,6 +374,7 @@ static struct raft_peer *best_successor(struct raft *r, int *rank)
   for (i = 0; i < r->configuration.n; i++) {
     peer = &r->peers[i];
     if (!may_succeed(r, i) || peer->state != RAFT_REPLICATE) continue;
+    if (peer->match < least) continue;
     if (r->now - peer->heard > r->options.election_timeout_ms) continue;
     own = raft_member_rank(&r->configuration.members[i]);
     if (best && own < *rank) continue;
@@ -412,7 +414,8 @@ int raft_leader_transfer(struct raft *r, raft_id to)
   if (r->role != RAFT_LEADER) return RAFT_ENOTLEADER;
   if (r->lead.transfer_to != 0) return RAFT_ETRANSFER;
   if (to == 0) {
-    peer = best_successor(r, &rank);
+    peer = best_successor(r, r->commit, &rank);
+    if (!peer) peer = best_successor(r, 0, &rank);
     if (!peer) return RAFT_ENOTREADY;
   } else {
     peer = raft_peer(r, to);
@@ -431,15 +434,14 @@ static void prefer_another(struct raft *r)
   struct raft_peer *peer;
   int rank;
 
-  if (r->lead.transfer_to != 0 || r->now < r->lead.handover_due) return;
-  r->lead.handover_due = r->now + r->options.election_timeout_ms;
+  if (r->lead.transfer_to != 0 || r->now < r->handover_due) return;
+  r->handover_due = r->now + r->options.election_timeout_ms;
   if (!self || r->commit < r->lead.start) return;
-  peer = best_successor(r, &rank);
-  if (!peer || peer->match < r->commit || rank <= raft_member_rank(self))
-    return;
+  peer = best_successor(r, r->commit, &rank);
+  if (!peer || rank <= raft_member_rank(self)) return;
   begin_transfer(r, peer->id);
   /* Should it fail, the cluster is to work for a while in between. */
-  r->lead.handover_due += 10 * (uint64_t)r->options.election_timeout_ms;
+  r->handover_due += 10 * (uint64_t)r->options.election_timeout_ms;
 }
 
 static void go_on_with_transfer(struct raft *r)
@@ -464,8 +466,8 @@ static void resign(struct raft *r)
   struct raft_peer *peer;
   int rank;
 
-  peer = best_successor(r, &rank);
-  if (peer && peer->match == r->log.last) tell_to_campaign(r, peer);
+  peer = best_successor(r, r->log.last, &rank);
+  if (peer) tell_to_campaign(r, peer);
   raft_become_follower(r, r->term, 0);
 }
 

@@ -154,6 +154,7 @@ static int add(struct raft_configuration *next,
   if (find(next, member->id)) return RAFT_EEXIST;
   if (next->n == RAFT_MEMBERS_MAX) return RAFT_EINVAL;
   added = &next->members[next->n++];
+  memset(added, 0, sizeof *added);
   added->id = member->id;
   added->incarnation = member->incarnation;
   added->role = RAFT_LEARNER;

@@ -221,13 +221,27 @@ static void on_stale_message(struct raft *r, const struct raft_message *m)
     raft_on_read_request(r, m);
 }
 
+/* Messages that count for their sender: as its vote, its copy, its question. */
+static bool is_for_itself(const struct raft_message *m)
+{
+  return m->type == RAFT_PREVOTE_RESPONSE || m->type == RAFT_VOTE_RESPONSE ||
+         m->type == RAFT_APPEND_RESPONSE ||
+         m->type == RAFT_HEARTBEAT_RESPONSE || m->type == RAFT_READ_REQUEST;
+}
+
 static int on_message(struct raft *r, const struct raft_message *m)
 {
   struct raft_peer *peer;
 
   if (!raft_message_valid(m) || m->to != r->options.id) return RAFT_EMALFORMED;
   peer = raft_peer(r, m->from);
-  if (!MUTANT(19) && peer && peer->incarnation != m->incarnation) return 0;
+  /* Another incarnation than the one in this configuration says nothing for
+     that one. But its requests stand, as those of a stranger do: this node may
+     be the one who has not heard that the member was replaced. */
+  if (!MUTANT(19) && peer && peer->incarnation != m->incarnation) {
+    if (is_for_itself(m)) return 0;
+    peer = NULL;
+  }
   if (peer) peer->last_contact = r->now;
 
   /* Requests for votes do not always move the term: see election.c. */
@@ -289,9 +303,15 @@ static void on_tick(struct raft *r)
   if (r->role != RAFT_LEADER) raft_election_tick(r);
 }
 
+/* A leader's lease was measured by this clock, and a voter's promise. */
 static void doubt_clock(struct raft *r)
 {
-  if (r->role == RAFT_LEADER) r->lead.lease_void = true;
+  if (r->role == RAFT_LEADER) {
+    r->lead.lease_void = true;
+  } else if (r->options.lease) {
+    r->votes_from = r->now + r->options.election_timeout_ms;
+    if (r->election_deadline < r->votes_from) raft_reset_election_timer(r);
+  }
 }
 
 static int dispatch(struct raft *r, const struct raft_event *event)
@@ -452,12 +472,13 @@ static int start(struct raft *r, const struct raft_recovered *rec)
   raft_reset_election_timer(r);
   if (!MUTANT(42) && r->options.lease)
     r->votes_from = r->now + r->options.election_timeout_ms;
-  /* A sole voter has nobody to wait for. */
+  /* A sole voter has nobody to wait for, but the lease of a leader that has
+     made it one by removing itself, and does not know yet that it succeeded. */
   self = raft_configuration_find(&r->configuration, r->options.id);
   if (self && self->role == RAFT_VOTER &&
       !raft_configuration_joint(&r->configuration) &&
       raft_configuration_voters(&r->configuration) == 1)
-    r->election_deadline = r->now;
+    r->election_deadline = r->now > r->votes_from ? r->now : r->votes_from;
   r->seen.role = r->role;
   r->seen.term = r->term;
   r->seen.voted_for = r->voted_for;

@@ -253,10 +253,11 @@ struct raft_options {
   size_t message_bytes;         /* entries in one append: 1 MiB */
   unsigned inflight_messages;   /* window of a follower: 64 */
   size_t inflight_bytes;        /* window of a follower: 8 MiB */
-  /* Lease reads. Either all nodes of a cluster have this on or none may read
-     by lease: votes are given later and the closed-connection hint must be
-     off (hint_jitter_ms 0). Clocks that run apart by more than the bound, or
-     that stand still while the node is suspended, break the promise. */
+  /* Lease reads. Either all nodes of a cluster have this on, and the same
+     election_timeout_ms, or none may read by lease: votes are given later and
+     the closed-connection hint must be off (hint_jitter_ms 0). Clocks that run
+     apart by more than the bound, or that stand still while the node is
+     suspended, break the promise. */
   bool lease;                   /* false */
   unsigned clock_drift_percent; /* 20: between the clocks of any two nodes */
 };
@@ -310,8 +311,10 @@ enum raft_event_type {
   RAFT_EVENT_TRANSFER,      /* transfer_to: hand leadership over to this voter,
                                or to the best one (0). See raft_transferring()
                                */
-  RAFT_EVENT_CLOCK_DOUBT,   /* the clock was set, or stood still: no lease
-                               reads for the rest of this term */
+  RAFT_EVENT_CLOCK_DOUBT,   /* the clock was set, or stood still: a leader
+                               reads by no lease for the rest of this term, a
+                               voter waits anew before it votes. To be told
+                               before any event with the new time */
   RAFT_EVENT_PEER_UP,       /* peer: connection to or from it is up */
   RAFT_EVENT_PEER_DOWN,     /* peer: its connection was closed (not: timed
                               out); the closed-connection hint */
@@ -446,9 +449,9 @@ void raft_free(struct raft *raft);
 
 /*
 ** One event in, its effects out. Returns 0, or for PROPOSE, CHANGE and
-** TRANSFER why it was refused (nothing happened then), or RAFT_ENOMEM (the node must be
-** stopped). A malformed message is dropped with RAFT_EMALFORMED. *effects is
-** always filled.
+** TRANSFER why it was refused (nothing happened then), or RAFT_ENOMEM (the
+** node must be stopped). A malformed message is dropped with RAFT_EMALFORMED.
+** *effects is always filled.
 */
 int raft_step(struct raft *raft, const struct raft_event *event,
               struct raft_effects *effects);

@@ -27,20 +27,24 @@ static bool tag_valid(const struct raft_snapshot_tag *tag, raft_term term)
 }
 
 /* What holds for offers and for chunks; 0: nothing against it. */
-static int judge(const struct raft *r, raft_term term,
-                 const struct raft_snapshot_tag *tag)
+static int judge(const struct raft *r, const struct raft_snapshot_in *in,
+                 raft_term term, const struct raft_snapshot_tag *tag)
 {
   if (term < r->term || r->role == RAFT_LEADER || r->disk_failed)
     return RAFT_SNAPSHOT_REFUSE;
   if (!tag_valid(tag, term)) return RAFT_SNAPSHOT_REFUSE;
-  return !MUTANT(11) && tag->index <= r->commit ? RAFT_SNAPSHOT_HAVE : 0;
+  if (!MUTANT(11) && tag->index <= r->commit) return RAFT_SNAPSHOT_HAVE;
+  /* Whole, and about to be installed: the sender has nothing left to send. */
+  if (tag_equal(&in->tag, tag) && in->position == tag->bytes)
+    return RAFT_SNAPSHOT_HAVE;
+  return 0;
 }
 
 enum raft_snapshot_verdict raft_snapshot_offer(
     const struct raft *r, struct raft_snapshot_in *in, raft_term term,
     const struct raft_snapshot_tag *tag)
 {
-  int verdict = judge(r, term, tag);
+  int verdict = judge(r, in, term, tag);
 
   if (verdict) return (enum raft_snapshot_verdict)verdict;
   if (tag_equal(&in->tag, tag)) return RAFT_SNAPSHOT_RESUME;
@@ -54,7 +58,7 @@ enum raft_snapshot_verdict raft_snapshot_chunk(
     const struct raft_snapshot_tag *tag, uint64_t offset, uint64_t len,
     uint64_t *skip)
 {
-  int verdict = judge(r, term, tag);
+  int verdict = judge(r, in, term, tag);
 
   *skip = 0;
   if (verdict) return (enum raft_snapshot_verdict)verdict;

@@ -384,9 +384,10 @@ proc invite {by name} {
   sql $by "SELECT quorate_invite('$name')"
 }
 
-proc join_cluster {name token} {
+proc join_cluster {name token args} {
+  set options [list listen $::node($name,listen) {*}$args]
   sql $name "SELECT quorate_join('$::node($name,file)', '$token',\
-             'listen', '$::node($name,listen)')" 60000
+             '[join $options "', '"]')" 60000
 }
 
 proc voters {name} {
@@ -395,12 +396,14 @@ proc voters {name} {
 
 proc cluster_make {n args} {
   set options {}
+  set joining {}
   set kind shell
   foreach {option value} $args {
     switch -- $option {
       -kind { set kind $value }
       -existing { set existing $value }
       -options { set options $value }
+      -joining { set joining $value }
       default { error "cluster_make: $option?" }
     }
   }
@@ -414,7 +417,7 @@ proc cluster_make {n args} {
   bootstrap n1 {*}$options
   node_open n1
   for {set i 2} {$i <= $n} {incr i} {
-    if {[catch {join_cluster n$i [invite n1 n$i]} why]} {
+    if {[catch {join_cluster n$i [invite n1 n$i] {*}$joining} why]} {
       error "$why\nn1 tells: [sql n1 {SELECT event FROM quorate_events}]"
     }
     node_open n$i

@@ -161,31 +161,21 @@ struct node {
   bool banned[NODE_IDS];
   unsigned messages, by_type[16];
   struct raft_message last; /* owned */
-  bool echo;                /* answers appends */
+  bool echo;                /* answers appends and heartbeats */
   unsigned requests;
   raft_id request_from;
   uint8_t request_body[NET_REQUEST_MAX];
   size_t request_len;
   bool hold; /* keep the request for later */
+  /* Answers instead of what follows from the others. */
+  void (*serve)(struct net_request *request, const uint8_t *body, size_t len);
   int status;
   struct net_request *held;
-  unsigned begun, ended, ended_well;
-  uint64_t chunk_bytes, chunk_sum, refuse_after;
-  bool refuse_begin;
-  struct net_request *install;
-  bool hold_install;
   unsigned events;
   char event[512];
   char events_all[8192];
   bool closed;
 };
-
-HELPER uint64_t mix(uint64_t sum, const uint8_t *data, size_t len)
-{
-  for (size_t i = 0; i < len; i++)
-    sum = (sum ^ data[i]) * 0x100000001b3u;
-  return sum;
-}
 
 HELPER void node_message(void *ctx, struct raft_message *message)
 {
@@ -203,6 +193,15 @@ HELPER void node_message(void *ctx, struct raft_message *message)
                                   .term = message->term,
                                   .granted = true,
                                   .match = message->prev_index};
+
+    net_send(node->net, &answer);
+  }
+  if (node->echo && message->type == RAFT_HEARTBEAT_REQUEST) {
+    struct raft_message answer = {.type = RAFT_HEARTBEAT_RESPONSE,
+                                  .from = node->id,
+                                  .to = message->from,
+                                  .incarnation = 1,
+                                  .term = message->term};
 
     net_send(node->net, &answer);
   }
@@ -235,44 +234,12 @@ HELPER void node_request(void *ctx, raft_id from, const uint8_t *body,
   node->request_from = from;
   memcpy(node->request_body, body, len);
   node->request_len = len;
-  if (node->hold)
+  if (node->serve)
+    node->serve(request, body, len);
+  else if (node->hold)
     node->held = request;
   else
     net_reply(request, node->status, answer, 4);
-}
-
-HELPER bool node_begin(void *ctx, raft_id from, const uint8_t *head, size_t len)
-{
-  struct node *node = ctx;
-
-  assert_true(from > 0 && len == 4 && memcmp(head, "head", 4) == 0);
-  if (node->refuse_begin) return false;
-  node->begun++;
-  node->chunk_bytes = 0;
-  node->chunk_sum = 0;
-  return true;
-}
-
-HELPER bool node_chunk(void *ctx, const uint8_t *data, size_t len)
-{
-  struct node *node = ctx;
-
-  node->chunk_bytes += len;
-  node->chunk_sum = mix(node->chunk_sum, data, MIN(len, 512u));
-  return !node->refuse_after || node->chunk_bytes < node->refuse_after;
-}
-
-HELPER void node_end(void *ctx, bool ok, struct net_request *request)
-{
-  struct node *node = ctx;
-
-  assert_true(ok == (request != NULL));
-  node->ended++;
-  if (ok) node->ended_well++;
-  if (node->hold_install)
-    node->install = request;
-  else if (request)
-    net_reply(request, node->status, NULL, 0);
 }
 
 HELPER void node_event(void *ctx, const char *line)
@@ -302,9 +269,6 @@ HELPER void node_open_on(struct node *node, uv_loop_t *loop, raft_id id,
                                     .down = node_down,
                                     .allowed = node_allowed,
                                     .request = node_request,
-                                    .snapshot_begin = node_begin,
-                                    .snapshot_chunk = node_chunk,
-                                    .snapshot_end = node_end,
                                     .event = node_event};
   struct net_options options = {.loop = loop,
                                 .self = id,
@@ -341,8 +305,7 @@ HELPER void node_close(struct node *node)
   UNTIL(node->loop, node->closed);
   raft_message_clear(&node->last);
   if (node->held) net_reply(node->held, 0, NULL, 0);
-  if (node->install) net_reply(node->install, 0, NULL, 0);
-  node->held = node->install = NULL;
+  node->held = NULL;
 }
 
 /* All nodes of a cluster in one configuration, at their real addresses. */
@@ -434,7 +397,7 @@ HELPER struct raft_message append_of(raft_id from, raft_id to, unsigned n,
   return message;
 }
 
-/* ---- answers of calls and snapshots -------------------------------------- */
+/* ---- answers of calls and fetches ---------------------------------------- */
 
 struct outcome {
   unsigned times;

@@ -26,7 +26,7 @@ static void a_call_is_answered(void **state)
 
 static void bodies_up_to_the_bound(void **state)
 {
-  static uint8_t body[NET_REQUEST_MAX + 1];
+  static uint8_t body[NET_ANSWER_MAX + 1];
   struct outcome done[3] = {{0}};
   struct pair p;
 
@@ -41,16 +41,45 @@ static void bodies_up_to_the_bound(void **state)
   assert_int_equal(done[0].status, 0);
   assert_int_equal(done[1].status, 0);
   assert_int_equal(done[2].status, -1);
-  assert_string_equal(done[2].text, "the call is too long");
-  /* An answer that is too long is an error of the one who answers. */
+  assert_string_equal(done[2].text, "the request is too long");
   p.b.hold = true;
+  net_call(p.a.net, 2, body, 3, 5000, on_done, &done[1]);
+  UNTIL(&p.loop, p.b.held);
+  net_reply(p.b.held, 0, body, NET_ANSWER_MAX);
+  UNTIL(&p.loop, done[1].times == 2);
+  assert_int_equal(done[1].status, 0);
+  assert_int_equal(done[1].len, NET_ANSWER_MAX);
+  /* An answer that is too long is an error of the one who answers. */
+  p.b.held = NULL;
   net_call(p.a.net, 2, body, 3, 5000, on_done, &done[0]);
   UNTIL(&p.loop, p.b.held);
-  net_reply(p.b.held, 0, body, NET_REQUEST_MAX + 1);
+  net_reply(p.b.held, 0, body, NET_ANSWER_MAX + 1);
   p.b.held = NULL;
   UNTIL(&p.loop, done[0].times == 2);
   assert_int_equal(done[0].status, -1);
   assert_string_equal(done[0].text, "the answer is too long");
+  pair_close(&p);
+}
+
+/* No answer is lost in silence: its asker hears that the connection ended. */
+static void an_answer_that_cannot_be_queued(void **state)
+{
+  static const uint8_t body[2000];
+  struct outcome done = {0};
+  struct pair p;
+
+  (void)state;
+  pair_open(&p);
+  p.b.hold = true;
+  net_call(p.a.net, 2, "x", 1, 60000, on_done, &done);
+  UNTIL(&p.loop, p.b.held);
+  net_limits(p.b.net)->unsent_max = sizeof body;
+  net_reply(p.b.held, 0, body, sizeof body);
+  p.b.held = NULL;
+  UNTIL(&p.loop, done.times == 1);
+  assert_int_equal(done.status, -1);
+  assert_string_equal(done.text, "the connection was lost");
+  assert_true(heard_of(&p.b, "an answer could not be queued"));
   pair_close(&p);
 }
 
@@ -66,7 +95,7 @@ static void calls_that_cannot_be_made(void **state)
   assert_int_equal(done[0].times + done[1].times, 0); /* N1 */
   UNTIL(&p.loop, done[0].times && done[1].times);
   assert_int_equal(done[0].status, -1);
-  assert_string_equal(done[0].text, "a call to this node itself");
+  assert_string_equal(done[0].text, "a request to this node itself");
   assert_int_equal(done[1].status, -1);
   assert_string_equal(done[1].text, "there is no connection to that node");
   pair_close(&p);
@@ -416,6 +445,7 @@ int main(void)
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_call_is_answered),
       cmocka_unit_test(bodies_up_to_the_bound),
+      cmocka_unit_test(an_answer_that_cannot_be_queued),
       cmocka_unit_test(calls_that_cannot_be_made),
       cmocka_unit_test(a_call_times_out),
       cmocka_unit_test(many_calls),

@@ -146,7 +146,7 @@ static void headers_that_are_refused(void **state)
     const char *error;
   } cases[] = {
       {{0, 0, 0, 0, 0, 1, 0, 0}, ANY, "unknown frame type 0"},
-      {{0, 0, 0, 0, 8, 1, 0, 0}, ANY, "unknown frame type 8"},
+      {{0, 0, 0, 0, 6, 1, 0, 0}, ANY, "unknown frame type 6"},
       {{0, 0, 0, 0, 255, 1, 0, 0}, ANY, "unknown frame type 255"},
       {{0, 0, 0, 0, 1, 0, 0, 0}, ANY, "unknown frame version 0"},
       {{0, 0, 0, 0, 1, 2, 0, 0}, ANY, "unknown frame version 2"},
@@ -154,14 +154,12 @@ static void headers_that_are_refused(void **state)
       {{0, 0, 0, 0, 1, 1, 0, 128}, ANY, "unknown frame flags"},
       {{1, 0, 128, 0, 1, 1, 0, 0}, ANY, "a raft frame of 8388609 bytes"},
       {{9, 0, 1, 0, 2, 1, 0, 0}, ANY, "a call frame of 65545 bytes"},
-      {{13, 0, 1, 0, 3, 1, 0, 0}, ANY, "an answer frame of 65549"},
+      {{13, 0, 17, 0, 3, 1, 0, 0}, ANY, "an answer frame of 1114125"},
       {{1, 0, 1, 0, 4, 1, 0, 0}, ANY, "a join frame of 65537 bytes"},
-      {{1, 0, 1, 0, 5, 1, 0, 0}, ANY, "a snapshot begin frame of 65537"},
-      {{1, 0, 4, 0, 6, 1, 0, 0}, ANY, "a snapshot chunk frame of 262145"},
-      {{1, 0, 0, 0, 7, 1, 0, 0}, ANY, "a snapshot end frame of 1 bytes"},
-      {{255, 255, 255, 255, 6, 1, 0, 0}, ANY, "of 4294967295 bytes"},
+      {{9, 0, 1, 0, 5, 1, 0, 0}, ANY, "a fetch frame of 65545 bytes"},
+      {{255, 255, 255, 255, 5, 1, 0, 0}, ANY, "of 4294967295 bytes"},
       {{0, 0, 0, 0, 1, 1, 0, 0}, NET_ALLOW(2), "a raft frame is not allowed"},
-      {{0, 0, 0, 0, 7, 1, 0, 0}, 0, "a snapshot end frame is not allowed"},
+      {{0, 0, 0, 0, 5, 1, 0, 0}, 0, "a fetch frame is not allowed"},
   };
 
   (void)state;
@@ -220,7 +218,7 @@ static void rubbish(void **state)
 
 static void one_spare_is_kept(void **state)
 {
-  static uint8_t data[NET_CHUNK_MAX + 8];
+  static uint8_t data[NET_ANSWER_MAX + 8];
   struct net_spare spare = {0};
   struct net_reader reader;
   struct net_frame frame;
@@ -230,7 +228,7 @@ static void one_spare_is_kept(void **state)
   (void)state;
   net_reader_init(&reader, &spare);
   reader.allowed = ANY;
-  net_frame_header(data, NET_FRAME_SNAPSHOT_CHUNK, NET_CHUNK_MAX);
+  net_frame_header(data, NET_FRAME_ANSWER, NET_ANSWER_MAX);
   for (unsigned i = 0; i < 10; i++) {
     assert_int_equal(net_reader_take(&reader, data, 100, &used, &frame), 0);
     if (i == 0) first = reader.body;

@@ -257,19 +257,20 @@ static void a_joiner_hangs_up(void **state)
 static void headers_after_the_handshake(void **state)
 {
   static const struct {
-    uint8_t header[8];
+    uint8_t header[16];
     const char *why;
   } cases[] = {
       {{255, 255, 255, 255, NET_FRAME_RAFT, 1, 0, 0}, "of 4294967295 bytes"},
       {{1, 0, 128, 0, NET_FRAME_RAFT, 1, 0, 0}, "of 8388609 bytes"},
       {{9, 0, 1, 0, NET_FRAME_CALL, 1, 0, 0}, "of 65545 bytes"},
-      {{1, 0, 1, 0, NET_FRAME_SNAPSHOT_BEGIN, 1, 0, 0}, "of 65537 bytes"},
+      {{9, 0, 1, 0, NET_FRAME_FETCH, 1, 0, 0}, "a fetch frame of 65545 bytes"},
       {{0, 0, 0, 0, NET_FRAME_CALL, 1, 0, 0}, "a malformed call"},
       {{0, 0, 0, 0, NET_FRAME_RAFT, 1, 0, 0}, "a malformed raft message"},
       {{0, 0, 0, 0, NET_FRAME_ANSWER, 1, 0, 0}, "is not allowed here"},
       {{0, 0, 0, 0, NET_FRAME_JOIN, 1, 0, 0}, "is not allowed here"},
-      {{0, 0, 0, 0, NET_FRAME_SNAPSHOT_CHUNK, 1, 0, 0}, "is not allowed here"},
-      {{0, 0, 0, 0, NET_FRAME_SNAPSHOT_END, 1, 0, 0}, "is not allowed here"},
+      {{7, 0, 0, 0, NET_FRAME_FETCH, 1, 0, 0, 1, 2, 3, 4, 5, 6, 7},
+       "a malformed call"},
+      {{0, 0, 0, 0, 6, 1, 0, 0}, "unknown frame type 6"},
       {{0, 0, 0, 0, 99, 1, 0, 0}, "unknown frame type 99"},
       {{0, 0, 0, 0, NET_FRAME_RAFT, 2, 0, 0}, "unknown frame version 2"},
       {{0, 0, 0, 0, NET_FRAME_RAFT, 1, 1, 0}, "unknown frame flags"},
@@ -281,7 +282,7 @@ static void headers_after_the_handshake(void **state)
   one_open(&one);
   for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
     dial(&one, &raw, identity(2));
-    raw_say(&raw, cases[i].header, 8);
+    raw_say(&raw, cases[i].header, 8 + (cases[i].header[0] & 7));
     until_refused(&one, &raw, cases[i].why);
   }
   assert_int_equal(one.node.messages + one.node.requests, 0);
@@ -362,45 +363,143 @@ static void half_frames(void **state)
   one_close(&one);
 }
 
-static void snapshots_out_of_order(void **state)
+static void say_fetch(struct raw *raw, uint64_t number)
+{
+  uint8_t body[NET_CALL_HEAD + 4] = {0};
+
+  net_put64(body, number);
+  raw_frame(raw, NET_FRAME_FETCH, body, sizeof body);
+}
+
+/* A connection brings fetches or everything else, never both. */
+static void fetches_mixed_with_others(void **state)
+{
+  uint8_t body[NET_CALL_HEAD] = {0};
+  struct one one;
+  struct raw raw;
+
+  (void)state;
+  one_open(&one);
+  for (uint8_t type = 1; type < NET_FRAME_TYPES; type++) {
+    if (type == NET_FRAME_FETCH) continue;
+    dial(&one, &raw, identity(2));
+    say_fetch(&raw, 1);
+    UNTIL(&one.loop, raw_pump(&raw) && one.node.requests);
+    one.node.requests = 0;
+    assert_int_equal(net_peer_find(one.node.net, 2)->n_inbound, 0);
+    assert_int_equal(net_peer_find(one.node.net, 2)->n_fetchers, 1);
+    raw_frame(&raw, type, body, sizeof body);
+    until_refused(&one, &raw, "frame is not allowed here");
+  }
+  dial(&one, &raw, identity(2));
+  say_message(&raw, 2, 1);
+  say_fetch(&raw, 1);
+  until_refused(&one, &raw, "a fetch frame is not allowed here");
+  assert_int_equal(one.node.messages, 1);
+  assert_int_equal(one.node.requests + one.node.down[2], 0);
+  one_close(&one);
+}
+
+/* Half a fetch, and half of one behind a whole one. */
+static void half_fetches(void **state)
+{
+  static const uint8_t half[] = {0, 250, 0, 0, NET_FRAME_FETCH, 1, 0, 0, 7};
+  uint64_t begin;
+  struct one one;
+  struct raw raw;
+
+  (void)state;
+  one_open(&one);
+  net_limits(one.node.net)->frame_ms = 150;
+  for (unsigned whole = 0; whole < 2; whole++) {
+    dial(&one, &raw, identity(2));
+    if (whole) say_fetch(&raw, 1);
+    raw_say(&raw, half, sizeof half);
+    begin = net_now();
+    while (!raw.closed && net_now() - begin < PATIENCE_MS) {
+      raw_say(&raw, "x", 1); /* does not prolong it */
+      MEANWHILE(&one.loop, 5);
+    }
+    assert_in_range(net_now() - begin, 50, 5000);
+    until_refused(&one, &raw, "a frame was not completed in time");
+  }
+  assert_int_equal(one.node.requests, 1);
+  one_close(&one);
+}
+
+/* The two newest of one peer are kept; its other connections do not count. */
+static void many_fetchers_of_one(void **state)
+{
+  struct raw raws[8], member;
+  struct one one;
+
+  (void)state;
+  one_open(&one);
+  dial(&one, &member, identity(2));
+  say_message(&member, 2, 1);
+  UNTIL(&one.loop, raw_pump(&member) && one.node.messages == 1);
+  for (unsigned i = 0; i < 8; i++) {
+    dial(&one, &raws[i], identity(2));
+    say_fetch(&raws[i], i);
+    UNTIL(&one.loop, raw_pump(&raws[i]) && one.node.requests == i + 1);
+    assert_int_equal(net_peer_find(one.node.net, 2)->n_fetchers, MIN(i + 1, 2));
+    assert_int_equal(net_peer_find(one.node.net, 2)->n_inbound, 1);
+  }
+  for (unsigned i = 0; i < 6; i++)
+    UNTIL(&one.loop, raw_pump(&raws[i]) && raws[i].closed);
+  MEANWHILE(&one.loop, 20);
+  for (unsigned i = 6; i < 8; i++) {
+    raw_pump(&raws[i]);
+    assert_false(raws[i].closed);
+  }
+  raw_pump(&member);
+  assert_false(member.closed);
+  for (unsigned i = 0; i < 8; i++)
+    raw_end(&raws[i]);
+  UNTIL(&one.loop, net_peer_find(one.node.net, 2)->n_fetchers == 0);
+  assert_int_equal(one.node.down[2], 0);
+  raw_end(&member);
+  one_close(&one);
+}
+
+static void serve_much(struct net_request *request, const uint8_t *body,
+                       size_t len)
+{
+  static const uint8_t much[NET_ANSWER_MAX];
+
+  (void)body;
+  (void)len;
+  net_reply(request, 0, much, sizeof much);
+}
+
+/* One that asks for megabytes and reads none of them. */
+static void a_fetcher_that_does_not_read(void **state)
 {
   struct one one;
   struct raw raw;
 
   (void)state;
   one_open(&one);
+  one.node.serve = serve_much;
+  net_limits(one.node.net)->unsent_max = 8u * 1024u * 1024u;
   dial(&one, &raw, identity(2));
-  raw_frame(&raw, NET_FRAME_SNAPSHOT_BEGIN, "head", 4);
-  raw_frame(&raw, NET_FRAME_SNAPSHOT_BEGIN, "head", 4);
-  until_refused(&one, &raw, "a snapshot begin frame is not allowed here");
-  assert_int_equal(one.node.ended, 1);
-  dial(&one, &raw, identity(2));
-  raw_frame(&raw, NET_FRAME_SNAPSHOT_BEGIN, "head", 4);
-  raw_frame(&raw, NET_FRAME_SNAPSHOT_CHUNK, NULL, 0);
-  until_refused(&one, &raw, "an empty chunk");
-  assert_int_equal(one.node.ended, 2);
-  dial(&one, &raw, identity(2));
-  raw_frame(&raw, NET_FRAME_SNAPSHOT_BEGIN, "head", 4);
-  raw_frame(&raw, NET_FRAME_SNAPSHOT_END, NULL, 0);
-  raw_frame(&raw, NET_FRAME_SNAPSHOT_CHUNK, "x", 1);
-  until_refused(&one, &raw, "a snapshot chunk frame is not allowed here");
-  assert_int_equal(one.node.ended, 3);
-  assert_int_equal(one.node.ended_well, 1);
-  dial(&one, &raw, identity(2));
-  raw_frame(&raw, NET_FRAME_SNAPSHOT_BEGIN, "head", 4);
-  say_message(&raw, 2, 1);
-  until_refused(&one, &raw, "a raft frame is not allowed here");
-  /* A snapshot that stops, and one that is refused and never hangs up. */
-  net_limits(one.node.net)->snapshot_ms = 100;
-  net_limits(one.node.net)->linger_ms = 100;
-  dial(&one, &raw, identity(2));
-  raw_frame(&raw, NET_FRAME_SNAPSHOT_BEGIN, "head", 4);
-  until_refused(&one, &raw, "the snapshot made no progress");
-  one.node.refuse_begin = true;
-  dial(&one, &raw, identity(2));
-  raw_frame(&raw, NET_FRAME_SNAPSHOT_BEGIN, "head", 4);
-  until_refused(&one, &raw, "not closed by the other side");
-  assert_int_equal(one.node.begun, one.node.ended);
+  for (unsigned i = 0; i < 100; i++) {
+    const uint8_t *out;
+
+    say_fetch(&raw, i);
+    while (tls_stream_output(raw.tls, &out)) {
+      ssize_t n =
+          send(raw.fd, out, tls_stream_output(raw.tls, &out), MSG_NOSIGNAL);
+
+      assert_true(n > 0);
+      tls_stream_sent(raw.tls, (size_t)n);
+    }
+    turn(&one.loop);
+    if (!one.node.net->hub.connections) break;
+    assert_true(net_connection_unsent(one.node.net->hub.connections) <=
+                9u * 1024u * 1024u);
+  }
+  until_refused(&one, &raw, "an answer could not be queued");
   one_close(&one);
 }
 
@@ -488,11 +587,6 @@ static void rubbish_in_frames(void **state)
 
       assert_int_equal(tls_random(body, sizeof body, &error), 0);
       n = (size_t)(body[0] | body[1] << 8) % sizeof body;
-      if (type == NET_FRAME_SNAPSHOT_END) n = 0;
-      if (type == NET_FRAME_SNAPSHOT_BEGIN) {
-        memcpy(body, "head", 4);
-        n = 4;
-      }
       raw_frame(&raw, type, body, n);
       turn(&one.loop);
       raw_pump(&raw);
@@ -501,7 +595,6 @@ static void rubbish_in_frames(void **state)
     UNTIL(&one.loop, one.node.net->hub.connections == NULL);
   }
   assert_int_equal(one.node.messages, 0);
-  assert_int_equal(one.node.begun, one.node.ended);
   one_close(&one);
 }
 
@@ -552,7 +645,7 @@ static void servers_gone_mad(void **state)
     UNTIL(&one.loop, raw_pump(&raw) && connected(&one.node, 2));
     if (round == 0) raw_frame(&raw, NET_FRAME_ANSWER, "short", 5);
     if (round == 1) raw_frame(&raw, NET_FRAME_CALL, "12345678x", 9);
-    if (round == 2) raw_frame(&raw, NET_FRAME_SNAPSHOT_BEGIN, "head", 4);
+    if (round == 2) raw_frame(&raw, NET_FRAME_FETCH, "12345678x", 9);
     if (round == 3) say_message(&raw, 3, 1);
     if (round == 4) {
       net_put32(answer + 8, 0x80000000u); /* a status below -1 */
@@ -563,7 +656,7 @@ static void servers_gone_mad(void **state)
   }
   assert_true(heard_of(&one.node, "a malformed answer"));
   assert_true(heard_of(&one.node, "a call frame is not allowed here"));
-  assert_true(heard_of(&one.node, "a snapshot begin frame is not allowed"));
+  assert_true(heard_of(&one.node, "a fetch frame is not allowed here"));
   assert_true(heard_of(
       &one.node,
       "a message from node 0000000000000003 to node 0000000000000001"));
@@ -577,6 +670,78 @@ static void servers_gone_mad(void **state)
   assert_string_equal(done.text, "no answer in time");
   assert_true(connected(&one.node, 2));
   raw_end(&raw);
+  peers.n = 0;
+  net_set_peers(one.node.net, &peers);
+  close(listener);
+  one_close(&one);
+}
+
+/* What one who is fetched from can do wrong, and what is heard of it then. */
+static void misbehave(struct raw *raw, unsigned round, uint64_t number)
+{
+  static const uint8_t large[] = {13, 0, 17, 0, NET_FRAME_ANSWER, 1, 0, 0};
+  static const uint8_t half[] = {0, 0, 16, 0, NET_FRAME_ANSWER, 1, 0, 0, 7};
+  uint8_t answer[NET_ANSWER_HEAD + 4] = {0};
+
+  switch (round) {
+  case 0: raw_frame(raw, NET_FRAME_ANSWER, "short", 5); break;
+  case 1: say_message(raw, 2, 1); break;
+  case 2: raw_frame(raw, NET_FRAME_FETCH, answer, sizeof answer); break;
+  case 3: raw_say(raw, large, sizeof large); break;
+  case 4: raw_say(raw, half, sizeof half); break;
+  case 5:
+    raw_say(raw, half, sizeof half);
+    shutdown(raw->fd, SHUT_RDWR);
+    break;
+  default:
+    /* The answer to something else is ignored, and the right one taken. */
+    net_put64(answer, number + 1);
+    raw_frame(raw, NET_FRAME_ANSWER, answer, sizeof answer);
+    net_put64(answer, number);
+    memcpy(answer + NET_ANSWER_HEAD, "good", 4);
+    raw_frame(raw, NET_FRAME_ANSWER, answer, sizeof answer);
+  }
+}
+
+static void answerers_gone_mad(void **state)
+{
+  static const char *const heard[] = {
+      "the connection was lost: a malformed answer",
+      "the connection was lost: a raft frame is not allowed here",
+      "the connection was lost: a fetch frame is not allowed here",
+      "the connection was lost: an answer frame of 1114125 bytes",
+      "the connection was lost: a frame was not completed in time",
+      "the connection was lost: closed by the other side",
+      "good"};
+  struct raft_configuration peers = {.n = 1};
+  struct raw raw, member;
+  struct one one;
+  int listener;
+
+  (void)state;
+  one_open(&one);
+  net_limits(one.node.net)->frame_ms = 100;
+  listener = listen_raw(peers.members[0].address, RAFT_ADDRESS_MAX);
+  peers.members[0].id = 2;
+  net_set_peers(one.node.net, &peers);
+  accept_raw(&member, listener, &one.loop, identity(2));
+  UNTIL(&one.loop, raw_pump(&member) && connected(&one.node, 2));
+  for (unsigned round = 0; round < 7; round++) {
+    struct outcome done = {0};
+
+    net_fetch(one.node.net, 2, "x", 1, 60000, on_done, &done);
+    accept_raw(&raw, listener, &one.loop, identity(2));
+    UNTIL(&one.loop, raw_pump(&raw) && raw.n_in == NET_FRAME_HEADER + 9);
+    assert_int_equal(raw.in[4], NET_FRAME_FETCH);
+    misbehave(&raw, round, net_get64(raw.in + NET_FRAME_HEADER));
+    UNTIL(&one.loop, raw_pump(&raw) && done.times);
+    if (!strstr(done.text, heard[round])) fail_msg("%s", done.text);
+    assert_int_equal(done.status, round == 6 ? 0 : -1);
+    raw_end(&raw);
+  }
+  assert_true(connected(&one.node, 2));
+  assert_int_equal(one.node.down[2] + one.node.messages, 0);
+  raw_end(&member);
   peers.n = 0;
   net_set_peers(one.node.net, &peers);
   close(listener);
@@ -597,11 +762,15 @@ int main(void)
       cmocka_unit_test(headers_after_the_handshake),
       cmocka_unit_test(false_names),
       cmocka_unit_test(half_frames),
-      cmocka_unit_test(snapshots_out_of_order),
       cmocka_unit_test(too_many_requests),
       cmocka_unit_test(many_connections_of_one),
       cmocka_unit_test(rubbish_in_frames),
+      cmocka_unit_test(fetches_mixed_with_others),
+      cmocka_unit_test(half_fetches),
+      cmocka_unit_test(many_fetchers_of_one),
+      cmocka_unit_test(a_fetcher_that_does_not_read),
       cmocka_unit_test(servers_gone_mad),
+      cmocka_unit_test(answerers_gone_mad),
   };
 
   block_signals();

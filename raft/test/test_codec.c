@@ -52,6 +52,7 @@ static struct raft_message some_message(uint8_t type)
                            .prev_term = 7,
                            .commit = 900,
                            .granted = true,
+                           .transfer = type == RAFT_VOTE_REQUEST,
                            .match = 950,
                            .hint_index = 940,
                            .hint_term = 6,
@@ -85,6 +86,7 @@ static void assert_same(const struct raft_message *a,
   assert_int_equal(a->prev_term, b->prev_term);
   assert_int_equal(a->commit, b->commit);
   assert_int_equal(a->granted, b->granted);
+  assert_int_equal(a->transfer, b->transfer);
   assert_int_equal(a->match, b->match);
   assert_int_equal(a->hint_index, b->hint_index);
   assert_int_equal(a->hint_term, b->hint_term);
@@ -136,7 +138,7 @@ static void test_round_trip(void **state)
   size_t len;
 
   (void)state;
-  for (type = RAFT_PREVOTE_REQUEST; type <= RAFT_READ_RESPONSE; type++) {
+  for (type = RAFT_PREVOTE_REQUEST; type <= RAFT_TIMEOUT_NOW; type++) {
     m = some_message(type);
     len = encode(&m, buffer);
     assert_int_equal(len, raft_message_size(&m));
@@ -155,7 +157,7 @@ static void test_truncated(void **state)
   size_t len, i;
 
   (void)state;
-  for (type = RAFT_PREVOTE_REQUEST; type <= RAFT_READ_RESPONSE; type++) {
+  for (type = RAFT_PREVOTE_REQUEST; type <= RAFT_TIMEOUT_NOW; type++) {
     m = some_message(type);
     len = encode(&m, buffer);
     for (i = 0; i < len; i++)
@@ -174,7 +176,7 @@ static void test_corrupted(void **state)
   size_t len, i;
 
   (void)state;
-  for (type = RAFT_PREVOTE_REQUEST; type <= RAFT_READ_RESPONSE; type++) {
+  for (type = RAFT_PREVOTE_REQUEST; type <= RAFT_TIMEOUT_NOW; type++) {
     m = some_message(type);
     len = encode(&m, buffer);
     for (i = 0; i < len; i++) {
@@ -232,12 +234,15 @@ static void test_lies(void **state)
     unsigned bytes;
   } lies[] = {
       {0, 0, 1},
-      {0, 11, 1},
+      {0, 12, 1},
       {0, 255, 1},                    /* type */
       {0, RAFT_HEARTBEAT_REQUEST, 1}, /* with entries */
-      {1, 2, 1},
-      {1, 255, 1}, /* a boolean */
-      {2, 1, 2},   /* the reserved field */
+      {0, RAFT_TIMEOUT_NOW, 1},
+      {1, 2, 1}, /* appends are for no transfer */
+      {1, 3, 1},
+      {1, 4, 1}, /* bits that mean nothing */
+      {1, 255, 1},
+      {2, 1, 2}, /* the reserved field */
       {4, 4, 4},
       {4, 6, 4}, /* number of entries */
       {4, RAFT_MESSAGE_ENTRIES_MAX + 1, 4},
@@ -283,6 +288,36 @@ static void test_lies(void **state)
     lie(lies[i].offset, lies[i].value, lies[i].bytes);
 }
 
+/* Only a vote is asked for on behalf of a leader; and who is told to campaign
+   is told from where on. */
+static void test_lies_about_transfers(void **state)
+{
+  uint8_t type, buffer[BUFFER];
+  struct raft_message m, back;
+  size_t len;
+
+  (void)state;
+  for (type = RAFT_PREVOTE_REQUEST; type <= RAFT_TIMEOUT_NOW; type++) {
+    m = some_message(type);
+    m.transfer = true;
+    len = encode(&m, buffer);
+    if (type != RAFT_VOTE_REQUEST) {
+      refused(buffer, len);
+    } else {
+      assert_int_equal(decode(buffer, len, &back), 0);
+      assert_true(back.transfer);
+    }
+    raft_message_clear(&m);
+  }
+  m = some_message(RAFT_TIMEOUT_NOW);
+  m.prev_term = m.term + 1;
+  refused(buffer, encode(&m, buffer));
+  m.prev_term = 0;
+  refused(buffer, encode(&m, buffer));
+  m.prev_term = m.term = 0;
+  refused(buffer, encode(&m, buffer));
+}
+
 /* The largest body, and one byte more. */
 static void test_largest_body(void **state)
 {
@@ -319,7 +354,7 @@ static void test_fuzz(void **state)
 
   (void)state;
   for (i = 0; i < 100000; i++) {
-    m = some_message((uint8_t)(1 + chance() % 10));
+    m = some_message((uint8_t)(1 + chance() % RAFT_TIMEOUT_NOW));
     len = encode(&m, buffer);
     changes = (unsigned)(chance() % 4);
     for (k = 0; k < changes; k++)
@@ -402,15 +437,74 @@ static void test_configuration(void **state)
   raft_body_unref(body);
 }
 
+/* Roles, marks and priorities: what is possible comes back as it was, what is
+   not is refused, whatever the byte says. */
+static void test_configuration_flags(void **state)
+{
+  struct raft_configuration c = world_members(3), back;
+  struct raft_body *body, *again;
+  unsigned flags, role, taken = 0;
+  bool possible;
+
+  (void)state;
+  c.members[0].outgoing = true;
+  body = raft_configuration_encode(&c);
+  for (flags = 0; flags < 256; flags++) {
+    body->data[4 + 16] = (uint8_t)flags;
+    role = flags & 15;
+    possible = flags < 128 && flags >> 5 <= RAFT_AVOID &&
+               (role == RAFT_VOTER || role == RAFT_LEARNER ||
+                (role == RAFT_LEAVING && (flags & 16)));
+    assert_int_equal(decode_configuration(body->data, body->len, &back),
+                     possible ? 0 : RAFT_EMALFORMED);
+    if (!possible) {
+      assert_int_equal(back.n, 0);
+      continue;
+    }
+    taken++;
+    assert_int_equal(back.members[0].role, role);
+    assert_int_equal(back.members[0].outgoing, flags >> 4 & 1);
+    assert_int_equal(back.members[0].priority, flags >> 5);
+    assert_int_equal(raft_configuration_joint(&back), flags >> 4 & 1);
+    again = raft_configuration_encode(&back);
+    assert_memory_equal(again->data, body->data, body->len);
+    raft_body_unref(again);
+  }
+  assert_int_equal(taken, 5 * 3);
+  raft_body_unref(body);
+}
+
+/* In the core as in the codec; a host's too. */
+static void test_configuration_valid(void **state)
+{
+  struct raft_configuration c = world_members(3);
+
+  (void)state;
+  assert_true(raft_configuration_valid(&c));
+  c.members[1].role = RAFT_LEAVING; /* from where? */
+  assert_false(raft_configuration_valid(&c));
+  c.members[1].outgoing = true;
+  assert_true(raft_configuration_valid(&c));
+  c.members[1].priority = RAFT_AVOID + 1;
+  assert_false(raft_configuration_valid(&c));
+  c.members[1].priority = RAFT_AVOID;
+  c.members[1].role = 0;
+  assert_false(raft_configuration_valid(&c));
+}
+
 static void test_configuration_fuzz(void **state)
 {
   struct raft_configuration c = world_members(4), back;
-  struct raft_body *body = raft_configuration_encode(&c), *again;
+  struct raft_body *body, *again;
   uint8_t buffer[BUFFER];
   unsigned i, k;
   size_t len;
 
   (void)state;
+  c.members[0].outgoing = c.members[1].outgoing = true;
+  c.members[1].role = RAFT_LEAVING;
+  c.members[2].priority = RAFT_AVOID;
+  body = raft_configuration_encode(&c);
   for (i = 0; i < 100000; i++) {
     memcpy(buffer, body->data, body->len);
     for (k = 0; k < 1 + i % 3; k++)
@@ -471,9 +565,12 @@ int main(void)
       cmocka_unit_test(test_truncated),
       cmocka_unit_test(test_corrupted),
       cmocka_unit_test(test_lies),
+      cmocka_unit_test(test_lies_about_transfers),
       cmocka_unit_test(test_largest_body),
       cmocka_unit_test(test_fuzz),
       cmocka_unit_test(test_configuration),
+      cmocka_unit_test(test_configuration_flags),
+      cmocka_unit_test(test_configuration_valid),
       cmocka_unit_test(test_configuration_fuzz),
       cmocka_unit_test(test_quorum),
       cmocka_unit_test(test_bodies),

@@ -3,15 +3,6 @@
 */
 #include "timeline.h"
 
-static raft_term term_of(struct world *w, raft_id id)
-{
-  raft_term term;
-  bool leads;
-
-  raft_state(core(w, id), &term, &leads);
-  return term;
-}
-
 /* Node 1 times out, gets pre-votes, then votes, and leads with a NOOP. */
 static void test_election(void **state)
 {
@@ -526,6 +517,90 @@ static void test_incarnation(void **state)
   world_free(w);
 }
 
+/* A pre-vote says what was so when it was asked for: the answer to an earlier
+   round counts for nothing in a later one. */
+static void test_prevote_of_an_earlier_round(void **state)
+{
+  struct world *w = world_new(3);
+  struct raft_message old;
+
+  (void)state;
+  time_out(w, 1);
+  deliver(w, 1, 2, RAFT_PREVOTE_REQUEST);
+  old = look(w, 2, 1, RAFT_PREVOTE_RESPONSE);
+  assert_true(old.granted);
+  drop(w, 0, 0, 0);
+  elect(w, 2); /* 2 has other plans by now */
+  cut_off(w, 1);
+  time_out(w, 1);
+  assert_int_equal(raft_role(core(w, 1)), RAFT_PRECANDIDATE);
+  inject(w, &old);
+  assert_int_equal(raft_role(core(w, 1)), RAFT_PRECANDIDATE);
+  old.read++;
+  inject(w, &old);
+  assert_int_equal(raft_role(core(w, 1)), RAFT_CANDIDATE);
+  world_free(w);
+}
+
+/* Nor does an answer from before a restart. */
+static void test_prevote_from_before_a_restart(void **state)
+{
+  struct world *w = world_new(3);
+  struct raft_message old;
+
+  (void)state;
+  time_out(w, 1);
+  deliver(w, 1, 2, RAFT_PREVOTE_REQUEST);
+  old = look(w, 2, 1, RAFT_PREVOTE_RESPONSE);
+  crash(w, 1);
+  start_node(w, 1);
+  time_out(w, 1);
+  inject(w, &old);
+  assert_int_equal(raft_role(core(w, 1)), RAFT_PRECANDIDATE);
+  world_free(w);
+}
+
+/* Whoever steps down within a term has still voted in it, for itself. */
+static void test_stepping_down_keeps_the_vote(void **state)
+{
+  struct world *w = world_new(3);
+  struct raft_message m = {.type = RAFT_VOTE_REQUEST,
+                           .from = 3,
+                           .to = 1,
+                           .incarnation = 103,
+                           .term = 1,
+                           .prev_index = 9,
+                           .prev_term = 1};
+
+  (void)state;
+  elect(w, 1);
+  pass(w, 501);
+  tick(w, 1);
+  assert_int_equal(raft_role(core(w, 1)), RAFT_FOLLOWER);
+  assert_int_equal(term_of(w, 1), 1);
+  inject(w, &m);
+  assert_false(look(w, 1, 3, RAFT_VOTE_RESPONSE).granted);
+  assert_int_equal(node(w, 1)->voted_for, 1);
+  world_free(w);
+
+  w = world_new(3); /* a candidate that finds the leader of its term */
+  time_out(w, 1);
+  deliver(w, 1, 2, RAFT_PREVOTE_REQUEST);
+  deliver(w, 2, 1, RAFT_PREVOTE_RESPONSE);
+  assert_int_equal(raft_role(core(w, 1)), RAFT_CANDIDATE);
+  inject(w, &(struct raft_message){.type = RAFT_HEARTBEAT_REQUEST,
+                                   .from = 2,
+                                   .to = 1,
+                                   .incarnation = 102,
+                                   .term = 1});
+  assert_int_equal(raft_leader(core(w, 1)), 2);
+  drop(w, 0, 0, 0);
+  pass(w, 500);
+  inject(w, &m);
+  assert_false(look(w, 1, 3, RAFT_VOTE_RESPONSE).granted);
+  world_free(w);
+}
+
 /* Two candidates split the votes; a later timeout settles it. */
 static void test_split_vote(void **state)
 {
@@ -575,6 +650,9 @@ int main(void)
       cmocka_unit_test(test_only_voters_campaign_and_count),
       cmocka_unit_test(test_votes_are_counted_once),
       cmocka_unit_test(test_incarnation),
+      cmocka_unit_test(test_prevote_of_an_earlier_round),
+      cmocka_unit_test(test_prevote_from_before_a_restart),
+      cmocka_unit_test(test_stepping_down_keeps_the_vote),
       cmocka_unit_test(test_split_vote),
   };
 

@@ -8,14 +8,6 @@ static unsigned members(struct world *w, raft_id id)
   return raft_configuration(core(w, id), NULL)->n;
 }
 
-static uint8_t role_in(struct world *w, raft_id id, raft_id member)
-{
-  const struct raft_member *m =
-      raft_configuration_find(raft_configuration(core(w, id), NULL), member);
-
-  return m ? m->role : 0;
-}
-
 static struct world *three_of(unsigned n)
 {
   struct world *w = world_prepare(n, 3);
@@ -151,6 +143,28 @@ static void test_refused_changes(void **state)
   assert_int_equal(change_member(w, 1, RAFT_ADD_LEARNER, NULL), RAFT_EINVAL);
   assert_int_equal(change_all(w, 1, 0, NULL), RAFT_EINVAL);
   assert_int_equal(raft_last(core(w, 1)), 1);
+  world_free(w);
+}
+
+/* Of a configuration that the host gave, what lies beyond its members means
+   nothing, and is no part of the next one. */
+static void test_beyond_the_members(void **state)
+{
+  struct world *w = world_prepare(4, 3);
+  unsigned i;
+
+  (void)state;
+  memset(&w->configuration.members[3], 1, sizeof w->configuration.members[3]);
+  for (i = 1; i <= 4; i++)
+    start_node(w, i);
+  elect(w, 1);
+  assert_int_equal(change(w, 1, RAFT_ADD_LEARNER, 4), 0);
+  assert_false(is_joint(w, 1));
+  settle(w);
+  assert_int_equal(raft_commit(core(w, 4)), 2);
+  assert_memory_equal(raft_configuration(core(w, 1), NULL),
+                      raft_configuration(core(w, 4), NULL),
+                      sizeof(struct raft_configuration));
   world_free(w);
 }
 
@@ -336,6 +350,90 @@ static void test_wiped_node(void **state)
   world_free(w);
 }
 
+/*
+** 3 is replaced by a node with a wiped disk under its id, and leads. 2 was away
+** meanwhile and knows the old one only. A leader is a leader, whoever this node
+** thinks has a vote: 2 must follow it, and vote for it, or it never learns that
+** the one it knows is gone.
+*/
+static void test_wiped_node_leads(void **state)
+{
+  struct raft_member member = {.id = 3, .incarnation = 999};
+  struct world *w = world_new(4);
+
+  (void)state;
+  elect(w, 1);
+  cut_off(w, 2);
+  assert_int_equal(change(w, 1, RAFT_REMOVE, 3), 0);
+  live(w, 100);
+  crash(w, 3);
+  node(w, 3)->options.incarnation = 999;
+  node(w, 3)->last = node(w, 3)->term = node(w, 3)->voted_for = 0;
+  start_node(w, 3);
+  assert_int_equal(change_member(w, 1, RAFT_ADD_LEARNER, &member), 0);
+  live(w, 200);
+  assert_int_equal(change(w, 1, RAFT_PROMOTE, 3), 0);
+  live(w, 200);
+  assert_int_equal(transfer(w, 1, 3), 0);
+  settle(w);
+  assert_true(is_leader(w, 3));
+  mend(w);
+  crash(w, 1); /* now nothing goes without 2 */
+  live(w, 300);
+  assert_int_equal(raft_leader(core(w, 2)), 3);
+  assert_int_equal(raft_commit(core(w, 2)), raft_last(core(w, 3)));
+  live(w, 1000);
+  assert_true(is_leader(w, 3));
+
+  /* The other way round: 2 is asked for its vote first. */
+  crash(w, 2);
+  node(w, 2)->last = 1; /* what it had while it was away */
+  start_node(w, 2);
+  assert_int_equal(raft_configuration_find(raft_configuration(core(w, 2), 0), 3)
+                       ->incarnation,
+                   103);
+  time_out(w, 3); /* nobody was heard from */
+  assert_false(is_leader(w, 3));
+  pass(w, 1000);
+  tick(w, 3);
+  settle(w);
+  live(w, 100);
+  assert_true(is_leader(w, 3));
+  world_free(w);
+}
+
+/* 1 removes itself, and does not know yet that it succeeded: its lease binds
+   even the only voter that is left, and even after a restart. */
+static void test_lease_of_removed_leader(void **state)
+{
+  struct world *w = world_prepare(2, 2);
+  raft_id i;
+
+  (void)state;
+  for (i = 1; i <= 2; i++) {
+    node(w, i)->options.lease = true;
+    node(w, i)->options.hint_jitter_ms = 0;
+    start_node(w, i);
+  }
+  pass(w, 1000);
+  elect(w, 1);
+  assert_int_equal(change(w, 1, RAFT_REMOVE, 1), 0);
+  deliver(w, 1, 2, RAFT_APPEND_REQUEST);
+  deliver(w, 2, 1, RAFT_APPEND_RESPONSE);
+  deliver(w, 1, 2, RAFT_APPEND_REQUEST);
+  assert_int_equal(role_in(w, 2, 1), 0);
+  assert_int_equal(raft_role(core(w, 1)), RAFT_LEADER);
+  crash(w, 2);
+  start_node(w, 2);
+  pass(w, node(w, 2)->options.election_timeout_ms - 1);
+  tick(w, 2);
+  assert_int_equal(raft_role(core(w, 2)), RAFT_FOLLOWER);
+  pass(w, 1);
+  tick(w, 2);
+  assert_int_equal(raft_role(core(w, 2)), RAFT_LEADER);
+  world_free(w);
+}
+
 /* From one node to three and back. */
 static void test_grow_and_shrink(void **state)
 {
@@ -370,6 +468,7 @@ int main(void)
       cmocka_unit_test(test_caught_up_passes),
       cmocka_unit_test(test_one_change_at_a_time),
       cmocka_unit_test(test_refused_changes),
+      cmocka_unit_test(test_beyond_the_members),
       cmocka_unit_test(test_update),
       cmocka_unit_test(test_last_voter_stays),
       cmocka_unit_test(test_rollback),
@@ -378,6 +477,8 @@ int main(void)
       cmocka_unit_test(test_removal_that_is_not_committed),
       cmocka_unit_test(test_removed_node_does_not_disturb),
       cmocka_unit_test(test_wiped_node),
+      cmocka_unit_test(test_wiped_node_leads),
+      cmocka_unit_test(test_lease_of_removed_leader),
       cmocka_unit_test(test_grow_and_shrink),
   };
 

@@ -52,12 +52,14 @@ __attribute__((visibility("default"))) void *realloc(void *p, size_t size)
 #endif
 
 static struct raft_effects effects;
+static uint64_t written; /* newest write that is not durable; 0: none */
 
 /* One step in which memory may run out. */
 static int try(struct raft *r, struct raft_event *event)
 {
   int rc = raft_step(r, event, &effects);
 
+  if (effects.persist.seq > 0) written = effects.persist.seq;
   if (rc != RAFT_ENOMEM) return rc;
   assert_true(fired);
   assert_int_equal(effects.persist.seq, 0);
@@ -83,7 +85,8 @@ static int try_persisted(struct raft *r)
 {
   struct raft_event event = {.type = RAFT_EVENT_PERSISTED, .now = 2000};
 
-  event.u.seq = effects.persist.seq;
+  event.u.seq = written;
+  written = 0;
   return event.u.seq ? try(r, &event) : 0;
 }
 
@@ -114,7 +117,7 @@ static int follow_and_lead(struct raft *r, struct raft_entry *entries)
   return rc;
 }
 
-/* A leader commits, proposes, changes members, reads, serves a load. */
+/* A leader commits, proposes, adds a member, reads. */
 static int lead(struct raft *r, struct raft_body *body)
 {
   struct raft_proposal item = {.type = RAFT_COMMIT, .body = body};
@@ -139,6 +142,39 @@ static int lead(struct raft *r, struct raft_body *body)
   event = (struct raft_event){.type = RAFT_EVENT_READ, .now = 5003};
   for (i = 0; !rc && i < 40; i++)
     rc = try(r, &event);
+  if (!rc) rc = try_persisted(r);
+  return rc;
+}
+
+/* Everything so far is acknowledged by 2, and durable here. */
+static int agree(struct raft *r)
+{
+  int rc = try_persisted(r);
+
+  if (rc) return rc;
+  return try_message(r, (struct raft_message){.type = RAFT_APPEND_RESPONSE,
+                                              .term = 2,
+                                              .granted = true,
+                                              .match = raft_last(r)});
+}
+
+/* 3 is removed by way of a joint configuration, then 2 is to lead. */
+static int change_and_hand_over(struct raft *r)
+{
+  struct raft_change change = {.type = RAFT_REMOVE, .id = 3};
+  struct raft_event event = {.type = RAFT_EVENT_CHANGE, .now = 5004};
+  int rc = agree(r);
+
+  event.u.change.n = 1;
+  event.u.change.items = &change;
+  if (!rc) rc = try(r, &event);
+  if (!rc) rc = agree(r); /* and now it is left */
+  if (!rc) assert_false(raft_configuration_joint(raft_configuration(r, NULL)));
+  if (!rc) rc = agree(r);
+  event = (struct raft_event){.type = RAFT_EVENT_TRANSFER, .now = 5005};
+  event.u.transfer_to = 2;
+  if (!rc) rc = try(r, &event);
+  if (!rc) assert_int_equal(raft_transferring(r), 2);
   event = (struct raft_event){.type = RAFT_EVENT_TICK, .now = 9999};
   if (!rc) rc = try(r, &event);
   return rc;
@@ -153,6 +189,7 @@ static int scenario(struct raft_entry *entries, struct raft_body *body)
   int rc;
 
   countdown = -1;
+  written = 0;
   rec = calloc(1, sizeof *rec);
   rec->configuration = world_members(3);
   countdown = saved;
@@ -163,6 +200,7 @@ static int scenario(struct raft_entry *entries, struct raft_body *body)
   if (rc) assert_null(r);
   if (!rc) rc = follow_and_lead(r, entries);
   if (!rc) rc = lead(r, body);
+  if (!rc) rc = change_and_hand_over(r);
   countdown = -1;
   raft_free(r);
   free(rec);

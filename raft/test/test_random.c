@@ -3,7 +3,8 @@
 **
 ** The network loses, repeats and reorders; nodes crash and lose what was not
 ** durable; disks are slow; windows, messages and tails are so small that
-** loads and snapshots are common; members come and go. timeline.h watches
+** loads and snapshots are common; members come and go, several at a time;
+** leadership is handed over; some clusters read by leases. timeline.h watches
 ** elections, commits and quorums at every step; here are added log matching
 ** (I3), linearizable reads (I14), convergence after faults have stopped (I16)
 ** and that a seed gives one trace (I15).
@@ -19,7 +20,8 @@ struct chaos {
   unsigned n_snapshots[NODES], n_reads[NODES];
   raft_index asked[READS]; /* committed when the read was asked */
   uint64_t n_asked;
-  unsigned commits, elections, changes, answers, installs, loads;
+  unsigned elections, changes, joint, transfers, answers, installs, loads;
+  bool leases, priorities;
 };
 
 static uint64_t trace;
@@ -165,13 +167,35 @@ static void some_message(struct chaos *c)
   receive(w, packet);
 }
 
+/* A list of changes, most of them impossible together. */
 static void some_change(struct chaos *c, raft_id id)
 {
-  uint8_t what = (uint8_t)(1 + pick(c, 4));
-  raft_id member = 1 + pick(c, c->w->n);
+  struct raft_member members[3];
+  struct raft_change items[3];
+  const struct raft_member *known;
+  unsigned n = pick(c, 3) ? 1 : 1 + (unsigned)pick(c, 3), i;
 
-  if (raft_role(core(c->w, id)) != RAFT_LEADER) return;
-  if (change(c->w, id, what, member) == 0) c->changes++;
+  if (!is_leader(c->w, id)) return;
+  for (i = 0; i < n; i++) {
+    items[i].type = (uint8_t)(1 + pick(c, 5));
+    items[i].id = 1 + pick(c, c->w->n);
+    items[i].member = &members[i];
+    known = raft_configuration_find(raft_configuration(core(c->w, id), NULL),
+                                    items[i].id);
+    memset(&members[i], 0, sizeof members[i]);
+    members[i].id = items[i].id;
+    members[i].incarnation = 100 + items[i].id;
+    members[i].role = known ? known->role : RAFT_LEARNER;
+    if (c->priorities) members[i].priority = (uint8_t)pick(c, 3);
+  }
+  if (change_all(c->w, id, n, items) != 0) return;
+  c->changes++;
+  c->joint += is_joint(c->w, id);
+}
+
+static void some_transfer(struct chaos *c, raft_id id)
+{
+  if (transfer(c->w, id, pick(c, c->w->n + 1)) == 0) c->transfers++;
 }
 
 static void crash_or_start(struct chaos *c, raft_id id)
@@ -201,7 +225,10 @@ static void ask_read(struct chaos *c, raft_id id)
 {
   if (c->n_asked == READS) return;
   c->asked[c->n_asked] = c->w->max_committed;
-  read_on(c->w, id, c->n_asked++);
+  if (c->leases && pick(c, 2))
+    read_by_lease(c->w, id, c->n_asked++);
+  else
+    read_on(c->w, id, c->n_asked++);
 }
 
 static void something(struct chaos *c)
@@ -230,8 +257,10 @@ static void something(struct chaos *c)
     checkpoint(c, id);
   } else if (what < 960) {
     some_change(c, id);
-  } else if (what < 968) {
+  } else if (what < 966) {
     cut_or_heal(c, id);
+  } else if (what < 968) {
+    some_transfer(c, id);
   } else if (what < 985) {
     peer_event(c->w, id, pick(c, 2) ? RAFT_EVENT_PEER_UP : RAFT_EVENT_PEER_DOWN,
                1 + pick(c, c->w->n));
@@ -322,7 +351,7 @@ static void check_peace(struct chaos *c)
   unsigned i;
 
   heal(c);
-  live_on(c, 10 * 200);
+  live_on(c, 10 * 300); /* who should not lead takes up to three timeouts */
   leader = leader_of(w);
   assert_int_not_equal(leader, 0);
   assert_int_equal(propose(w, leader, RAFT_COMMIT, 9), 0);
@@ -334,6 +363,7 @@ static void check_peace(struct chaos *c)
       node(w, leader)->reads[(node(w, leader)->n_reads - 1) % 4096].status, 0);
   look_at_reads(c, leader);
   live_on(c, 1000);
+  assert_false(is_joint(w, leader));
   members = raft_configuration(core(w, leader), NULL);
   for (i = 0; i < members->n; i++)
     assert_int_equal(raft_commit(core(w, members->members[i].id)),
@@ -355,6 +385,8 @@ static struct chaos *chaos_new(uint64_t seed, unsigned n, unsigned voters)
   c->w = world_prepare(n, voters);
   c->w->spy = spy;
   c->w->no_loads = true;
+  c->leases = seed % 3 == 1;
+  c->priorities = seed % 7 < 3;
   for (i = 1; i <= n; i++) {
     options = &node(c->w, i)->options;
     options->seed = seed * 100 + i;
@@ -365,7 +397,8 @@ static struct chaos *chaos_new(uint64_t seed, unsigned n, unsigned voters)
     options->inflight_messages = 4;
     options->inflight_bytes = 400;
     options->uncommitted_bytes = 1000;
-    if (seed % 5 == 0) options->hint_jitter_ms = 0;
+    options->lease = c->leases;
+    if (seed % 5 == 0 || c->leases) options->hint_jitter_ms = 0;
     if (seed % 5 == 1) options->tail_bytes = 1; /* everything is loaded */
     if (seed % 5 == 2) options->inflight_messages = 1;
     if (seed % 5 == 3) { /* nothing is ever in the way */
@@ -392,10 +425,10 @@ static uint64_t run(uint64_t seed, unsigned n, unsigned voters, bool verbose)
   for (i = 0; i < LOG_MAX; i++)
     c->elections += c->w->leaders[i] != 0;
   if (verbose)
-    printf("seed %d: %d committed, %u leaders, %u changes, %u reads, "
-           "%u snapshots, %u loads\n",
+    printf("seed %d: %d committed, %u leaders, %u changes, %u joint, "
+           "%u transfers, %u reads, %u snapshots, %u loads\n",
            (int)seed, (int)c->w->max_committed, c->elections, c->changes,
-           c->answers, c->installs, c->loads);
+           c->joint, c->transfers, c->answers, c->installs, c->loads);
   result = trace;
   world_free(c->w);
   free(c);

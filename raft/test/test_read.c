@@ -3,12 +3,6 @@
 */
 #include "timeline.h"
 
-static const struct raft_read_result *last_read(struct world *w, raft_id id)
-{
-  assert_true(node(w, id)->n_reads > 0);
-  return &node(w, id)->reads[node(w, id)->n_reads - 1];
-}
-
 /* A leader asks a quorum at once, and answers with its commit index. */
 static void test_leader_read(void **state)
 {

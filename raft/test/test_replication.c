@@ -3,15 +3,6 @@
 */
 #include "timeline.h"
 
-static raft_term term_of(struct world *w, raft_id id)
-{
-  raft_term term;
-  bool leads;
-
-  raft_state(core(w, id), &term, &leads);
-  return term;
-}
-
 /* The leader writes and sends at the same time; acknowledgements wait for
    the follower's disk; two disks of three are enough. */
 static void test_acknowledged_when_durable(void **state)

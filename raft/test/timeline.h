@@ -62,7 +62,8 @@ struct held {
 struct node {
   struct raft *raft;
   struct raft_options options;
-  bool prompt; /* writes are durable at once */
+  bool prompt;         /* writes are durable at once */
+  unsigned clock_rate; /* percent of the world's time; 0: the same */
   /* What is on its disk. */
   raft_term term;
   raft_id voted_for;
@@ -116,6 +117,14 @@ static inline struct node *node(struct world *w, raft_id id)
 static inline struct raft *core(struct world *w, raft_id id)
 {
   return node(w, id)->raft;
+}
+
+/* What the node's own clock says. */
+static inline uint64_t local_time(struct world *w, raft_id id)
+{
+  unsigned rate = node(w, id)->clock_rate;
+
+  return rate == 0 ? w->now : w->now * rate / 100;
 }
 
 /* ---- disks ------------------------------------------------------------- */
@@ -239,17 +248,30 @@ static inline bool on_disk(struct world *w, raft_id id, raft_index index,
   return index <= n->last && n->disk[index].term == term;
 }
 
+/* Of the old voters, or of the new ones; not with the core's own words. */
+static inline bool majority_has(struct world *w,
+                                const struct raft_configuration *c, bool old,
+                                raft_index index, raft_term term)
+{
+  unsigned i, n = 0, has = 0;
+
+  for (i = 0; i < c->n; i++) {
+    if (old ? !c->members[i].outgoing : c->members[i].role != RAFT_VOTER)
+      continue;
+    n++;
+    has += on_disk(w, c->members[i].id, index, term);
+  }
+  return 2 * has > n || (old && n == 0);
+}
+
 static inline void watch_quorum(struct world *w, raft_id leader,
                                 raft_index index)
 {
   const struct raft_configuration *c = raft_configuration(core(w, leader), 0);
-  uint64_t has[RAFT_MEMBERS_MAX];
-  unsigned i;
+  raft_term term = raft_term_at(core(w, leader), index);
 
-  for (i = 0; i < c->n; i++)
-    has[i] = on_disk(w, c->members[i].id, index,
-                     raft_term_at(core(w, leader), index));
-  assert_true(raft_configuration_quorum(c, has) == 1); /* I7 */
+  assert_true(majority_has(w, c, false, index, term)); /* I7 */
+  assert_true(majority_has(w, c, true, index, term));
 }
 
 static inline void watch_commit(struct world *w, raft_id id, raft_index from)
@@ -361,7 +383,7 @@ static inline int step(struct world *w, raft_id id, struct raft_event *event)
   raft_index commit = n->commit;
   int rc;
 
-  event->now = w->now;
+  event->now = local_time(w, id);
   rc = raft_step(n->raft, event, &effects);
   carry_out(w, id, &effects);
   n->commit = effects.commit;
@@ -421,6 +443,13 @@ static inline int inject(struct world *w, const struct raft_message *m)
   return step(w, m->to, &event);
 }
 
+static inline bool is_such(const struct packet *p, raft_id from, raft_id to,
+                           uint8_t type)
+{
+  return (from == 0 || p->from == from) && (to == 0 || p->to == to) &&
+         (type == 0 || p->type == type);
+}
+
 /* Index in the network of the oldest such message (0: any), or -1. */
 static inline int find_packet(struct world *w, raft_id from, raft_id to,
                               uint8_t type)
@@ -428,10 +457,7 @@ static inline int find_packet(struct world *w, raft_id from, raft_id to,
   unsigned i;
 
   for (i = 0; i < w->n_net; i++)
-    if ((from == 0 || w->net[i].from == from) &&
-        (to == 0 || w->net[i].to == to) &&
-        (type == 0 || w->net[i].type == type))
-      return (int)i;
+    if (is_such(&w->net[i], from, to, type)) return (int)i;
   return -1;
 }
 
@@ -441,10 +467,7 @@ static inline unsigned count(struct world *w, raft_id from, raft_id to,
   unsigned i, n = 0;
 
   for (i = 0; i < w->n_net; i++)
-    if ((from == 0 || w->net[i].from == from) &&
-        (to == 0 || w->net[i].to == to) &&
-        (type == 0 || w->net[i].type == type))
-      n++;
+    n += is_such(&w->net[i], from, to, type);
   return n;
 }
 
@@ -566,6 +589,31 @@ static inline int read_on(struct world *w, raft_id id, uint64_t number)
   return step(w, id, &event);
 }
 
+/* A read that is content with a lease. */
+static inline int read_by_lease(struct world *w, raft_id id, uint64_t number)
+{
+  struct raft_event event = {.type = RAFT_EVENT_READ};
+
+  event.u.read.number = number;
+  event.u.read.lease = true;
+  return step(w, id, &event);
+}
+
+static inline const struct raft_read_result *last_read(struct world *w,
+                                                       raft_id id)
+{
+  assert_true(node(w, id)->n_reads > 0);
+  return &node(w, id)->reads[node(w, id)->n_reads - 1];
+}
+
+static inline int transfer(struct world *w, raft_id id, raft_id to)
+{
+  struct raft_event event = {.type = RAFT_EVENT_TRANSFER};
+
+  event.u.transfer_to = to;
+  return step(w, id, &event);
+}
+
 static inline int peer_event(struct world *w, raft_id id, uint8_t type,
                              raft_id peer)
 {
@@ -657,7 +705,7 @@ static inline void start_node(struct world *w, raft_id id)
   n->commit = n->snapshot;
   n->durable_seq = 0;
   assert_null(n->raft);
-  assert_int_equal(raft_new(&n->options, rec, w->now, &n->raft), 0);
+  assert_int_equal(raft_new(&n->options, rec, local_time(w, id), &n->raft), 0);
   free(runs);
   free(rec);
 }
@@ -759,6 +807,52 @@ static inline void put_on_disk(struct world *w, raft_id id, raft_term term)
   stored_set(&n->disk[++n->last], &entry);
   raft_body_unref(entry.body);
   if (n->term < term) n->term = term;
+}
+
+/* Nothing reaches the node or comes from it. */
+static inline void cut_off(struct world *w, raft_id id)
+{
+  unsigned i;
+
+  for (i = 1; i < NODES; i++)
+    w->unreachable[id][i] = w->unreachable[i][id] = true;
+}
+
+static inline void mend(struct world *w)
+{
+  memset(w->unreachable, 0, sizeof w->unreachable);
+}
+
+static inline raft_term term_of(struct world *w, raft_id id)
+{
+  return core(w, id)->term;
+}
+
+static inline bool is_leader(struct world *w, raft_id id)
+{
+  return raft_role(core(w, id)) == RAFT_LEADER;
+}
+
+static inline bool is_joint(struct world *w, raft_id id)
+{
+  return raft_configuration_joint(raft_configuration(core(w, id), NULL));
+}
+
+static inline raft_index configured_at(struct world *w, raft_id id)
+{
+  raft_index index;
+
+  raft_configuration(core(w, id), &index);
+  return index;
+}
+
+/* The member's role as id sees it; 0: not a member. */
+static inline uint8_t role_in(struct world *w, raft_id id, raft_id member)
+{
+  const struct raft_member *m =
+      raft_configuration_find(raft_configuration(core(w, id), NULL), member);
+
+  return m ? m->role : 0;
 }
 
 /* id times out, is elected, and its NOOP is committed everywhere. */

@@ -1,0 +1,105 @@
+/*
+** full.c: a disk without room, and one that has room again.
+**
+** A log that could not be written is closed for good (raft/store): the node
+** leads no more, acknowledges nothing, and goes on answering reads. Was the
+** reason want of room, then the log is opened anew when there is some, as
+** after a restart, and with it a raft that knows what the log holds; the
+** database, its connections and the network stay as they are. Meanwhile
+** nothing is applied: the worker may then be the only one to use the log.
+**
+** A leader whose connections find no room in -wal hands over. An entry that
+** finds none is applied later.
+*/
+#include "node.h"
+
+#include <errno.h>
+#include <sys/statvfs.h>
+
+#define AGAIN_MS 1000
+#define ROOM (40u << 20) /* some segments, and a checkpoint's worth of WAL */
+
+struct reopening {
+  struct task task;
+  struct raft_recovered recovered;
+  struct text error;
+  int rc;
+};
+
+static bool has_room(const struct node *node)
+{
+  struct statvfs fs;
+  return statvfs(node->dir, &fs) == 0 &&
+         (uint64_t)fs.f_bavail * fs.f_frsize >= ROOM;
+}
+
+bool full_log(const struct node *node)
+{
+  return atomic_load(&node->disk_status) == -ENOSPC;
+}
+
+void full_noticed(struct node *node)
+{
+  atomic_store(&node->no_room, true);
+}
+
+/* A leader without room for frames is of no use to those who write. */
+static void hand_over(struct node *node)
+{
+  struct raft_event event = {.type = RAFT_EVENT_TRANSFER};
+  if (raft_role(node->raft) != RAFT_LEADER || node->view.voters < 2) return;
+  if (node_step(node, &event) == 0)
+    events_add(&node->events, "no room on the disk: another node is to lead");
+}
+
+static void reopened(struct task *task)
+{
+  struct reopening *r = (struct reopening *)task;
+  struct node *node = task->node;
+  node->apply_busy = false;
+  if (r->rc == 0 && !node->closing)
+    r->rc = start_raft(node, &r->recovered, &r->error);
+  if (r->rc)
+    node_fail(node, "the log cannot be opened anew: %s", r->error.s);
+  else
+    events_add(&node->events, "there is room on the disk again");
+  free(r);
+}
+
+void full_reopen(struct node *node)
+{
+  struct reopening *r = calloc(1, sizeof(*r));
+  if (r == NULL) { /* tried again */
+    node->apply_busy = false;
+    return;
+  }
+  r->task.node = node;
+  r->task.run = reopened;
+  pthread_mutex_lock(&node->mutex);
+  struct store *store = node->store;
+  node->store = NULL;
+  pthread_mutex_unlock(&node->mutex);
+  store_close(store);
+  r->rc = start_log(node, &r->recovered, &r->error);
+  node_post(node, &r->task);
+}
+
+void full_tick(struct node *node)
+{
+  uint64_t now = clock_monotonic_ms();
+  if (node->failed || now < node->room_at) return;
+  node->room_at = now + AGAIN_MS;
+  if (atomic_exchange(&node->no_room, false)) hand_over(node);
+  if (node->apply_full) {
+    node->apply_full = false;
+    apply_committed(node);
+  }
+  if (!node->disk_failed || !full_log(node) || node->apply_busy ||
+      node->fetch || !has_room(node))
+    return;
+  node->apply_busy = true;
+  pthread_mutex_lock(&node->mutex);
+  node->worker_reopen = true;
+  pthread_cond_signal(&node->worker_cond);
+  pthread_mutex_unlock(&node->mutex);
+}
