@@ -38,6 +38,7 @@ struct run {
   bool reading;  /* the other connection is in a transaction */
   unsigned away; /* a node that is stopped */
   unsigned members;
+  bool many; /* the next transaction is a large one */
 };
 
 static void give_up(const char *format, ...)
@@ -145,7 +146,7 @@ static int with_savepoints(struct run *r, sqlite3 *db)
 
 static int change_something(struct run *r, sqlite3 *db)
 {
-  switch (below(r, 16)) {
+  switch (r->many ? 0 : below(r, 16)) {
   case 0: return insert_many(r, db);
   case 1: return change_schema(r, db);
   case 2:
@@ -260,6 +261,26 @@ static void stop_or_start(struct run *r)
     give_up("node %u does not stop", r->away);
 }
 
+/* A node is away for so long that the others' log does not go back to it any
+   more: it gets a snapshot. */
+static void fall_behind(struct run *r)
+{
+  unsigned away = r->away;
+  if (away == 0) stop_or_start(r);
+  for (unsigned i = 0; i < 8; i++) {
+    unsigned leader = world_leader(&r->world, LEADER_MS);
+    if (leader == 0) give_up("no leader");
+    r->many = true;
+    bool known = transact(r, r->world.db[leader]);
+    r->many = false;
+    if (!known) settle(r, NULL);
+    usleep(20000);
+  }
+  usleep(150000);
+  if (r->away) stop_or_start(r);
+  usleep(30000 + (useconds_t)below(r, 200000));
+}
+
 static void step(struct run *r)
 {
   unsigned leader = world_leader(&r->world, LEADER_MS);
@@ -275,8 +296,10 @@ static void step(struct run *r)
     read_beside(r, leader);
   else if (what < 8)
     usleep(30000); /* a checkpoint of a quiet database */
-  else if (what < 10 && r->members == 3)
+  else if (what == 8 && r->members == 3)
     stop_or_start(r);
+  else if (what == 9 && r->members == 3)
+    fall_behind(r);
   else
     known = transact(r, db);
   if (!known) settle(r, NULL);
@@ -327,7 +350,9 @@ static void join(struct run *r, sqlite3 *db, unsigned node)
   char path[CRASH_PATH], error[512];
   char *token = make_invitation(r, node);
   world_path(&r->world, node, path);
-  if (world_exec(db, "SELECT quorate_join(%Q, %Q, 'listen', '127.0.0.1:%d')",
+  if (world_exec(db,
+                 "SELECT quorate_join(%Q, %Q, 'listen', '127.0.0.1:%d',"
+                 " 'log_keep_kib', '32')",
                  path, token, (int)(PORT - 1 + node)) != SQLITE_OK)
     give_up("join: %s", sqlite3_errmsg(db));
   record_mark(MARK_MEMBER, node, 0, NULL);
@@ -347,7 +372,7 @@ static void make_cluster(struct run *r)
   if (world_exec(db,
                  "SELECT quorate_bootstrap(%Q, 'name', 'n1', 'listen',"
                  " '127.0.0.1:%d', 'heartbeat_ms', '%d',"
-                 " 'election_timeout_ms', '%d')",
+                 " 'election_timeout_ms', '%d', 'log_keep_kib', '32')",
                  path, PORT, alone ? 2 : 20, alone ? 6 : 120) != SQLITE_OK)
     give_up("bootstrap: %s", sqlite3_errmsg(db));
   record_mark(MARK_MEMBER, 1, 0, NULL);

@@ -20,8 +20,8 @@ void world_setup(void)
 {
   sqlite3 *db = NULL;
   /* Small enough that a few transactions do all of it. */
-  node_limits = (struct node_limits){.segment_bytes = 32u << 10,
-                                     .log_least = 64u << 10,
+  node_limits = (struct node_limits){.segment_bytes = 16u << 10,
+                                     .log_least = 32u << 10,
                                      .part_bytes = 8u << 10,
                                      .checkpoint_frames = 40,
                                      .restart_frames = 40,
