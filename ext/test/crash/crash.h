@@ -143,8 +143,8 @@ struct known {
   bool pending;       /* one more may be there */
   uint64_t pending_n, pending_digest;
   bool member[NODES_MAX + 1];
-  uint64_t invites, invited;
-  uint64_t *history; /* digests by number; 0: unknown */
+  uint64_t invites, invited; /* asked for, the last; given, how many */
+  uint64_t *history;         /* digests by number; 0: unknown */
   uint64_t n_history;
 };
 const struct known *disk_known(const struct disk *disk);

@@ -297,7 +297,7 @@ static void do_mark(struct known *k, const struct op *op)
   case MARK_SETTLED: remember(k, op->a, op->b); break;
   case MARK_MEMBER: k->member[op->a] = true; break;
   case MARK_INVITE: k->invites = op->a; break;
-  case MARK_INVITED: k->invited = op->a; break;
+  case MARK_INVITED: k->invited++; break;
   default: break;
   }
 }
