@@ -172,8 +172,9 @@ coverage:
 	@$(MAKE) --no-print-directory COVERAGE=1 reach
 
 # With COVERAGE=1 only.
-reach: $(UNIT_raft) $(UNIT_raft/store)
-	@bash .ci/coverage $(B) $(UNIT_raft) $(UNIT_raft/store)
+reach: $(UNIT_raft) $(UNIT_raft/store) $(UNIT_raft/sim) $(SIM)
+	@bash .ci/coverage $(B) $(UNIT_raft) $(UNIT_raft/store) \
+	  $(UNIT_raft/sim) '$(SIM) 1 --seeds 500 --quiet'
 
 check-style:
 	@bash .ci/style

@@ -335,8 +335,10 @@ static int apply_entry(struct node *node, const struct raft_entry *entry)
   case RAFT_COMMIT: return apply_commit(node, entry);
   default: return -EBADMSG;
   }
-  if (rc == 0) advance(node, entry->index);
-  return rc;
+  if (rc) return rc;
+  advance(node, entry->index);
+  if (entry->type == RAFT_SETTING) verify_apply(node, entry);
+  return 0;
 }
 
 static void want_checkpoint(struct node *node, uint64_t now)

@@ -32,6 +32,8 @@ SQLITE_EXTENSION_INIT3
 #define WRITER_MS 1000 /* wait for the one that writes */
 #define READERS_MS 50  /* and for those that read, while others wait */
 #define AGAIN_MS 250   /* doubled each time that it was in vain */
+#define ORDER_MS 30000 /* most that checkpoint_now() takes */
+#define SLICE_MS 50    /* and how often it looks for an interrupt */
 
 /* The term of an entry of the log. */
 static int read_term(struct node *node, raft_index index, raft_term *term,
@@ -137,8 +139,12 @@ int checkpoint_run(struct node *node)
 {
   struct wal_checkpointed done;
   struct text error = {""};
-  if (!atomic_load(&node->settled)) return -EBUSY; /* of what index is it? */
+  if (!atomic_load(&node->settled)) { /* of what index is it? */
+    node->kept = "the start: no leader has said yet what is committed";
+    return -EBUSY;
+  }
   int rc = wal_checkpoint(node->wal, write_floor, node, &done);
+  node->kept = rc ? NULL : done.pinned;
   if (rc == 0 &&
       (done.index > node->checkpoint.index ||
        (done.index == node->checkpoint.index && node->checkpoint.incoming)))
@@ -295,9 +301,11 @@ static void release_quiet(struct node *node, bool granted)
   set_hold(node, HOLD_NONE);
 }
 
-static bool is_long(struct node *node)
+/* Worth to begin anew; the first frame is always there. */
+static bool is_long(struct node *node, bool ordered)
 {
-  return wal_frames(node->wal, NULL) >= node_limits.restart_frames;
+  return wal_frames(node->wal, NULL) >=
+         (ordered ? 2 : node_limits.restart_frames);
 }
 
 /* True when little enough is left to be copied in a quiet moment. */
@@ -316,21 +324,91 @@ static int restart(struct node *node)
   return rc;
 }
 
+/* Tells those that asked for a checkpoint what became of it. */
+static void finish_checkpoint(struct node *node, int rc, uint64_t asked)
+{
+  const char *kept = NULL;
+  if (rc == -EBUSY)
+    kept = node->kept ? node->kept : wal_pinner(node->wal, NULL);
+  if (rc == -EBUSY && kept == NULL) kept = "a transaction";
+  pthread_mutex_lock(&node->mutex);
+  node->worker_wanted = node->checkpoints_asked != asked;
+  node->in_vain = rc ? node->in_vain + (node->in_vain < 6) : 0;
+  node->next_checkpoint =
+      rc ? clock_monotonic_ms() + (AGAIN_MS << node->in_vain) : 0;
+  if (node->checkpoints_done != asked) {
+    node->checkpoints_done = asked;
+    node->checkpoint_rc = rc == -EBUSY ? 0 : rc;
+    node->checkpoint_kept = kept;
+    pthread_cond_broadcast(&node->changed);
+  }
+  pthread_mutex_unlock(&node->mutex);
+}
+
 static void checkpoint_and_restart(struct node *node)
 {
+  pthread_mutex_lock(&node->mutex);
+  uint64_t asked = node->checkpoints_asked;
+  bool ordered = asked != node->checkpoints_done;
+  pthread_mutex_unlock(&node->mutex);
   int rc = checkpoint_run(node);
   /* What has come meanwhile is copied while writers still write. */
   for (int i = 0; i < PASSES && rc == 0 && !is_nearly_copied(node); i++)
     rc = checkpoint_run(node);
   /* What a reader keeps from being copied may still be little. */
-  if ((rc == 0 || rc == -EBUSY) && is_long(node) && is_nearly_copied(node))
+  if ((rc == 0 || rc == -EBUSY) && is_long(node, ordered) &&
+      is_nearly_copied(node))
     rc = restart(node);
+  finish_checkpoint(node, rc, asked);
+}
+
+static void describe(struct node *node, const char *kept, struct text *answer)
+{
+  uint32_t backfill, frames = wal_frames(node->wal, &backfill);
+  char missing[64] = "";
+  if (frames > backfill)
+    snprintf(missing, sizeof(missing), ", %u of them not yet in the database",
+             frames - backfill);
+  text_set(answer, "checkpoint at index %llu, %u frame%s in the WAL%s%s%s",
+           (unsigned long long)atomic_load(&node->shown_checkpoint), frames,
+           frames == 1 ? "" : "s", missing, kept ? ", kept by " : "",
+           kept ? kept : "");
+}
+
+int checkpoint_now(struct node *node, const struct interrupt *interrupt,
+                   struct text *answer)
+{
+  uint64_t end = clock_monotonic_ms() + ORDER_MS;
+  int rc = -EAGAIN;
+  if (interrupt->raised(interrupt->ctx)) return -EINTR;
   pthread_mutex_lock(&node->mutex);
-  node->worker_wanted = false;
-  node->in_vain = rc ? node->in_vain + (node->in_vain < 6) : 0;
-  node->next_checkpoint =
-      rc ? clock_monotonic_ms() + (AGAIN_MS << node->in_vain) : 0;
+  uint64_t ask = ++node->checkpoints_asked;
+  node->worker_wanted = true;
+  pthread_cond_signal(&node->worker_cond);
+  while (rc == -EAGAIN && node->checkpoints_done < ask) {
+    struct timespec slice = clock_deadline(SLICE_MS);
+    if (node->stopping)
+      rc = -ESHUTDOWN;
+    else if (clock_monotonic_ms() > end)
+      rc = -ETIMEDOUT;
+    else
+      pthread_cond_timedwait(&node->changed, &node->mutex, &slice);
+    pthread_mutex_unlock(&node->mutex);
+    if (rc == -EAGAIN && interrupt->raised(interrupt->ctx)) rc = -EINTR;
+    pthread_mutex_lock(&node->mutex);
+  }
+  if (rc == -EAGAIN) rc = node->checkpoint_rc;
+  const char *kept = node->checkpoint_kept;
   pthread_mutex_unlock(&node->mutex);
+  if (rc == -ESHUTDOWN)
+    text_set(answer, "the node is stopped");
+  else if (rc == -ETIMEDOUT)
+    text_set(answer, "not done in %d s, it goes on", ORDER_MS / 1000);
+  else if (rc)
+    text_set(answer, "%s", errno_text(-rc).s);
+  else
+    describe(node, kept, answer);
+  return rc;
 }
 
 void *worker_main(void *arg)

@@ -23,8 +23,6 @@ SQLITE_EXTENSION_INIT3
 #define JOIN_MS 10000
 #define SILENT_MS 3000 /* without a sign of life */
 
-enum { ASK_JOIN = 1, ASK_INVITE = 2, ASK_MEMBERS = 3 };
-
 /* Whom an answer goes to: another node, or a thread of this process. */
 struct answer_to {
   struct net_request *request;
@@ -49,6 +47,9 @@ struct join {
 struct question {
   struct task task;
   pthread_cond_t cond;
+  raft_id peer; /* whom; 0: the leader */
+  unsigned ms;
+  struct timespec end;
   int refs; /* node mutex */
   bool answered;
   int status;
@@ -107,46 +108,52 @@ static void got_answer(void *ctx, int status, const uint8_t *body, size_t len)
   question_answer(ctx, status, body, len);
 }
 
-/* Loop: answers here when this node leads, else asks the leader. */
+/* Loop: answers here what concerns this node, else asks the other. */
 static void run_question(struct task *task)
 {
   struct question *q = (struct question *)task;
   struct node *node = task->node;
   struct answer_to to = {NULL, q};
-  raft_id leader = raft_leader(node->raft);
+  raft_id whom = q->peer ? q->peer : raft_leader(node->raft);
   if (node->closing)
     refuse(to, "the node is stopping");
-  else if (leader == node->identity.id)
+  else if (whom == node->identity.id)
     handle(node, parser_of(q->body.data, q->body.len), to);
-  else if (leader == 0)
+  else if (whom == 0)
     refuse(to, "no leader: no quorum, or an election");
   else
-    net_call(node->net, leader, q->body.data, q->body.len, ASK_MS, got_answer,
-             q);
+    net_call(node->net, whom, q->body.data, q->body.len, q->ms, got_answer, q);
 }
 
-/* Asks the leader; takes body's memory. *data is malloc'd, zero-terminated.
-   Returns the status; -1: no answer, *data NULL or a text. */
-static int cluster_ask(struct node *node, struct packer body, uint8_t **data,
-                       size_t *len)
+struct question *cluster_post(struct node *node, raft_id peer,
+                              struct packer body, unsigned ms)
 {
   struct question *q = body.bad ? NULL : calloc(1, sizeof(*q));
-  struct timespec end = clock_deadline(ASK_MS + 1000);
-  *data = NULL;
-  *len = 0;
   if (q == NULL) {
     free(body.data);
-    return -1;
+    return NULL;
   }
   clock_condition(&q->cond);
+  q->peer = peer;
+  q->ms = ms;
+  q->end = clock_deadline(ms + 1000);
   q->refs = 2;
   q->status = -1;
   q->body = body;
   q->task.run = run_question;
   if (!node_post(node, &q->task)) q->refs = 1; /* nobody will answer */
+  return q;
+}
+
+int cluster_collect(struct node *node, struct question *q, uint8_t **data,
+                    size_t *len)
+{
+  *data = NULL;
+  *len = 0;
+  if (q == NULL) return -1;
   pthread_mutex_lock(&node->mutex);
-  while (!q->answered && !node->stopping)
-    if (pthread_cond_timedwait(&q->cond, &node->mutex, &end) != 0) break;
+  while (q->refs == 2 && !q->answered && !node->stopping)
+    if (pthread_cond_timedwait(&q->cond, &node->mutex, &q->end) != 0) break;
   int status = q->answered ? q->status : -1;
   if (q->answered) {
     *data = q->answer;
@@ -156,6 +163,12 @@ static int cluster_ask(struct node *node, struct packer body, uint8_t **data,
   pthread_mutex_unlock(&node->mutex);
   question_unref(node, q);
   return status;
+}
+
+int cluster_ask(struct node *node, struct packer body, uint8_t **data,
+                size_t *len)
+{
+  return cluster_collect(node, cluster_post(node, 0, body, ASK_MS), data, len);
 }
 
 /* ---- invitations ------------------------------------------------------- */
@@ -549,11 +562,37 @@ int cluster_members(struct node *node, struct member_row **rows, unsigned *n)
 
 /* ---- requests ---------------------------------------------------------- */
 
+static void handle_verify(struct node *node, struct answer_to to)
+{
+  struct packer p = {0};
+  const char *why = verify_begin(node, &p);
+  if (why == NULL && p.bad) why = "out of memory";
+  if (why)
+    refuse(to, why);
+  else
+    answer(to, ANSWER_OK, p.data, p.len);
+  free(p.data);
+}
+
+static void handle_checksum(struct node *node, struct parser *p,
+                            struct answer_to to)
+{
+  struct packer told = {0};
+  verify_tell(node, p, &told);
+  if (!parser_done(p) || told.bad)
+    refuse(to, "malformed request");
+  else
+    answer(to, ANSWER_OK, told.data, told.len);
+  free(told.data);
+}
+
 static void handle(struct node *node, struct parser p, struct answer_to to)
 {
   switch (parse_u8(&p)) {
   case ASK_INVITE: handle_invite(node, &p, to); break;
   case ASK_MEMBERS: handle_members(node, to); break;
+  case ASK_VERIFY: handle_verify(node, to); break;
+  case ASK_CHECKSUM: handle_checksum(node, &p, to); break;
   default: refuse(to, "unknown request"); break;
   }
 }
@@ -566,6 +605,10 @@ void cluster_request(void *ctx, raft_id from, const uint8_t *body, size_t len,
   struct answer_to to = {request, NULL};
   if (snapshot_request(node, from, body, len, request)) return;
   raft_id leader = raft_leader(node->raft);
+  if (from != 0 && len > 0 && body[0] == ASK_CHECKSUM) {
+    handle(node, p, to);
+    return;
+  }
   if (leader != node->identity.id) {
     const struct raft_member *m =
         raft_configuration_find(raft_configuration(node->raft, NULL), leader);

@@ -254,7 +254,9 @@ static int begin_pages(struct fetch *f)
   image_close(&f->base);
   if (rc || f->fresh) return rc;
   if (f->page_size != f->node->wal->page_size) return -EBADMSG;
-  return image_open(f->node->wal, &f->base);
+  int failed = image_open(f->node->wal, "a snapshot for this node", &f->base);
+  if (failed == 0) f->base.reader.of_node = true;
+  return failed;
 }
 
 static void got_head(void *ctx, int status, const uint8_t *body, size_t len)

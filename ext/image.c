@@ -10,16 +10,24 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
-int image_open(struct wal *wal, struct image *image)
+#define LOCK_BYTES 0x40000000u /* offset of the page that SQLite never uses */
+
+void image_pin(struct wal *wal, const char *who, struct image *image)
 {
   *image = (struct image){.wal = wal};
   pthread_mutex_lock(&wal->mutex);
   wal_pin(wal, &image->reader);
   image->reader.uses_wal = true;
+  image->reader.who = who;
   image->index = wal->confirmed_index;
   image->n_page = wal->confirmed.n_page;
   pthread_mutex_unlock(&wal->mutex);
+}
+
+int image_list(struct image *image)
+{
   uint32_t n = image->reader.frame;
   image->newest = malloc((size_t)n * sizeof(*image->newest));
   if (image->newest == NULL) {
@@ -28,10 +36,16 @@ int image_open(struct wal *wal, struct image *image)
   }
   for (uint32_t i = 0; i < n; i++) {
     image->newest[i].frame = i + 1;
-    image->newest[i].pgno = wal_pgno(wal, i + 1);
+    image->newest[i].pgno = wal_pgno(image->wal, i + 1);
   }
   image->n_newest = wal_newest(image->newest, n, image->n_page);
   return 0;
+}
+
+int image_open(struct wal *wal, const char *who, struct image *image)
+{
+  image_pin(wal, who, image);
+  return image_list(image);
 }
 
 void image_close(struct image *image)
@@ -51,6 +65,11 @@ int image_read(const struct image *image, uint32_t pgno, uint8_t *page)
   uint32_t lo = 0, hi = image->n_newest;
   int fd = wal->db;
   uint64_t offset = (uint64_t)(pgno - 1) * wal->page_size;
+  if (pgno == LOCK_BYTES / wal->page_size + 1) {
+    /* It is in no frame, and the file may end before it. */
+    memset(page, 0, wal->page_size);
+    return 0;
+  }
   while (lo < hi) {
     uint32_t mid = lo + (hi - lo) / 2;
     if (image->newest[mid].pgno < pgno)

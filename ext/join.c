@@ -152,7 +152,7 @@ static void remove_one(void *ctx, const char *name)
 }
 
 /* Removes a node's directory: its files and the files in its folders. */
-static void remove_directory(const char *dir)
+void cluster_remove_directory(const char *dir)
 {
   static const char *const folders[] = {"log", "incoming"};
   char path[4096];
@@ -175,6 +175,7 @@ struct place {
   char *parent;
   bool existed; /* the database file */
   bool was_wal; /* and was in WAL mode */
+  bool fenced;  /* its write version is 3 now, by us */
 };
 
 static void place_clear(struct place *place)
@@ -222,6 +223,13 @@ static bool place_find(const char *file, struct place *place,
       text_set(error, "%s: not a regular file", place->path);
       return false;
     }
+    /* SQLite would take a file of one byte for an empty one, and write it. */
+    if (st.st_size <= 1) {
+      text_set(error,
+               "%s: holds no database: delete it to begin with a new one",
+               place->path);
+      return false;
+    }
     place->existed = true;
   }
   return true;
@@ -230,7 +238,7 @@ static bool place_find(const char *file, struct place *place,
 /* Makes PATH-quorate.new, empty. */
 static bool begin_directory(const struct place *place, struct text *error)
 {
-  remove_directory(place->fresh);
+  cluster_remove_directory(place->fresh);
   int rc = io_posix.mkdir(io_posix.ctx, place->fresh);
   if (rc) text_set(error, "%s: %s", place->fresh, errno_text(-rc).s);
   return rc == 0;
@@ -271,30 +279,13 @@ static bool run(sqlite3 *db, const char *sql, const char *want,
   return ok;
 }
 
-/* Bytes 18 and 19 of the header: write version, read version. */
-static bool read_versions(const char *path, uint8_t versions[2])
+/* Fences the file: to others it can only be read from here on. */
+static bool fence(struct place *place, struct text *error)
 {
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  bool ok = fd >= 0 && pread(fd, versions, 2, 18) == 2;
-  if (fd >= 0) close(fd);
-  return ok;
-}
-
-/* Sets the write version in the header: 3 fences it, 2 is an ordinary WAL
-   database. */
-static bool set_write_version(const char *path, uint8_t version,
-                              struct text *error)
-{
-  uint8_t header[20];
-  int fd = open(path, O_RDWR | O_CLOEXEC);
-  bool ok = fd >= 0 && pread(fd, header, 20, 0) == 20 &&
-            memcmp(header, "SQLite format 3", 16) == 0 && header[19] == 2 &&
-            pwrite(fd, &version, 1, 18) == 1 && fsync(fd) == 0;
-  if (!ok && error)
-    text_set(error, "%s: %s", path,
-             fd < 0 || errno ? errno_text(errno).s : "not in WAL mode");
-  if (fd >= 0) close(fd);
-  return ok;
+  place->fenced = vfs_write_version(place->path, 3);
+  if (!place->fenced)
+    text_set(error, "%s: its header cannot be written", place->path);
+  return place->fenced;
 }
 
 /* Brings the file, or a new one, into WAL mode with everything in it, while
@@ -304,10 +295,12 @@ static bool convert(struct place *place, struct text *error)
   sqlite3 *db = NULL;
   struct text detail = {""};
   uint8_t versions[2];
-  if (read_versions(place->path, versions)) {
+  if (vfs_read_versions(place->path, versions)) {
     place->was_wal = versions[1] == 2;
     /* Of a node whose directory is gone: nobody else fences it. */
-    if (versions[0] == 3) set_write_version(place->path, 2, NULL);
+    if (versions[0] == 3 && versions[1] == 2 &&
+        detach_orphan(place->path, error) != 0)
+      return false;
   }
   int rc = sqlite3_open_v2(place->path, &db,
                            SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE,
@@ -372,11 +365,12 @@ static bool write_first_checkpoint(const char *dir, const struct identity *i,
 
 static void undo_bootstrap(const struct place *place)
 {
-  remove_directory(place->fresh);
-  remove_directory(place->dir);
+  cluster_remove_directory(place->fresh);
+  cluster_remove_directory(place->dir);
   if (!place->existed) {
     unlink(place->path);
-  } else if (set_write_version(place->path, 2, NULL) && !place->was_wal) {
+  } else if (place->fenced && vfs_write_version(place->path, 2) &&
+             !place->was_wal) {
     sqlite3 *db = NULL;
     struct text ignored;
     if (sqlite3_open_v2(place->path, &db, SQLITE_OPEN_READWRITE,
@@ -403,7 +397,7 @@ int cluster_bootstrap(const char *file, int n, const char *const *options,
          begin_directory(&place, answer) &&
          identity_write(place.fresh, &identity, answer) == 0 &&
          write_first_checkpoint(place.fresh, &identity, ca_key, answer) &&
-         convert(&place, answer) && set_write_version(place.path, 3, answer) &&
+         convert(&place, answer) && fence(&place, answer) &&
          finish_directory(&place, answer) &&
          registry_start(place.path, NULL, &node, answer) == 0;
   }
@@ -578,8 +572,8 @@ int cluster_join(const char *file, const char *text, int n,
              identity.name, (unsigned long long)identity.cluster,
              identity.listen);
   } else if (begun) {
-    remove_directory(place.fresh);
-    remove_directory(place.dir);
+    cluster_remove_directory(place.fresh);
+    cluster_remove_directory(place.dir);
     unlink(place.path);
     static const char *const beside[] = {"-wal", "-shm"};
     for (int k = 0; k < 2; k++) {

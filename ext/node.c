@@ -899,6 +899,7 @@ void node_conditions(struct node *node)
   pthread_mutex_init(&node->mutex, NULL);
   clock_condition(&node->changed);
   clock_condition(&node->worker_cond);
+  clock_condition(&node->verifier.cond);
 }
 
 void node_begin_loop(struct node *node)

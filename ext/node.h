@@ -30,6 +30,13 @@ struct text {
 void text_set(struct text *text, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* Asked now and then by what takes long on an application's thread: true when
+   the application wants it to end. */
+struct interrupt {
+  bool (*raised)(void *ctx);
+  void *ctx;
+};
+
 /* The text of an errno value, as messages here are written: lower case. */
 struct errno_text {
   char s[80];
@@ -184,6 +191,26 @@ struct held_send {
 enum hold { HOLD_NONE = 0, HOLD_WRITERS, HOLD_ALL };
 enum quiet { QUIET_NONE = 0, QUIET_ASKED, QUIET_GRANTED, QUIET_REFUSED };
 
+/* A checksum that this node computes, or has computed: verify.c. */
+struct verification {
+  struct image *image; /* not begun yet */
+  uint64_t number;     /* its own; 0: the slot is free */
+  raft_index index;
+  uint8_t state;
+  uint32_t n_page, pages; /* in all, and read so far */
+  uint64_t checksum;
+  uint64_t asked; /* ms: when somebody last wanted to know */
+  struct text error;
+};
+#define VERIFICATIONS 4 /* the newest ones are remembered */
+
+struct verifier {
+  pthread_t thread;
+  pthread_cond_t cond;
+  bool started;
+  struct verification slots[VERIFICATIONS];
+};
+
 struct node_view {
   enum raft_role role;
   raft_term term;
@@ -232,8 +259,14 @@ struct node {
   bool worker_wanted, worker_apply, worker_install, worker_reopen;
   uint64_t next_checkpoint; /* ms; not before, when one was in vain */
   unsigned in_vain;         /* that many times in a row */
-  int quiet;                /* checkpoint.c: the loop's answer */
-  uint64_t sequence;        /* of local transactions */
+  /* checkpoints that somebody asked for, and the last one's outcome */
+  uint64_t checkpoints_asked, checkpoints_done;
+  int checkpoint_rc;
+  const char *checkpoint_kept; /* by whom from being complete */
+  int quiet;                   /* checkpoint.c: the loop's answer */
+  uint64_t sequence;           /* of local transactions */
+
+  struct verifier verifier;
 
   /* loop thread only */
   struct store *store;
@@ -282,6 +315,7 @@ struct node {
   _Atomic bool solo;    /* leader of a one-voter cluster: reads need no
                                round */
   /* owned by the worker; by the loop while there is none */
+  const char *kept; /* who kept the newest checkpoint from being complete */
   struct store_checkpoint checkpoint; /* as it is on the disk */
   _Atomic uint64_t shown_checkpoint;  /* its index, for others */
   _Atomic uint64_t progress;          /* pages of a snapshot received */
@@ -295,6 +329,12 @@ int node_start(const char *path, const struct raft_configuration *peers,
 /* Ends its threads and connections, after a checkpoint if `clean`. Blocks at
    most a few seconds. node_free() must follow when nothing uses it. */
 void node_stop(struct node *node, bool clean);
+
+/* Of a node that cannot start: its lock, its checkpoint, its database and
+   -wal, and what the control file tells is confirmed, 0 if nothing. *out must
+   be freed in any case. */
+int node_open_files(const char *path, struct node **out, raft_index *confirmed,
+                    struct text *error);
 
 /* Any thread: runs task->run on the loop thread, once. False: it has ended. */
 bool node_post(struct node *node, struct task *task);
@@ -352,12 +392,35 @@ struct image {
   struct wal_image *newest; /* by page: those that are in -wal */
   uint32_t n_newest;
 };
-/* Of what is confirmed now; any thread. 0 or a negated errno value. It keeps
-   the WAL from beginning anew until it is closed. */
-int image_open(struct wal *wal, struct image *image);
+/* Of what is confirmed now; any thread. It keeps the WAL from beginning anew
+   until it is closed; `who` tells users why. 0 or a negated errno value. */
+int image_open(struct wal *wal, const char *who, struct image *image);
+/* The same in two steps: the first is quick, the second sorts the frames and
+   may be done by another thread; if it fails, the image is closed. */
+void image_pin(struct wal *wal, const char *who, struct image *image);
+int image_list(struct image *image);
 void image_close(struct image *image); /* also of zeros: does nothing */
 /* Page pgno, 1 to n_page. One thread at a time. */
 int image_read(const struct image *image, uint32_t pgno, uint8_t *page);
+
+/* ---- a copy of the database: backup.c ---------------------------------- */
+
+/* Application threads: makes `file`, which must not exist, a copy of what is
+   confirmed now. *index is the newest entry in it. 0, -EINTR, or another
+   negated errno value and *error says why. */
+int backup_run(struct node *node, const char *file,
+               const struct interrupt *interrupt, raft_index *index,
+               struct text *error);
+
+/* ---- one checksum on all nodes: verify.c ------------------------------- */
+
+/* Application threads: 0, and which nodes agree; -EINTR; or another negated
+   errno value and who differs, or why nothing came of it. */
+int verify_run(struct node *node, const struct interrupt *interrupt,
+               struct text *answer);
+/* Loop thread: a setting was applied; is it the start of a verification? */
+void verify_apply(struct node *node, const struct raft_entry *entry);
+void verify_stop(struct node *node);
 
 /* ---- interface of node.c to start.c ------------------------------------ */
 
@@ -409,6 +472,10 @@ void *worker_main(void *node);
 int checkpoint_run(struct node *node);
 /* Loop thread, now and then: what the log need not keep goes. */
 void checkpoint_compact(struct node *node);
+/* Any thread: has one made now, and a new WAL if that is possible. Bounded;
+   *answer says what became of it. 0, -EINTR or another negated errno. */
+int checkpoint_now(struct node *node, const struct interrupt *interrupt,
+                   struct text *answer);
 
 /* ---- snapshots: snapshot.c, fetch.c (loop thread) ----------------------- */
 
@@ -474,6 +541,8 @@ int registry_start(const char *path, const struct raft_configuration *peers,
 void registry_release(struct node *node);
 /* Stops a node; it is freed when the last reference is released. */
 int registry_stop(const char *path, bool clean, struct text *answer);
+/* Makes the file of a node of this process, or of none, an ordinary one. */
+int registry_detach(const char *path, struct text *answer);
 /* Why the node of a path could not be opened here, or (path NULL) the newest
    such reason; false: no reason known. */
 bool registry_refusal(const char *path, struct text *reason);

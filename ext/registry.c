@@ -5,7 +5,7 @@
 ** the list but none of the threads: it keeps its hands off the parent's nodes,
 ** and finds, when it opens a database, that its parent hosts it.
 */
-#include "node.h"
+#include "cluster.h"
 
 #include <errno.h>
 #include <sqlite3ext.h>
@@ -23,6 +23,7 @@ struct refusal {
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct node *nodes;
+static struct node *detached; /* but still used by open connections */
 static struct refusal *refusals;
 static struct text newest; /* of the refusals */
 
@@ -43,7 +44,9 @@ static void in_child(void)
 {
   for (struct node *n = nodes; n; n = n->next)
     node_abandon(n);
-  nodes = NULL;
+  for (struct node *n = detached; n; n = n->next)
+    node_abandon(n);
+  nodes = detached = NULL;
   pthread_mutex_unlock(&mutex);
 }
 
@@ -120,7 +123,9 @@ int registry_open(const char *path, struct node **out, struct text *error)
   int rc = SQLITE_OK;
   enter();
   struct node *node = find(path);
-  if (node && node->stopping) {
+  if (node == NULL && !has_directory(path)) {
+    /* Detached meanwhile. */
+  } else if (node && node->stopping) {
     text_set(error,
              "%s: the node was stopped: close its open connections "
              "first",
@@ -168,21 +173,30 @@ int registry_start(const char *path, const struct raft_configuration *peers,
   return rc;
 }
 
-static void unlink_node(struct node *node)
+/* Takes a node off a list. */
+static bool unlink_node(struct node **list, struct node *node)
 {
-  for (struct node **at = &nodes; *at; at = &(*at)->next)
+  for (struct node **at = list; *at; at = &(*at)->next)
     if (*at == node) {
       *at = node->next;
-      return;
+      return true;
     }
+  return false;
+}
+
+static bool is_listed(const struct node *list, const struct node *node)
+{
+  while (list && list != node)
+    list = list->next;
+  return list != NULL;
 }
 
 void registry_release(struct node *node)
 {
   enter();
-  bool known = find(node->path) == node;
+  bool known = is_listed(nodes, node) || is_listed(detached, node);
   if (known && --node->refs == 0 && node->stopping) {
-    unlink_node(node);
+    if (!unlink_node(&nodes, node)) unlink_node(&detached, node);
     node_free(node);
   }
   pthread_mutex_unlock(&mutex);
@@ -193,7 +207,7 @@ static void stop_one(struct node *node, bool clean)
 {
   node_stop(node, clean);
   if (node->refs == 0) {
-    unlink_node(node);
+    unlink_node(&nodes, node);
     node_free(node);
   }
 }
@@ -213,6 +227,52 @@ int registry_stop(const char *path, bool clean, struct text *answer)
   }
   pthread_mutex_unlock(&mutex);
   return rc;
+}
+
+/* The node that is to be detached, started if it does not run. NULL: it cannot
+   start, *why; or (0 and NULL) there is none. Mutex held. */
+static int find_or_start(const char *path, struct node **out, struct text *why)
+{
+  int rc = 0;
+  *out = find(path);
+  if (*out && (*out)->stopping) {
+    text_set(why, "%s: the node is stopped: close its open connections first",
+             path);
+    rc = -EWOULDBLOCK;
+  } else if (*out == NULL && has_directory(path)) {
+    rc = node_start(path, NULL, out, why);
+    if (rc == 0) {
+      (*out)->next = nodes;
+      nodes = *out;
+    }
+  }
+  return rc;
+}
+
+int registry_detach(const char *path, struct text *answer)
+{
+  struct text why = {""};
+  struct node *node;
+  enter();
+  int rc = find_or_start(path, &node, &why);
+  if (rc == -EWOULDBLOCK)
+    *answer = why;
+  else if (rc)
+    rc = detach_files(path, &why, answer);
+  else if (node == NULL)
+    rc = detach_rest(path, answer);
+  else
+    rc = detach_node(node, answer);
+  if (node && node->stopping && node->refs == 0) {
+    unlink_node(&nodes, node);
+    node_free(node);
+  } else if (node && rc == 0) {
+    unlink_node(&nodes, node);
+    node->next = detached;
+    detached = node;
+  }
+  pthread_mutex_unlock(&mutex);
+  return rc ? SQLITE_ERROR : SQLITE_OK;
 }
 
 /* The process ends: its threads must not run into what exit() takes down. */

@@ -122,12 +122,13 @@ static bool wait_for_hold(struct connection *c)
   return in_time;
 }
 
-/* Pins what is confirmed, and tells what that is. */
-static void pin(struct connection *c, struct walindex_header *header,
+/* Pins what is confirmed, and tells what that is. False: nothing is read
+   here any more. */
+static bool pin(struct connection *c, struct walindex_header *header,
                 uint32_t *backfill)
 {
   struct wal *wal = c->node->wal;
-  bool in_time, held;
+  bool in_time, held, closed;
   do {
     in_time = wait_for_hold(c);
     pthread_mutex_lock(&wal->mutex);
@@ -137,9 +138,11 @@ static void pin(struct connection *c, struct walindex_header *header,
     if (!held) wal_pin(wal, &c->reader);
     *header = wal->confirmed;
     *backfill = wal->backfill;
+    closed = wal->closed;
     pthread_mutex_unlock(&wal->mutex);
   } while (held);
   c->pinned = true;
+  return !closed;
 }
 
 /* Makes the private index show the pinned snapshot. */
@@ -237,7 +240,11 @@ static int begin_read(struct connection *c, int slot)
   if (rc != SQLITE_OK) return rc;
   struct walindex_header header;
   uint32_t backfill;
-  pin(c, &header, &backfill);
+  if (!pin(c, &header, &backfill)) {
+    unpin(c);
+    return refuse(c, SQLITE_BUSY_TIMEOUT,
+                  "the file was detached: open it anew");
+  }
   struct walindex_info *info = walindex_info(&c->index);
   bool same = c->generation == c->reader.generation && !c->spoiled &&
               memcmp(&c->given, &header, sizeof(header)) == 0;

@@ -6,6 +6,7 @@
 #include "sql.h"
 #include "vfs.h"
 
+#include <errno.h>
 #include <stdio.h>
 
 SQLITE_EXTENSION_INIT3
@@ -119,20 +120,118 @@ static void sql_invite(sqlite3_context *ctx, int n, sqlite3_value **values)
   tls_free_text(token);
 }
 
+/* The database of an argument, by the path that the registry knows; free it.
+   NULL: an SQL error is set. */
+static char *path_argument(sqlite3_context *ctx, sqlite3_value *value)
+{
+  struct text error;
+  const char *file = text_argument(ctx, value, "the file");
+  char *path = file ? vfs_absolute(file) : NULL;
+  if (file && path == NULL) {
+    text_set(&error, "%s: no such path", file);
+    fail(ctx, name_of(ctx), error.s);
+  }
+  return path;
+}
+
 static void sql_stop(sqlite3_context *ctx, int n, sqlite3_value **values)
 {
   (void)n;
   struct text answer = {""};
-  const char *file = text_argument(ctx, values[0], "the file");
-  if (file == NULL) return;
-  char *path = vfs_absolute(file);
-  int rc = SQLITE_ERROR;
-  if (path)
-    rc = registry_stop(path, true, &answer);
-  else
-    text_set(&answer, "%s: no such path", file);
+  char *path = path_argument(ctx, values[0]);
+  if (path == NULL) return;
+  int rc = registry_stop(path, true, &answer);
   free(path);
   finish(ctx, rc, &answer);
+}
+
+static void sql_detach(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  struct text answer = {""};
+  char *path = path_argument(ctx, values[0]);
+  if (path == NULL) return;
+  int rc = registry_detach(path, &answer);
+  free(path);
+  finish(ctx, rc, &answer);
+}
+
+/* The functions below take their time. SQLite tells a function that runs of no
+   interrupt: only a statement that is prepared or stepped learns of it. */
+struct probe {
+  sqlite3_stmt *stmt;
+  bool raised;
+};
+
+static bool interrupted(void *ctx)
+{
+  struct probe *probe = ctx;
+  if (probe->stmt && !probe->raised) {
+    probe->raised = sqlite3_step(probe->stmt) == SQLITE_INTERRUPT;
+    sqlite3_reset(probe->stmt);
+  }
+  return probe->raised;
+}
+
+static struct interrupt begin_long(sqlite3_context *ctx, struct probe *probe)
+{
+  struct interrupt interrupt = {interrupted, probe};
+  probe->stmt = NULL;
+  probe->raised =
+      sqlite3_prepare_v2(sqlite3_context_db_handle(ctx), "VALUES(1)", -1,
+                         &probe->stmt, NULL) == SQLITE_INTERRUPT;
+  return interrupt;
+}
+
+static void end_long(sqlite3_context *ctx, struct probe *probe, int rc,
+                     const struct text *answer)
+{
+  sqlite3_finalize(probe->stmt);
+  if (rc == -EINTR)
+    sqlite3_result_error_code(ctx, SQLITE_INTERRUPT);
+  else
+    finish(ctx, rc ? SQLITE_ERROR : SQLITE_OK, answer);
+}
+
+static void sql_checkpoint(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  (void)values;
+  struct text answer = {""};
+  struct connection *c = here(ctx);
+  if (c == NULL) return;
+  struct probe probe;
+  struct interrupt interrupt = begin_long(ctx, &probe);
+  int rc = checkpoint_now(c->node, &interrupt, &answer);
+  end_long(ctx, &probe, rc, &answer);
+}
+
+static void sql_backup(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  struct text error = {""};
+  raft_index index = 0;
+  const char *file = text_argument(ctx, values[0], "the file");
+  struct connection *c = file ? here(ctx) : NULL;
+  if (c == NULL) return;
+  struct probe probe;
+  struct interrupt interrupt = begin_long(ctx, &probe);
+  int rc = backup_run(c->node, file, &interrupt, &index, &error);
+  end_long(ctx, &probe, rc, &error);
+  if (rc == 0) sqlite3_result_int64(ctx, (sqlite3_int64)index);
+}
+
+static void sql_verify(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  (void)values;
+  struct text answer = {""};
+  struct connection *c = here(ctx);
+  if (c == NULL) return;
+  struct probe probe;
+  struct interrupt interrupt = begin_long(ctx, &probe);
+  int rc = verify_run(c->node, &interrupt, &answer);
+  end_long(ctx, &probe, rc, &answer);
 }
 
 /* ---- information ------------------------------------------------------- */
@@ -221,6 +320,10 @@ int sql_register(sqlite3 *db)
       {"quorate_join", -1, true, sql_join},
       {"quorate_invite", 1, true, sql_invite},
       {"quorate_stop", 1, true, sql_stop},
+      {"quorate_detach", 1, true, sql_detach},
+      {"quorate_checkpoint", 0, true, sql_checkpoint},
+      {"quorate_backup", 1, true, sql_backup},
+      {"quorate_verify", 0, true, sql_verify},
       {"quorate_version", 0, false, sql_version},
       {"quorate_role", 0, false, sql_role},
       {"quorate_leader", 0, false, sql_leader},

@@ -421,6 +421,35 @@ int node_start(const char *path, const struct raft_configuration *peers,
   return 0;
 }
 
+/* Nothing of the log and the network: what is there beside them. */
+int node_open_files(const char *path, struct node **out, raft_index *confirmed,
+                    struct text *error)
+{
+  struct text ignored;
+  char *line = NULL;
+  struct node *node = node_new(path);
+  *out = node;
+  if (node == NULL) {
+    text_set(error, "out of memory");
+    return -ENOMEM;
+  }
+  if (identity_read(node->dir, &node->identity, &ignored) == 0 &&
+      node->identity.joining) {
+    text_set(error, "%s: joining was not finished: delete it", node->dir);
+    return -EINVAL;
+  }
+  int rc = take_lock(node, error);
+  if (rc == 0) rc = open_control(node, confirmed, error);
+  if (rc) return rc;
+  rc = store_checkpoint_read(node->io, node->dir, &node->checkpoint, &line);
+  if (rc == 0)
+    rc = wal_open(node->io, node->path, node->checkpoint.index,
+                  node->control_confirmed, &node->wal, &line);
+  if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
+  free(line);
+  return rc;
+}
+
 /* ---- stop -------------------------------------------------------------- */
 
 static void closed(void *ctx)
@@ -548,6 +577,7 @@ void node_stop(struct node *node, bool clean)
     node->worker_started = false;
   }
   stop_loop(node);
+  verify_stop(node);
   if (node->wal) wal_revoke(node->wal);
   drop_queues(node);
   if (node->wal && clean && !node->failed) {
@@ -598,6 +628,7 @@ void node_free(struct node *node)
   pthread_mutex_destroy(&node->mutex);
   pthread_cond_destroy(&node->changed);
   pthread_cond_destroy(&node->worker_cond);
+  pthread_cond_destroy(&node->verifier.cond);
   free(node->path);
   free(node->dir);
   free(node);

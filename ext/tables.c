@@ -17,7 +17,8 @@ static const char *const declarations[] = {
     "CREATE TABLE x(name TEXT, id TEXT, cluster TEXT, role TEXT, leader TEXT, "
     "term INTEGER, commit_index INTEGER, applied_index INTEGER, "
     "last_index INTEGER, checkpoint_index INTEGER, voters INTEGER, "
-    "wal_frames INTEGER, wal_backfilled INTEGER, log_first INTEGER, "
+    "wal_frames INTEGER, wal_backfilled INTEGER, wal_pinned TEXT, "
+    "log_first INTEGER, "
     "log_bytes INTEGER, "
     "serving INTEGER, writable INTEGER, reason TEXT, schema HIDDEN)",
     "CREATE TABLE x(name TEXT, id TEXT, address TEXT, role TEXT, state TEXT, "
@@ -25,7 +26,7 @@ static const char *const declarations[] = {
     "schema HIDDEN)",
     "CREATE TABLE x(time TEXT, event TEXT, schema HIDDEN)",
 };
-static const int schema_column[] = {18, 8, 2};
+static const int schema_column[] = {19, 8, 2};
 
 struct vtab {
   sqlite3_vtab base;
@@ -97,8 +98,10 @@ static void put_id(struct cursor *c, uint64_t id)
   put_text(c, hex);
 }
 
-static void status_row(struct cursor *c, struct node *node)
+static void status_row(struct cursor *c, const struct connection *connection)
 {
+  struct node *node = connection->node;
+  const char *pinned = NULL;
   struct store_stats stats = {0};
   char leader[RAFT_NAME_MAX] = "";
   uint32_t frames = 0, backfill = 0;
@@ -111,7 +114,10 @@ static void status_row(struct cursor *c, struct node *node)
   if (m) memcpy(leader, m->name, sizeof(leader));
   if (node->store) store_stats(node->store, &stats);
   pthread_mutex_unlock(&node->mutex);
-  if (node->wal) frames = wal_frames(node->wal, &backfill);
+  if (node->wal) {
+    frames = wal_frames(node->wal, &backfill);
+    pinned = wal_pinner(node->wal, &connection->reader);
+  }
   put_text(c, node->identity.name);
   put_id(c, node->identity.id);
   put_id(c, node->identity.cluster);
@@ -125,6 +131,7 @@ static void status_row(struct cursor *c, struct node *node)
   put_number(c, view.voters);
   put_number(c, frames);
   put_number(c, backfill);
+  put_text(c, pinned);
   put_number(c, stats.first);
   put_number(c, stats.bytes);
   put_number(c, atomic_load(&node->serving));
@@ -268,7 +275,7 @@ static int cursor_filter(sqlite3_vtab_cursor *cursor, int number,
   struct connection *connection = schema ? vfs_connection(v->db, schema) : 0;
   if (connection == NULL) return SQLITE_OK;
   switch (v->table) {
-  case TABLE_STATUS: status_row(c, connection->node); break;
+  case TABLE_STATUS: status_row(c, connection); break;
   case TABLE_MEMBERS: member_rows(c, connection->node); break;
   case TABLE_EVENTS: event_rows(c, &connection->node->events); break;
   }

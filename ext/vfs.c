@@ -558,6 +558,56 @@ const char *vfs_below_name(void)
   return below->zName;
 }
 
+/* The database file, by the VFS below. Free it with close_below(). */
+static sqlite3_file *open_below(const char *path, int flags)
+{
+  /* The name as the VFS expects it: with an empty list of parameters. */
+  const char *name = sqlite3_create_filename(path, "", "", 0, NULL);
+  sqlite3_file *file = calloc(1, (size_t)below->szOsFile);
+  if (name == NULL || file == NULL ||
+      below->xOpen(below, name, file, flags | SQLITE_OPEN_MAIN_DB, NULL) !=
+          SQLITE_OK) {
+    if (file && file->pMethods) file->pMethods->xClose(file);
+    free(file);
+    file = NULL;
+  }
+  sqlite3_free_filename(name);
+  return file;
+}
+
+static void close_below(sqlite3_file *file)
+{
+  if (file) file->pMethods->xClose(file);
+  free(file);
+}
+
+static bool read_header(sqlite3_file *file, uint8_t header[20])
+{
+  return file && file->pMethods->xRead(file, header, 20, 0) == SQLITE_OK &&
+         memcmp(header, "SQLite format 3", 16) == 0;
+}
+
+bool vfs_read_versions(const char *path, uint8_t versions[2])
+{
+  uint8_t header[20];
+  sqlite3_file *file = open_below(path, SQLITE_OPEN_READONLY);
+  bool ok = read_header(file, header);
+  if (ok) memcpy(versions, header + 18, 2);
+  close_below(file);
+  return ok;
+}
+
+bool vfs_write_version(const char *path, uint8_t version)
+{
+  uint8_t header[20];
+  sqlite3_file *file = open_below(path, SQLITE_OPEN_READWRITE);
+  bool ok = read_header(file, header) && header[19] == 2 &&
+            file->pMethods->xWrite(file, &version, 1, 18) == SQLITE_OK &&
+            file->pMethods->xSync(file, SQLITE_SYNC_NORMAL) == SQLITE_OK;
+  close_below(file);
+  return ok;
+}
+
 char *vfs_absolute(const char *path)
 {
   char *out = malloc((size_t)below->mxPathname + 1);

@@ -65,6 +65,12 @@ struct connection *vfs_connection(sqlite3 *db, const char *schema);
    malloc'd, NULL when it cannot be one. */
 const char *vfs_below_name(void);
 char *vfs_absolute(const char *path);
+/* Bytes 18 and 19 of a database's header, write and read version; the first set
+   for good in a database in WAL mode. By the VFS below, which knows what this
+   process has locked: a plain close(2) would drop all of these locks. False:
+   no database, or it failed. */
+bool vfs_read_versions(const char *path, uint8_t versions[2]);
+bool vfs_write_version(const char *path, uint8_t version);
 bool vfs_parse_level(const char *text, enum read_level *level);
 
 /* ---- shm.c ------------------------------------------------------------- */

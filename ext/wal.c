@@ -31,6 +31,9 @@
 #define DB_SHARED 0x40000002
 #define DB_SHARED_SIZE 510
 
+#define OWN_READER "a reader of this process"
+#define FOREIGN_READER "another process"
+
 #define BLOCK 4096u /* frames in a block of page numbers */
 #define BLOCKS 65536u
 #define FENCE_TRIES 100 /* 10 ms apart */
@@ -39,7 +42,7 @@
 
 /* ---- files and fences -------------------------------------------------- */
 
-static int lock_range(int fd, short type, off_t start, off_t len)
+int wal_lock(int fd, short type, off_t start, off_t len)
 {
   struct flock lock = {
       .l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len};
@@ -112,7 +115,7 @@ void wal_close(struct wal *wal, bool clean)
 {
   if (wal == NULL) return;
   if (clean && wal->shm >= 0 && wal->index.n_regions > 0 &&
-      lock_range(wal->shm, F_WRLCK, SHM_DMS, 1) == 0) {
+      wal_lock(wal->shm, F_WRLCK, SHM_DMS, 1) == 0) {
     /* Nobody else: the next start finds nothing to look at. */
     wal->io->truncate(wal->io->ctx, wal->file, 0);
     wal->io->truncate(wal->io->ctx, wal->shm, 0);
@@ -129,7 +132,7 @@ void wal_close(struct wal *wal, bool clean)
   free(wal->held);
   close_beside(wal);
   if (wal->db >= 0) {
-    lock_range(wal->db, F_UNLCK, DB_SHARED, DB_SHARED_SIZE);
+    wal_lock(wal->db, F_UNLCK, DB_SHARED, DB_SHARED_SIZE);
     wal->io->close(wal->io->ctx, wal->db);
   }
   pthread_mutex_destroy(&wal->mutex);
@@ -298,16 +301,16 @@ static int begin_alone(struct wal *wal, char **error)
   int rc = wal->io->truncate(wal->io->ctx, wal->shm, 0);
   if (rc) set_error(error, wal->path, "cannot begin a -shm", rc);
   if (rc == 0) rc = adopt(wal, error);
-  if (rc == 0) rc = lock_range(wal->shm, F_RDLCK, SHM_DMS, 1);
+  if (rc == 0) rc = wal_lock(wal->shm, F_RDLCK, SHM_DMS, 1);
   return rc;
 }
 
 static int try_fences(struct wal *wal, bool *alone)
 {
-  *alone = lock_range(wal->shm, F_WRLCK, SHM_DMS, 1) == 0;
-  int rc = *alone ? 0 : lock_range(wal->shm, F_RDLCK, SHM_DMS, 1);
-  if (rc == 0) rc = lock_range(wal->shm, F_WRLCK, SHM_WRITE, 3);
-  if (rc == 0) rc = lock_range(wal->db, F_RDLCK, DB_SHARED, DB_SHARED_SIZE);
+  *alone = wal_lock(wal->shm, F_WRLCK, SHM_DMS, 1) == 0;
+  int rc = *alone ? 0 : wal_lock(wal->shm, F_RDLCK, SHM_DMS, 1);
+  if (rc == 0) rc = wal_lock(wal->shm, F_WRLCK, SHM_WRITE, 3);
+  if (rc == 0) rc = wal_lock(wal->db, F_RDLCK, DB_SHARED, DB_SHARED_SIZE);
   return rc;
 }
 
@@ -318,7 +321,7 @@ static int take_fences(struct wal *wal, bool *alone, char **error)
   struct timespec pause = {0, 10 * 1000000};
   int rc = try_fences(wal, alone);
   for (int i = 0; rc && i < FENCE_TRIES; i++) {
-    lock_range(wal->shm, F_UNLCK, SHM_WRITE, 9);
+    wal_lock(wal->shm, F_UNLCK, SHM_WRITE, 9);
     nanosleep(&pause, NULL);
     rc = try_fences(wal, alone);
   }
@@ -361,7 +364,7 @@ static void close_beside(struct wal *wal)
 {
   if (wal->shm >= 0) {
     /* A forked child may hold a copy: closing alone releases nothing. */
-    lock_range(wal->shm, F_UNLCK, SHM_WRITE, 9);
+    wal_lock(wal->shm, F_UNLCK, SHM_WRITE, 9);
     wal->io->close(wal->io->ctx, wal->shm);
   }
   if (wal->file >= 0) wal->io->close(wal->io->ctx, wal->file);
@@ -446,7 +449,7 @@ int wal_open(const struct io *io, const char *path, raft_index index,
   if (rc == 0) wal->info = walindex_info(&wal->index);
   /* Nothing can be recovered by others any more; stock readers may look for
      a recovery in progress. */
-  if (rc == 0) rc = lock_range(wal->shm, F_UNLCK, SHM_WRITE + 2, 1);
+  if (rc == 0) rc = wal_lock(wal->shm, F_UNLCK, SHM_WRITE + 2, 1);
   if (rc) {
     wal_close(wal, false);
     return rc;
@@ -646,6 +649,23 @@ bool wal_unused(struct wal *wal)
   return unused;
 }
 
+const char *wal_pinner(struct wal *wal, const struct wal_reader *except)
+{
+  const char *who = NULL;
+  struct flock lock = {.l_type = F_WRLCK, .l_start = SHM_READ(0), .l_len = 5};
+  pthread_mutex_lock(&wal->mutex);
+  for (struct wal_reader *r = wal->readers.next;
+       who == NULL && r != &wal->readers; r = r->next)
+    if (r != except && (r->uses_wal || r->generation != wal->generation ||
+                        r->frame < wal->confirmed.mx_frame))
+      who = r->who ? r->who : OWN_READER;
+  pthread_mutex_unlock(&wal->mutex);
+  if (who == NULL && fcntl(wal->shm, F_OFD_GETLK, &lock) == 0 &&
+      lock.l_type != F_UNLCK)
+    who = FOREIGN_READER;
+  return who;
+}
+
 /* ---- checkpoint and restart -------------------------------------------- */
 
 /* Lowers *target to what stock readers of the real -shm allow, as a stock
@@ -657,10 +677,10 @@ static bool bound_by_foreign(struct wal *wal, uint32_t *target)
   for (int i = 1; i < 5; i++) {
     uint32_t mark = __atomic_load_n(&info->read_mark[i], __ATOMIC_ACQUIRE);
     if (mark >= *target) continue;
-    if (lock_range(wal->shm, F_WRLCK, SHM_READ(i), 1) == 0) {
+    if (wal_lock(wal->shm, F_WRLCK, SHM_READ(i), 1) == 0) {
       __atomic_store_n(&info->read_mark[i],
                        i == 1 ? *target : WALINDEX_NOT_USED, __ATOMIC_RELEASE);
-      lock_range(wal->shm, F_UNLCK, SHM_READ(i), 1);
+      wal_lock(wal->shm, F_UNLCK, SHM_READ(i), 1);
     } else {
       *target = mark;
       bound = true;
@@ -724,18 +744,17 @@ int wal_checkpoint(struct wal *wal, int (*floor)(void *ctx, raft_index index),
   struct walindex_header header = wal->confirmed;
   raft_index index = wal->confirmed_index, reached = index;
   uint32_t target = header.mx_frame, from = wal->backfill;
-  if (bound_by_readers(wal, &target, &reached))
-    done->pinned = "a reader of this process";
+  if (bound_by_readers(wal, &target, &reached)) done->pinned = OWN_READER;
   pthread_mutex_unlock(&wal->mutex);
 
   if (bound_by_foreign(wal, &target)) {
-    done->pinned = "another process";
+    done->pinned = FOREIGN_READER;
     reached = 0;
   }
   int rc = 0;
   if (target > from) {
-    if (lock_range(wal->shm, F_WRLCK, SHM_READ(0), 1) != 0) {
-      done->pinned = "another process";
+    if (wal_lock(wal->shm, F_WRLCK, SHM_READ(0), 1) != 0) {
+      done->pinned = FOREIGN_READER;
       return 0;
     }
     __atomic_store_n(&info->backfill_attempted, target, __ATOMIC_RELEASE);
@@ -753,7 +772,7 @@ int wal_checkpoint(struct wal *wal, int (*floor)(void *ctx, raft_index index),
       __atomic_store_n(&info->backfill, target, __ATOMIC_RELEASE);
       pthread_mutex_unlock(&wal->mutex);
     }
-    lock_range(wal->shm, F_UNLCK, SHM_READ(0), 1);
+    wal_lock(wal->shm, F_UNLCK, SHM_READ(0), 1);
   }
   if (rc == 0) {
     done->full = target >= header.mx_frame;
@@ -784,7 +803,7 @@ int wal_restart(struct wal *wal)
 {
   struct walindex_header header;
   int rc = 0;
-  if (lock_range(wal->shm, F_WRLCK, SHM_READ(1), 4) != 0) return -EBUSY;
+  if (wal_lock(wal->shm, F_WRLCK, SHM_READ(1), 4) != 0) return -EBUSY;
   pthread_mutex_lock(&wal->mutex);
   if (wal->backfill != wal->confirmed.mx_frame) rc = -EBUSY;
   for (struct wal_reader *r = wal->readers.next; r != &wal->readers;
@@ -799,6 +818,6 @@ int wal_restart(struct wal *wal)
     rc = enter_generation(wal, &header);
     pthread_mutex_unlock(&wal->mutex);
   }
-  lock_range(wal->shm, F_UNLCK, SHM_READ(1), 4);
+  wal_lock(wal->shm, F_UNLCK, SHM_READ(1), 4);
   return rc;
 }

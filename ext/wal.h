@@ -41,6 +41,8 @@ struct wal_reader {
   uint32_t frame;
   raft_index index; /* the newest entry in it */
   bool uses_wal;    /* false: everything it reads is in the database file */
+  const char *who;  /* what an image serves; NULL: a connection's snapshot */
+  bool of_node;     /* it ends when the node stops */
 };
 
 struct wal {
@@ -59,7 +61,7 @@ struct wal {
   uint32_t backfill;          /* frames that are in the database file */
   uint64_t epoch;             /* moves when write grants are revoked */
   struct wal_reader readers;  /* list head */
-  bool restarting;
+  bool closed; /* detached: nothing more is read through the node */
   _Atomic uint64_t *control; /* confirmed_index, in a mapped file */
   /* appending, owned by the applying thread */
   uint8_t *out;
@@ -87,6 +89,12 @@ int wal_open(const struct io *io, const char *path, raft_index index,
 /* clean: everything is in the database file; -wal and -shm are emptied if no
    other process has them open. */
 void wal_close(struct wal *wal, bool clean);
+
+/* An OFD lock on one of the files; 0 or a negated errno value. */
+int wal_lock(int fd, short type, off_t start, off_t len);
+/* All bytes of the database file that SQLite locks. */
+#define WAL_DB_LOCKS 0x40000000
+#define WAL_DB_LOCKS_SIZE 512
 
 /* The offset of a frame in -wal. */
 static inline uint64_t wal_offset(const struct wal *wal, uint32_t frame)
@@ -131,6 +139,9 @@ uint32_t wal_pgno(const struct wal *wal, uint32_t frame);
 uint32_t wal_frames(struct wal *wal, uint32_t *backfill);
 /* No snapshot is in use. Any thread. */
 bool wal_unused(struct wal *wal);
+/* Who keeps the WAL from being copied whole and begun anew, but for `except`;
+   NULL: nobody. Any thread. */
+const char *wal_pinner(struct wal *wal, const struct wal_reader *except);
 
 /* A page and the frame that holds it. */
 struct wal_image {

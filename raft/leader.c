@@ -450,10 +450,8 @@ static void go_on_with_transfer(struct raft *r)
 
   if (r->lead.transfer_to == 0) return;
   peer = raft_peer(r, r->lead.transfer_to);
-  if (!peer || !may_succeed(r, (unsigned)(peer - r->peers))) {
-    r->lead.transfer_to = 0;
-    return;
-  }
+  /* No change of members is taken meanwhile. */
+  assert(peer && may_succeed(r, (unsigned)(peer - r->peers)));
   if (!MUTANT(25) && peer->match < r->log.last) return;
   if (r->lead.transfer_told && !r->out.heartbeat) return;
   tell_to_campaign(r, peer);

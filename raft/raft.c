@@ -250,8 +250,7 @@ static int on_message(struct raft *r, const struct raft_message *m)
     return 0;
   }
   if (m->term > r->term) raft_become_follower(r, m->term, 0);
-  if (m->term < r->term && m->type != RAFT_PREVOTE_RESPONSE &&
-      !(MUTANT(21) && m->type == RAFT_HEARTBEAT_RESPONSE)) {
+  if (m->term < r->term && m->type != RAFT_PREVOTE_RESPONSE) {
     on_stale_message(r, m);
     return 0;
   }

@@ -90,7 +90,7 @@ static void wait_for_round(struct raft *r, uint64_t number, raft_id from)
   read = raft_ring_push(&r->reads);
   read->read = number;
   read->from = from;
-  read->round = r->read_round + 1;
+  read->round = r->read_round + (MUTANT(21) ? 0 : 1);
   read->index =
       MUTANT(20) || r->commit > r->lead.start ? r->commit : r->lead.start;
   read->time = r->now;

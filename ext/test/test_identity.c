@@ -7,6 +7,7 @@
 #include "node.h"
 
 #include <errno.h>
+#include <xxhash.h>
 
 static const struct identity sample = {.cluster = 0x0123456789abcdefu,
                                        .id = 0xfedcba9876543210u,
@@ -15,7 +16,9 @@ static const struct identity sample = {.cluster = 0x0123456789abcdefu,
                                        .listen = "127.0.0.1:7001",
                                        .advertise = "host.example:7001",
                                        .heartbeat_ms = 50,
-                                       .election_timeout_ms = 500};
+                                       .election_timeout_ms = 500,
+                                       .log_keep_kib = 4096,
+                                       .snapshot_rate_kib = 77};
 
 static void write_sample(const char *dir, bool joining)
 {
@@ -43,10 +46,14 @@ static bool reads(const char *dir, struct identity *i)
   return false;
 }
 
+/* With a checksum that fits. */
 static bool reads_text(const char *dir, const char *text)
 {
   struct identity i;
-  file_write(path_of(dir, "node").s, text, strlen(text));
+  char whole[16384];
+  snprintf(whole, sizeof(whole), "%schecksum = %016llx\n", text,
+           (unsigned long long)XXH3_64bits(text, strlen(text)));
+  file_write(path_of(dir, "node").s, whole, strlen(whole));
   bool ok = reads(dir, &i);
   if (ok) identity_clear(&i);
   return ok;
@@ -68,6 +75,8 @@ static void test_round_trip(void **state)
     assert_int_equal(i.heartbeat_ms, 50);
     assert_int_equal(i.election_timeout_ms, 500);
     assert_int_equal(i.joining, joining);
+    assert_int_equal(i.log_keep_kib, 4096);
+    assert_int_equal(i.snapshot_rate_kib, 77);
     assert_string_equal(i.ca, "ca\n");
     assert_string_equal(i.cert, "cert\n");
     assert_string_equal(i.key, "key\n");
@@ -137,7 +146,7 @@ static void test_damaged_key(void **state)
 
 /* ---- the strict parser ------------------------------------------------- */
 
-#define LINES 10
+#define LINES 12 /* before the checksum */
 
 struct lines {
   char line[LINES + 1][600];
@@ -151,7 +160,8 @@ static void split(const char *dir, struct lines *lines)
   memset(lines, 0, sizeof(*lines));
   for (char *l = strtok_r(text, "\n", &save); l;
        l = strtok_r(NULL, "\n", &save))
-    snprintf(lines->line[n++], sizeof(lines->line[0]), "%s", l);
+    if (strncmp(l, "checksum", 8) != 0)
+      snprintf(lines->line[n++], sizeof(lines->line[0]), "%s", l);
   assert_int_equal(n, LINES);
   free(text);
 }
@@ -251,9 +261,12 @@ static void test_malformed_values(void **state)
       {9, "joining = 2"},
       {9, "joining = true"},
       {9, "joining = "},
-      {10, "comment = none"},
-      {10, " = "},
-      {10, "#"},
+      {10, "log_keep_kib = "},
+      {10, "log_keep_kib = -1"},
+      {11, "snapshot_rate_kib = 1e3"},
+      {12, "comment = none"},
+      {12, " = "},
+      {12, "#"},
   };
   struct lines whole, l;
   write_sample(*state, false);
@@ -311,7 +324,8 @@ static void test_over_long_values(void **state)
   free(text);
 }
 
-/* Cut anywhere, it is not a whole file; nor with a zero anywhere. */
+/* Cut anywhere, it is not a whole file; nor with a zero anywhere, nor with a
+   bit that flipped. */
 static void test_every_length(void **state)
 {
   struct path path = path_of(*state, "node");
@@ -322,6 +336,12 @@ static void test_every_length(void **state)
   for (size_t n = 0; n < len; n++) {
     file_write(path.s, text, n);
     assert_false(reads(*state, &i));
+  }
+  for (size_t n = 0; n < 8 * len; n++) {
+    text[n / 8] = (char)(text[n / 8] ^ 1 << n % 8);
+    file_write(path.s, text, len);
+    if (reads(*state, &i)) fail_msg("bit %zu flipped, and taken", n);
+    text[n / 8] = (char)(text[n / 8] ^ 1 << n % 8);
   }
   for (size_t n = 0; n < len; n++) {
     char was = text[n];

@@ -410,9 +410,12 @@ static void check_order(struct sim *s, struct node *n,
 void check_step(struct sim *s, struct node *n, const struct raft_effects *e)
 {
   bool led = n->role == RAFT_LEADER;
+  raft_term term = n->role_term;
 
   if (e->persist.seq) check_write(s, n, &e->persist);
   check_role(s, n);
+  /* It may have followed another one in this very step, and learned from it. */
+  if (n->role_term != term) led = false;
   if (e->commit > n->commit) check_commit(s, n, e->commit, led);
   check_order(s, n, e);
   n->commit = e->commit;

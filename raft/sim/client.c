@@ -48,11 +48,11 @@ static void settle(struct sim *s, struct node *n, uint64_t id, uint8_t state)
   switch (state) {
   case OP_DONE:
     s->stats.acknowledged++;
+    if (op->index > s->checks.max_committed)
+      sim_fail(s, "I8", "operation %u is done, not committed", (unsigned)id);
     if (op->applied != op->index)
       sim_fail(s, "I13", "operation %u is done at %u, took effect at %u",
                (unsigned)id, (unsigned)op->index, (unsigned)op->applied);
-    if (op->index > s->checks.max_committed)
-      sim_fail(s, "I8", "operation %u is done, not committed", (unsigned)id);
     if (op->index > s->checks.max_acknowledged)
       s->checks.max_acknowledged = op->index;
     break;

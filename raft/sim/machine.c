@@ -70,7 +70,7 @@ static bool is_whole(const struct machine *m, const struct raft_entry *entry,
 
 uint64_t machine_apply(struct machine *m, const struct raft_entry *entry)
 {
-  struct command c;
+  struct command c = {0};
   uint64_t op = 0;
 
   m->index = entry->index;

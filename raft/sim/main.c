@@ -112,7 +112,7 @@ int main(int argc, char **argv)
   fflush(stdout);
   sim_catch();
   ok = sim_run_seeds(o->first_seed, o->n_seeds, &stats);
-  if (o->hunt) printf("survived %" PRIu64 " seeds\n", o->n_seeds);
+  if (o->hunt && ok) printf("survived %" PRIu64 " seeds\n", o->n_seeds);
   if (!o->quiet && !o->hunt)
     sim_summary(&stats, o->n_seeds, sim_seconds() - begin);
   return ok ? 0 : 1;

@@ -18,6 +18,7 @@
 #include <string.h>
 
 #define LOAD_ENTRIES 64
+#define HELPER_TURNS 40
 
 uint64_t node_now(const struct sim *s, const struct node *n)
 {
@@ -116,11 +117,16 @@ bool node_take_done(struct sim *s, struct node *n)
 
 void node_disk(struct sim *s, struct node *n)
 {
-  bool more;
+  unsigned turns = 1 + (unsigned)sim_below(s, HELPER_TURNS);
+  bool more = true;
 
   n->disk_event = false;
-  more = store_run(n->store);
-  node_take_done(s, n);
+  /* The helper thread has a disk to itself now and then: with one turn for
+     each of the log thread's it could not keep up with short segments. */
+  while (more && turns-- > 0 && !n->failed) {
+    more = store_run(n->store);
+    node_take_done(s, n);
+  }
   if (more) {
     node_wake_disk(s, n);
   } else if (!n->rest_event) {
@@ -292,10 +298,15 @@ static void submit(struct sim *s, struct node *n, const struct raft_persist *p)
 
 static void ask_load(struct sim *s, struct node *n, const struct raft_load *l)
 {
-  if (n->loads[l->peer].first)
+  bool under_way = n->loads[l->peer].first != 0;
+
+  /* One that was removed and added again is asked for anew. */
+  if (under_way && n->load_configuration[l->peer] == n->configuration_index)
     sim_fail(s, "I15", "node %u loads twice at a time for %u", n->id,
              (unsigned)l->peer);
   n->loads[l->peer] = *l;
+  n->load_configuration[l->peer] = n->configuration_index;
+  if (under_way) return; /* that answer will be to this question */
   sim_after(s, n, EV_LOAD, sim_spread(s, s->options.load_us), l->peer);
 }
 

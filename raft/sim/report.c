@@ -61,6 +61,7 @@ void sim_fail(struct sim *s, const char *what, const char *format, ...)
 }
 
 /* In place of the C library's: a failed assertion anywhere ends the seed. */
+#ifndef NDEBUG
 void __assert_fail(const char *assertion, const char *file, unsigned int line,
                    const char *function)
 {
@@ -74,6 +75,7 @@ void __assert_fail(const char *assertion, const char *file, unsigned int line,
   give_up();
   abort();
 }
+#endif
 
 static void on_signal(int number)
 {
@@ -116,7 +118,11 @@ static bool same_twice(uint64_t seed, uint64_t hash)
   struct sim_stats unused = {0};
 
   if (sim_run(seed, &unused) == hash) return true;
-  printf("seed %" PRIu64 ": I15: two runs, two traces\n", seed);
+  if (sim_settings.hunt)
+    printf("killed seed=%" PRIu64 " (%u-th seed) by: I15\n", seed,
+           (unsigned)(seed - sim_settings.first_seed + 1));
+  else
+    printf("seed %" PRIu64 ": I15: two runs, two traces\n", seed);
   return false;
 }
 

@@ -439,8 +439,9 @@ struct node {
   raft_index proposed_first, proposed_last; /* by the last step */
   struct raft_configuration configuration;  /* newest in its log */
   raft_index configuration_index;
-  struct raft_load loads[SIM_NODES + 1]; /* [peer]; first 0: none */
-  raft_index match[SIM_NODES + 1];       /* seen by check_slowly() */
+  struct raft_load loads[SIM_NODES + 1];        /* [peer]; first 0: none */
+  raft_index load_configuration[SIM_NODES + 1]; /* that was in force then */
+  raft_index match[SIM_NODES + 1];              /* seen by check_slowly() */
   raft_term match_term;
   uint64_t match_incarnation[SIM_NODES + 1];
   struct pending ops, reads;

@@ -335,9 +335,8 @@ static bool compare_all(struct run *r, unsigned leader)
   return true;
 }
 
-static bool write_one(struct run *r, unsigned leader)
+static int add_one(const struct run *r, sqlite3 *db)
 {
-  sqlite3 *db = r->world.db[leader];
   int rc = world_exec(db,
                       "BEGIN IMMEDIATE;"
                       "CREATE TABLE IF NOT EXISTS meta(k INTEGER PRIMARY KEY,"
@@ -345,6 +344,23 @@ static bool write_one(struct run *r, unsigned leader)
                       "CREATE TABLE IF NOT EXISTS y(v);"
                       "INSERT INTO y VALUES(randomblob(3000)); COMMIT",
                       (long long)(r->n + 1));
+  if (rc != SQLITE_OK && !sqlite3_get_autocommit(db))
+    world_exec(db, "ROLLBACK");
+  return rc;
+}
+
+/* Under load the leader may be another by now: *leader. */
+static bool write_one(struct run *r, unsigned *leader)
+{
+  sqlite3 *db = r->world.db[*leader];
+  int rc = add_one(r, db);
+  for (unsigned i = 0; rc == SQLITE_BUSY && i < 3; i++) {
+    *leader = find_leader(r);
+    if (*leader == 0) return false;
+    db = r->world.db[*leader];
+    world_exec(db, "PRAGMA quorate_consistency=linearizable");
+    rc = add_one(r, db);
+  }
   if (rc == SQLITE_OK) rc = world_digest(db, &r->n, &r->digest);
   return rc == SQLITE_OK ||
          fail(r, "a new transaction: %s", sqlite3_errmsg(db));
@@ -355,8 +371,9 @@ static bool same_pages(struct run *r, unsigned a, unsigned b)
 {
   struct image x = {0}, y = {0};
   uint8_t *page = malloc(131072);
-  bool ok = page && image_open(world_node(&r->world, a)->wal, &x) == 0 &&
-            image_open(world_node(&r->world, b)->wal, &y) == 0;
+  bool ok = page &&
+            image_open(world_node(&r->world, a)->wal, "a test", &x) == 0 &&
+            image_open(world_node(&r->world, b)->wal, "a test", &y) == 0;
   if (!ok) fail(r, "no image");
   uint32_t size = world_node(&r->world, a)->wal->page_size;
   if (ok && x.index == y.index) {
@@ -436,7 +453,7 @@ bool check_state(const struct check *check)
   if (!look_first(r) || !start_all(r)) return false;
   unsigned leader = find_leader(r);
   if (leader == 0 || !read_state(r, leader) || !has_invitations(r, leader) ||
-      !compare_all(r, leader) || !write_one(r, leader) ||
+      !compare_all(r, leader) || !write_one(r, &leader) ||
       !compare_all(r, leader) || !all_pages(r, leader))
     return false;
   switch (random_below(&r->random, 12)) {
