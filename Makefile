@@ -11,6 +11,8 @@
 #   make sim           the simulator; SEEDS=n SEED=first SIMFLAGS=--trace
 #   make soak          an hour of it, from a random seed
 #   make mutants       whether tests notice planted mistakes; MUTANTS='53 7'
+#   make crash         states that a loss of power may leave of a node, 10000 of
+#                      them; STATES=n CRASHFLAGS='--seed 7 --workload three'
 #   make check-style   formatter, warnings of both compilers, house rules
 #   make SAN=address,undefined ...   the same with sanitizers; or SAN=thread
 #   make CC=clang ...  the same with another compiler, WERROR=1 with warnings
@@ -99,6 +101,16 @@ LIBS_ext := -lsqlite3
 $(foreach r,$(ROOMS),$(eval $(call room,$(r))))
 .SECONDARY:
 
+# What a loss of power may leave of a node: by itself a sample.
+CRASH     := $(B)/ext/test/crash/crash
+CRASH_OBJ := $(call objs,ext/test/crash)
+STATES    ?= 10000
+$(CRASH): $(CRASH_OBJ) $(NEED_ext)
+	$(CC) -o $@ $^ $(LDFLAGS) $(LIBS) $(LIBS_ext)
+
+crash: $(CRASH)
+	@$(CRASH) --states $(STATES) $(CRASHFLAGS)
+
 unit: $(UNITS)
 	@set -e; for t in $(UNITS); do echo "== $$t"; $$t; done
 
@@ -112,8 +124,8 @@ SUITE_ENV = QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' \
 
 # Unit tests and suites in one run with one summary, all of them even if some
 # fail.
-test: all $(UNITS)
-	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(if $(SAN),,\
+test: all $(UNITS) $(if $(SAN),,$(CRASH))
+	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(if $(SAN),,$(CRASH)) $(if $(SAN),,\
 	  raft/sim/mutants-sample) $(wildcard sql-tests/*.test)
 
 SUITES ?= $(notdir $(basename $(wildcard sql-tests/*.test)))
@@ -154,7 +166,7 @@ mutants:
 mutants-sample:
 	@sh raft/sim/mutants-sample
 
-compile: all $(UNITS) $(BENCH) $(SIM)
+compile: all $(UNITS) $(BENCH) $(SIM) $(CRASH)
 
 coverage:
 	@$(MAKE) --no-print-directory COVERAGE=1 reach
@@ -172,6 +184,7 @@ check-style:
 clean:
 	rm -rf build
 
-.PHONY: all sim soak mutants mutants-sample unit test suites demo bench compile coverage reach check-style \
+.PHONY: all sim soak mutants mutants-sample crash unit test suites demo bench \
+        compile coverage reach check-style \
         clean \
         $(addprefix unit-,$(ROOMS))

@@ -21,9 +21,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define CHECKPOINT_FRAMES 1000 /* in -wal: time to begin it anew */
-#define QUIET_MS 5000          /* without a write: time to tidy up */
-
 bool tx_parse(const struct raft_body *body, uint32_t page_size,
               struct tx_head *head, const uint32_t **pgnos,
               const uint8_t **pages)
@@ -81,8 +78,7 @@ static int read_one(struct node *node, raft_index index,
 static int get_entry(struct node *node, raft_index index,
                      struct raft_entry *entry)
 {
-  const struct raft_entry *e =
-      node->raft ? raft_entry_at(node->raft, index) : NULL;
+  const struct raft_entry *e = raft_entry_at(node->raft, index);
   if (e == NULL) return read_one(node, index, entry);
   *entry = *e;
   raft_body_ref(e->body);
@@ -242,8 +238,31 @@ static int append_entry(struct node *node, raft_index index, uint32_t n_page)
   return rc;
 }
 
+static void fold_done(struct task *task)
+{
+  struct node *node = task->node;
+  node->apply_busy = false;
+  if (node->large_rc) {
+    not_applied(node, node->large_rc);
+    return;
+  }
+  pthread_mutex_lock(&node->mutex);
+  node->applied = node->fold_to;
+  pthread_mutex_unlock(&node->mutex);
+  atomic_store(&node->settled, true);
+  after_apply(node);
+  apply_committed(node);
+}
+
 void apply_large(struct node *node)
 {
+  if (!atomic_load(&node->settled)) {
+    struct text error;
+    node->large_rc = apply_fold(node, &node->fold_to, &error);
+    node->large_task.run = fold_done;
+    node_post(node, &node->large_task);
+    return;
+  }
   /* The loop does not apply while this runs: what it owns may be read. */
   raft_index last = node->applied + 1;
   uint32_t n_page = node->large_n_page;
@@ -267,8 +286,7 @@ static void advance(struct node *node, raft_index index)
   if (node->wal && node->n_open == 0) wal_advance(node->wal, index);
 }
 
-static int apply_configuration(struct node *node,
-                               const struct raft_entry *entry)
+static int note_configuration(struct node *node, const struct raft_entry *entry)
 {
   struct applied_configuration *a = calloc(1, sizeof(*a));
   struct applied_configuration **at = &node->history;
@@ -287,25 +305,22 @@ static int apply_configuration(struct node *node,
     at = &(*at)->next;
   *at = a;
   pthread_mutex_unlock(&node->mutex);
-  advance(node, entry->index);
   return 0;
 }
 
-static int apply_setting(struct node *node, const struct raft_entry *entry)
+static int note_setting(struct node *node, const struct raft_entry *entry)
 {
   pthread_mutex_lock(&node->mutex);
   int rc = entry->body ? settings_apply(&node->settings, entry->body->data,
                                         entry->body->len)
                        : -1;
   pthread_mutex_unlock(&node->mutex);
-  if (rc) return -EBADMSG;
-  advance(node, entry->index);
-  verify_apply(node, entry);
-  return 0;
+  return rc ? -EBADMSG : 0;
 }
 
 static int apply_entry(struct node *node, const struct raft_entry *entry)
 {
+  int rc = 0;
   switch (entry->type) {
   case RAFT_NOOP:
     /* A new term: what was in flight before it and is not committed by now
@@ -314,12 +329,16 @@ static int apply_entry(struct node *node, const struct raft_entry *entry)
     apply_reject_before(node, entry->term);
     advance(node, entry->index);
     return 0;
-  case RAFT_CONFIGURATION: return apply_configuration(node, entry);
-  case RAFT_SETTING: return apply_setting(node, entry);
+  case RAFT_CONFIGURATION: rc = note_configuration(node, entry); break;
+  case RAFT_SETTING: rc = note_setting(node, entry); break;
   case RAFT_PAGES: return note_part(node, entry);
   case RAFT_COMMIT: return apply_commit(node, entry);
   default: return -EBADMSG;
   }
+  if (rc) return rc;
+  advance(node, entry->index);
+  if (entry->type == RAFT_SETTING) verify_apply(node, entry);
+  return 0;
 }
 
 static void want_checkpoint(struct node *node, uint64_t now)
@@ -335,7 +354,7 @@ static void want_checkpoint(struct node *node, uint64_t now)
 static void after_apply(struct node *node)
 {
   node_progressed(node);
-  if (node->wal && wal_frames(node->wal, NULL) >= CHECKPOINT_FRAMES)
+  if (node->wal && wal_frames(node->wal, NULL) >= node_limits.checkpoint_frames)
     want_checkpoint(node, clock_monotonic_ms());
 }
 
@@ -349,9 +368,27 @@ void apply_tick(struct node *node)
     node->seen_frames = frames;
     node->quiet_since = now;
   }
-  if (frames >= CHECKPOINT_FRAMES ||
-      (frames > backfill && now - node->quiet_since >= QUIET_MS))
+  if (frames >= node_limits.checkpoint_frames ||
+      (frames > backfill && now - node->quiet_since >= node_limits.quiet_ms))
     want_checkpoint(node, now);
+}
+
+/* The folded transaction that a start after a loss of power has put off: what
+   is in -wal is committed, and with it everything up to there. */
+static void fold_late(struct node *node, raft_index limit)
+{
+  bool leads = raft_role(node->raft) == RAFT_LEADER;
+  raft_index sure = leads ? node->lead_from : node->serve_from;
+  if (sure == 0 || limit < sure || node->apply_busy || node->failed ||
+      node->apply_full)
+    return;
+  fetch_drop(node); /* the log has what is needed */
+  node->apply_busy = true;
+  node->fold_to = limit;
+  pthread_mutex_lock(&node->mutex);
+  node->worker_apply = true;
+  pthread_cond_signal(&node->worker_cond);
+  pthread_mutex_unlock(&node->mutex);
 }
 
 void apply_committed(struct node *node)
@@ -359,6 +396,10 @@ void apply_committed(struct node *node)
   raft_index durable = raft_durable(node->raft);
   raft_index limit = node->commit < durable ? node->commit : durable;
   bool any = false;
+  if (!atomic_load(&node->settled)) {
+    fold_late(node, limit);
+    return;
+  }
   /* The log goes on where this node is: no snapshot is needed. */
   if (node->wal && node->applied < limit) fetch_drop(node);
   while (node->applied < limit && !node->apply_busy && !node->failed &&
@@ -382,7 +423,7 @@ void apply_committed(struct node *node)
   if (any) after_apply(node);
 }
 
-/* ---- the folded transaction at start ----------------------------------- */
+/* ---- the folded transaction -------------------------------------------- */
 
 struct folded {
   uint32_t pgno, position; /* position in its entry */
@@ -393,8 +434,9 @@ struct fold {
   struct folded *images;
   size_t n, cap;
   struct tx_head head; /* of the newest part */
-  bool whole_so_far;   /* its transaction misses no part */
+  bool whole_so_far;   /* its transaction misses no part, but for the rest */
   uint32_t n_page;
+  raft_index to; /* no transaction is open after this entry */
 };
 
 static int fold_add(struct fold *fold, raft_index index, const uint32_t *pgnos,
@@ -473,13 +515,14 @@ static int fold_collect(struct node *node, struct fold *fold, raft_index from,
   int rc = 0;
   for (raft_index i = from + 1; rc == 0 && i <= to; i++) {
     struct raft_entry entry;
-    rc = get_entry(node, i, &entry);
+    rc = read_one(node, i, &entry);
     if (rc) break;
     rc = fold_entry(node, fold, &entry, &whole);
     if (rc == 0 && entry.type == RAFT_CONFIGURATION)
-      rc = apply_configuration(node, &entry);
-    if (rc == 0 && entry.type == RAFT_SETTING) rc = apply_setting(node, &entry);
+      rc = note_configuration(node, &entry);
+    if (rc == 0 && entry.type == RAFT_SETTING) rc = note_setting(node, &entry);
     raft_body_unref(entry.body);
+    if (!fold->whole_so_far) fold->to = i;
   }
   fold->n = whole;
   return rc;
@@ -489,6 +532,7 @@ static int fold_collect(struct node *node, struct fold *fold, raft_index from,
 static void fold_reduce(struct fold *fold)
 {
   size_t kept = 0;
+  if (fold->n == 0) return;
   qsort(fold->images, fold->n, sizeof(*fold->images), by_page_newest_first);
   for (size_t i = 0; i < fold->n; i++) {
     if (fold->images[i].pgno > fold->n_page) continue;
@@ -499,18 +543,17 @@ static void fold_reduce(struct fold *fold)
   qsort(fold->images, fold->n, sizeof(*fold->images), by_entry);
 }
 
-static int fold_append(struct node *node, struct fold *fold, raft_index to)
+static int fold_append(struct node *node, struct fold *fold)
 {
   struct wal *wal = node->wal;
   int rc = 0;
-  wal_append_start(wal);
   for (size_t i = 0; rc == 0 && i < fold->n;) {
     struct raft_entry entry;
     struct tx_head head;
     const uint32_t *pgnos;
     const uint8_t *pages;
     raft_index index = fold->images[i].index;
-    rc = get_entry(node, index, &entry);
+    rc = read_one(node, index, &entry);
     if (rc) break;
     if (!tx_parse(entry.body, wal->page_size, &head, &pgnos, &pages))
       rc = -EBADMSG;
@@ -520,19 +563,24 @@ static int fold_append(struct node *node, struct fold *fold, raft_index to)
                                        wal->page_size);
     raft_body_unref(entry.body);
   }
-  return rc ? rc : wal_append_commit(wal, fold->n_page, to);
+  return rc;
 }
 
-int apply_fold(struct node *node, raft_index from, raft_index to,
-               struct text *error)
+int apply_fold(struct node *node, raft_index *to, struct text *error)
 {
-  struct fold fold = {0};
-  int rc = fold_collect(node, &fold, from, to);
-  if (rc == 0 && fold.n > 0) {
-    fold_reduce(&fold);
-    rc = fold_append(node, &fold, to);
-  }
-  if (rc)
+  struct fold fold = {.to = node->checkpoint.index};
+  int rc = fold_collect(node, &fold, fold.to, *to);
+  fold_reduce(&fold);
+  error->s[0] = 0;
+  wal_append_start(node->wal);
+  if (rc == 0 && node->checkpoint.incoming)
+    rc = fetch_append(node, &fold.n_page, error);
+  if (rc == 0) rc = fold_append(node, &fold);
+  /* Without any page it only moves the index. */
+  if (rc == 0) rc = wal_append_commit(node->wal, fold.n_page, fold.to);
+  if (rc == 0)
+    *to = fold.to;
+  else if (error->s[0] == 0)
     text_set(error, "%s: applying the log: %s", node->path, errno_text(-rc).s);
   free(fold.images);
   return rc;

@@ -266,7 +266,7 @@ static int hand_over(struct connection *c, struct transaction *tx,
 {
   struct node *node = c->node;
   uint32_t page_size = node->wal->page_size;
-  uint32_t per_part = TX_PART_BYTES / page_size;
+  uint32_t per_part = node_limits.part_bytes / page_size;
   struct tx_head head = {.node = node->identity.id,
                          .incarnation = node->identity.incarnation,
                          .time_ms = clock_wall_ms(),

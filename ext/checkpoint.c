@@ -25,11 +25,8 @@
 
 SQLITE_EXTENSION_INIT3
 
-#define LOG_LEAST (16u << 20) /* bytes of log that are always kept */
-#define SLOW_MS 10000         /* silent for so long: not merely slow */
+#define SLOW_MS 10000 /* silent for so long: not merely slow */
 
-#define RESTART_FRAMES 1000 /* a WAL this long begins anew */
-#define QUIET_FRAMES 200    /* may be left to copy in a quiet moment */
 #define PASSES 4
 #define PATIENCE 8     /* that many times as long, even if it is read */
 #define WRITER_MS 1000 /* wait for the one that writes */
@@ -142,6 +139,10 @@ int checkpoint_run(struct node *node)
 {
   struct wal_checkpointed done;
   struct text error = {""};
+  if (!atomic_load(&node->settled)) { /* of what index is it? */
+    node->kept = "the start: no leader has said yet what is committed";
+    return -EBUSY;
+  }
   int rc = wal_checkpoint(node->wal, write_floor, node, &done);
   node->kept = rc ? NULL : done.pinned;
   if (rc == 0 &&
@@ -166,7 +167,7 @@ static uint64_t log_enough(struct node *node)
   pthread_mutex_lock(&node->wal->mutex);
   enough = (uint64_t)node->wal->confirmed.n_page * node->wal->page_size;
   pthread_mutex_unlock(&node->wal->mutex);
-  if (enough < LOG_LEAST) enough = LOG_LEAST;
+  if (enough < node_limits.log_least) enough = node_limits.log_least;
   return enough < most ? enough : most;
 }
 
@@ -261,7 +262,7 @@ static bool wait_for_readers(struct node *node)
     if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
   pthread_mutex_unlock(&node->mutex);
   return wal_unused(node->wal) ||
-         wal_frames(node->wal, NULL) >= PATIENCE * RESTART_FRAMES;
+         wal_frames(node->wal, NULL) >= PATIENCE * node_limits.restart_frames;
 }
 
 static bool ask_loop(struct node *node)
@@ -303,14 +304,15 @@ static void release_quiet(struct node *node, bool granted)
 /* Worth to begin anew; the first frame is always there. */
 static bool is_long(struct node *node, bool ordered)
 {
-  return wal_frames(node->wal, NULL) >= (ordered ? 2 : RESTART_FRAMES);
+  return wal_frames(node->wal, NULL) >=
+         (ordered ? 2 : node_limits.restart_frames);
 }
 
 /* True when little enough is left to be copied in a quiet moment. */
 static bool is_nearly_copied(struct node *node)
 {
   uint32_t backfill, frames = wal_frames(node->wal, &backfill);
-  return frames - backfill < QUIET_FRAMES;
+  return frames - backfill < node_limits.quiet_frames;
 }
 
 static int restart(struct node *node)

@@ -263,14 +263,25 @@ static int held_index(const struct node *node, raft_index confirmed,
   return -EBADMSG;
 }
 
+/* The pages of a snapshot that was taken, one that nothing came after. */
+static int publish_incoming(struct node *node, struct text *error)
+{
+  uint32_t n_page = 0;
+  wal_append_start(node->wal);
+  int rc = fetch_append(node, &n_page, error);
+  if (rc) return rc;
+  return wal_append_commit(node->wal, n_page, node->checkpoint.index);
+}
+
 int detach_files(const char *path, const struct text *why, struct text *answer)
 {
   struct node *node = NULL;
   raft_index confirmed, index = 0;
   bool exact = false;
   int rc = node_open_files(path, &node, &confirmed, answer);
-  if (rc == 0 && node->checkpoint.incoming)
-    rc = fetch_recover(node, &node->checkpoint, answer);
+  if (rc == 0 && node->checkpoint.incoming &&
+      confirmed <= node->checkpoint.index)
+    rc = publish_incoming(node, answer);
   if (rc == 0) rc = held_index(node, confirmed, &index, &exact, answer);
   if (rc == 0) rc = exclude(node->wal, answer);
   if (rc == 0) rc = set_aside(path, KEPT, answer);

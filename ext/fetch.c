@@ -467,18 +467,12 @@ static int install_database(struct fetch *f)
 {
   struct node *node = f->node;
   const struct io *io = node->io;
-  char *dir = NULL, *slash;
   int rc = io->sync(io->ctx, f->fd);
   if (rc == 0) rc = io->rename(io->ctx, f->path, node->path);
   if (rc) return rc;
   free(f->path);
   f->path = NULL;
-  if ((dir = strdup(node->path)) == NULL) return -ENOMEM;
-  slash = strrchr(dir, '/');
-  if (slash) *slash = 0;
-  rc = io->sync_dir(io->ctx, slash ? (slash == dir ? "/" : dir) : ".");
-  free(dir);
-  return rc;
+  return io_sync_parent(io, node->path);
 }
 
 /* Worker: The file of pages is whole, and so is what it is put on. */
@@ -502,8 +496,8 @@ static int sync_pages(struct fetch *f)
   return rc;
 }
 
-static int publish_record(struct node *node, int fd, uint64_t i,
-                          uint32_t n_page, uint8_t *buf)
+static int append_record(struct node *node, int fd, uint64_t i, uint32_t n_page,
+                         uint8_t *buf)
 {
   const struct io *io = node->io;
   struct record_head head;
@@ -512,14 +506,17 @@ static int publish_record(struct node *node, int fd, uint64_t i,
       io->pread(io->ctx, fd, buf, size, sizeof(struct pages_head) + i * size);
   if (n != (ssize_t)size) return n < 0 ? (int)n : -EBADMSG;
   memcpy(&head, buf, sizeof(head));
-  if (head.pgno == 0 || head.pgno > n_page ||
+  if (head.pgno == 0 ||
       head.hash != XXH3_64bits(buf + sizeof(head), node->wal->page_size))
     return -EBADMSG;
+  if (head.pgno > n_page) return 0; /* the database has become shorter */
   return wal_append_page(node->wal, head.pgno, buf + sizeof(head));
 }
 
-/* All of a file of pages as one transaction. */
-static int publish_pages(struct node *node, int fd, raft_index index)
+/* All of a file of pages, to the open append. *n_page: of the database after
+   it; 0: as long as the snapshot. */
+static int append_pages(struct node *node, int fd, raft_index index,
+                        uint32_t *n_page)
 {
   const struct io *io = node->io;
   struct pages_head head;
@@ -530,10 +527,9 @@ static int publish_pages(struct node *node, int fd, raft_index index)
     return -EBADMSG;
   uint8_t *buf = malloc(sizeof(struct record_head) + head.page_size);
   int rc = buf ? 0 : -ENOMEM;
-  wal_append_start(node->wal);
+  if (*n_page == 0) *n_page = head.n_page;
   for (uint64_t i = 0; rc == 0 && i < head.records; i++)
-    rc = publish_record(node, fd, i, head.n_page, buf);
-  if (rc == 0) rc = wal_append_commit(node->wal, head.n_page, index);
+    rc = append_record(node, fd, i, *n_page, buf);
   free(buf);
   return rc;
 }
@@ -565,14 +561,14 @@ void fetch_clean(struct node *node, const struct store_checkpoint *cp)
   free(kept);
 }
 
-int fetch_recover(struct node *node, const struct store_checkpoint *cp,
-                  struct text *error)
+int fetch_append(struct node *node, uint32_t *n_page, struct text *error)
 {
+  const struct store_checkpoint *cp = &node->checkpoint;
   const struct io *io = node->io;
   char *path = incoming_path(node, false, cp->index);
   if (path == NULL) return -ENOMEM;
   int fd = io->open(io->ctx, path, O_RDONLY);
-  int rc = fd < 0 ? fd : publish_pages(node, fd, cp->index);
+  int rc = fd < 0 ? fd : append_pages(node, fd, cp->index, n_page);
   if (fd >= 0) io->close(io->ctx, fd);
   if (rc)
     text_set(error, "%s: %s: a snapshot was not installed whole", path,
@@ -602,7 +598,10 @@ static int install_pages(struct fetch *f)
   /* It stays now, whatever happens. */
   free(f->path);
   f->path = NULL;
-  return publish_pages(node, f->fd, f->cp.index);
+  uint32_t n_page = 0;
+  wal_append_start(node->wal);
+  rc = append_pages(node, f->fd, f->cp.index, &n_page);
+  return rc ? rc : wal_append_commit(node->wal, n_page, f->cp.index);
 }
 
 static int enter_database(struct fetch *f)
@@ -663,6 +662,7 @@ static int enter(struct fetch *f)
   f->cp.settings = NULL;                  /* the node's now */
   pthread_mutex_unlock(&node->mutex);
   atomic_store(&node->shown_checkpoint, node->checkpoint.index);
+  atomic_store(&node->settled, true); /* whatever there was in -wal */
   node->n_open = 0;
   event.u.snapshot_installed.index = f->cp.index;
   event.u.snapshot_installed.term = f->cp.term;

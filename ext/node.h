@@ -107,8 +107,6 @@ struct tx_head {
 };
 _Static_assert(sizeof(struct tx_head) == 48, "head of a transaction's part");
 
-#define TX_PART_BYTES (1u << 20) /* pages in one part, about */
-
 /* Checks a body's shape against the database's page size. */
 bool tx_parse(const struct raft_body *body, uint32_t page_size,
               struct tx_head *head, const uint32_t **pgnos,
@@ -137,6 +135,19 @@ void events_add(struct events *events, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
 /* ---- the node ---------------------------------------------------------- */
+
+/* How large things grow before they are cut, copied or begun anew: start.c.
+   Tests make them small, before the first node starts. */
+struct node_limits {
+  uint64_t segment_bytes;     /* of the log */
+  uint64_t log_least;         /* bytes of log that are always kept */
+  uint32_t part_bytes;        /* of a transaction's pages, about */
+  uint32_t checkpoint_frames; /* in -wal: time to copy them */
+  uint32_t restart_frames;    /* a WAL this long begins anew */
+  uint32_t quiet_frames;      /* may be left to copy in a quiet moment */
+  uint32_t quiet_ms;          /* without a write: time to tidy up */
+};
+extern struct node_limits node_limits;
 
 /* Something to be done on the loop thread on behalf of another. */
 struct task {
@@ -271,6 +282,7 @@ struct node {
   struct tx_head open_head;
   bool apply_busy; /* the worker applies, or needs quiet */
   struct task large_task, quiet_task;
+  raft_index fold_to; /* what apply_fold() is asked for, and reached */
   uint32_t large_n_page;
   int large_rc;
   uint64_t durable_seen;
@@ -296,6 +308,7 @@ struct node {
 
   _Atomic uint64_t durable; /* newest durable sequence number */
   _Atomic int disk_status;
+  _Atomic bool settled; /* the database is as of `applied`: start.c */
   _Atomic bool no_room; /* a connection found none; the loop has not heard */
   _Atomic int hold;     /* enum hold: who must wait for a new WAL */
   _Atomic bool serving; /* what is applied is fit to be read locally */
@@ -443,10 +456,10 @@ void full_reopen(struct node *node); /* worker */
 void apply_committed(struct node *node);
 /* Now and then: has the WAL grown, or has nobody written for a while? */
 void apply_tick(struct node *node);
-/* One folded transaction: entries from + 1 .. to of the log, newest image of
-   each page; at start only. */
-int apply_fold(struct node *node, raft_index from, raft_index to,
-               struct text *error);
+/* One folded transaction: the entries after the checkpoint, up to *to or the
+   last one before it that leaves no transaction open: newest image of each
+   page. At start, or on the worker while nothing else is applied. */
+int apply_fold(struct node *node, raft_index *to, struct text *error);
 /* Decides the fate of in-flight transactions of terms before `term`. */
 void apply_reject_before(struct node *node, raft_term term);
 /* Worker: applies the open parts. */
@@ -481,10 +494,10 @@ void fetch_tick(struct node *node);
 void fetch_drop(struct node *node);
 /* Worker: installs it. */
 void fetch_install(struct node *node);
-/* Start: the pages of an installed snapshot that are not in the database file
-   yet are published. When they are there, their file goes. */
-int fetch_recover(struct node *node, const struct store_checkpoint *cp,
-                  struct text *error);
+/* The pages of an installed snapshot that are not in the database file yet, to
+   the open append. *n_page: of the database after it; 0: it is set. When they
+   are in the database file, their file goes. */
+int fetch_append(struct node *node, uint32_t *n_page, struct text *error);
 void fetch_forget(struct node *node, raft_index index);
 /* Removes what else earlier transfers have left. */
 void fetch_clean(struct node *node, const struct store_checkpoint *cp);

@@ -176,6 +176,7 @@ static const char *open_image(struct snapshot_out *s)
 {
   struct node *node = s->node;
   if (node->wal == NULL) return "this node has no database yet";
+  if (!atomic_load(&node->settled)) return "this node has just started";
   if (image_open(node->wal, "a snapshot for another node", &s->image) != 0)
     return "out of memory";
   s->image.reader.of_node = true;

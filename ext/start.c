@@ -9,6 +9,12 @@
 ** put on top of the database as one transaction; what is committed after K is
 ** learned from the leader, and applied as ever.
 **
+** After a loss of power, -wal may hold transactions that are newer than K: how
+** new, nothing says. To put K on top of them would mix two states, for stock
+** readers to see. So nothing is published until a leader has said how far the
+** log is committed, which is at least as far as -wal goes (it holds nothing
+** else): then all that is folded into the one transaction (`settled`).
+**
 ** The node answers local reads at once when K came from the control file:
 ** nothing newer was ever shown. After a power loss it first asks a leader.
 **
@@ -38,6 +44,14 @@ struct control {
 _Static_assert(sizeof(struct control) == 64, "control file");
 
 #define CONTROL_MAGIC "quorate control"
+
+struct node_limits node_limits = {.segment_bytes = 8u << 20,
+                                  .log_least = 16u << 20,
+                                  .part_bytes = 1u << 20,
+                                  .checkpoint_frames = 1000,
+                                  .restart_frames = 1000,
+                                  .quiet_frames = 200,
+                                  .quiet_ms = 5000};
 
 /* ---- files ------------------------------------------------------------- */
 
@@ -155,7 +169,7 @@ int start_log(struct node *node, struct raft_recovered *recovered,
   struct store *store = NULL;
   struct store_options options = {.dir = node->dir,
                                   .io = node->io,
-                                  .segment_bytes = 8u << 20,
+                                  .segment_bytes = node_limits.segment_bytes,
                                   .cluster = node->identity.cluster,
                                   .node = node->identity.id,
                                   .done = store_done,
@@ -194,10 +208,11 @@ static int open_log(struct node *node, struct raft_recovered *recovered,
   return rc;
 }
 
-/* Brings the database to K; sets applied, and whether local reads may go on. */
+/* Brings the database to K, if that is known to be the newest that can be in
+   -wal; sets applied, and whether local reads may go on. */
 static int recover_database(struct node *node,
                             const struct store_checkpoint *cp,
-                            const struct raft_recovered *recovered,
+                            struct raft_recovered *recovered,
                             raft_index confirmed, struct text *error)
 {
   raft_index last = recovered->last_index;
@@ -217,11 +232,12 @@ static int recover_database(struct node *node,
   free(line);
   if (rc) return rc;
   fetch_clean(node, cp);
-  if (cp->incoming) rc = fetch_recover(node, cp, error);
-  if (rc == 0) rc = apply_fold(node, cp->index, k, error);
+  bool settled = confirmed > 0 || k == last;
+  if (settled) rc = apply_fold(node, &k, error);
   if (rc) return rc;
-  wal_advance(node->wal, k);
-  node->applied = k;
+  atomic_store(&node->settled, settled);
+  node->applied = settled ? k : cp->index;
+  if (k > recovered->commit) recovered->commit = k;
   atomic_store(&node->serving, confirmed == k || last == cp->index);
   return 0;
 }
@@ -371,6 +387,7 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
   if (rc == 0) rc = open_control(node, &confirmed, error);
   if (rc == 0) rc = open_log(node, &recovered, error);
   if (rc == 0) node->members = peers ? *peers : recovered.configuration;
+  atomic_store(&node->settled, true);
   if (rc == 0 && !node->identity.joining)
     rc =
         recover_database(node, &node->checkpoint, &recovered, confirmed, error);

@@ -381,8 +381,13 @@ static int open_and_fence(struct wal *wal, bool *alone, char **error)
     }
     rc = take_fences(wal, alone, error);
     if (rc) return rc;
-    if (is_current(wal, "-wal", wal->file) && is_current(wal, "-shm", wal->shm))
-      return 0;
+    if (is_current(wal, "-wal", wal->file) &&
+        is_current(wal, "-shm", wal->shm)) {
+      /* A checkpoint relies on the -wal being there after a power loss. */
+      rc = io_sync_parent(wal->io, wal->path);
+      if (rc) set_error(error, wal->path, "cannot sync its directory", rc);
+      return rc;
+    }
     close_beside(wal);
   }
   set_error(error, wal->path, "-wal and -shm are removed all the time", 0);

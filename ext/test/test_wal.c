@@ -253,7 +253,7 @@ static void test_order_of_writes(void **state)
   const char *pinned;
   world_init(&w, state, 4096);
   world_open(&w);
-  assert_string_equal(w.spy.trace, "Ww");
+  assert_string_equal(w.spy.trace, "nWw");
   world_step(&w, FILL(20, 500));
   memset(w.spy.trace, 0, sizeof(w.spy.trace));
   world_checkpoint_full(&w);

@@ -18,9 +18,10 @@
 
 struct spy {
   struct io io;
-  char kind[256];  /* of each descriptor: d, w, s */
-  char trace[256]; /* W, D write; w, d sync; t truncate the database; F floor */
-  long countdown;  /* the operation at 1 fails; 0: none does */
+  char kind[256]; /* of each descriptor: d, w, s */
+  char trace
+      [256]; /* W, D write; w, d sync; n sync names; t truncate the database; F floor */
+  long countdown; /* the operation at 1 fails; 0: none does */
   unsigned fired;
   void (*on_write)(struct spy *spy, char kind, const uint8_t *data, size_t n,
                    uint64_t offset);
@@ -82,6 +83,15 @@ static inline int spy_sync(void *ctx, int fd)
   return rc; /* nothing here survives the machine: no need to wait for it */
 }
 
+static inline int spy_sync_dir(void *ctx, const char *path)
+{
+  struct spy *s = ctx;
+  int rc = spy_fault(s);
+  (void)path;
+  if (rc == 0) spy_note(s, 'n');
+  return rc;
+}
+
 static inline int spy_truncate(void *ctx, int fd, uint64_t size)
 {
   struct spy *s = ctx;
@@ -106,6 +116,7 @@ static inline void spy_init(struct spy *s)
   s->io.pread = spy_pread;
   s->io.pwrite = spy_pwrite;
   s->io.sync = spy_sync;
+  s->io.sync_dir = spy_sync_dir;
   s->io.truncate = spy_truncate;
   s->io.size = spy_size;
 }

@@ -50,4 +50,7 @@ int io_read_file(const struct io *io, const char *path, size_t max,
 int io_replace_file(const struct io *io, const char *path, const void *data,
                     size_t len);
 
+/* Syncs the directory that holds path. */
+int io_sync_parent(const struct io *io, const char *path);
+
 #endif

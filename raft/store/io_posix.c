@@ -250,8 +250,7 @@ out:
   return rc;
 }
 
-/* Syncs the directory that holds path. */
-static int sync_parent(const struct io *io, const char *path)
+int io_sync_parent(const struct io *io, const char *path)
 {
   const char *slash = strrchr(path, '/');
   char *dir;
@@ -287,7 +286,7 @@ int io_replace_file(const struct io *io, const char *path, const void *data,
   if (rc)
     (void)io->unlink(io->ctx, temporary);
   else
-    rc = sync_parent(io, path);
+    rc = io_sync_parent(io, path);
 out:
   free(temporary);
   return rc;
