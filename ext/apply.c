@@ -354,7 +354,8 @@ static void want_checkpoint(struct node *node, uint64_t now)
 static void after_apply(struct node *node)
 {
   node_progressed(node);
-  if (node->wal && wal_frames(node->wal, NULL) >= node_limits.checkpoint_frames)
+  if (node->wal && wal_frames(node->wal, NULL) >=
+                       checkpoint_bound(node, node_limits.checkpoint_frames))
     want_checkpoint(node, clock_monotonic_ms());
 }
 
@@ -368,7 +369,7 @@ void apply_tick(struct node *node)
     node->seen_frames = frames;
     node->quiet_since = now;
   }
-  if (frames >= node_limits.checkpoint_frames ||
+  if (frames >= checkpoint_bound(node, node_limits.checkpoint_frames) ||
       (frames > backfill && now - node->quiet_since >= node_limits.quiet_ms))
     want_checkpoint(node, now);
 }

@@ -25,7 +25,8 @@
 
 SQLITE_EXTENSION_INIT3
 
-#define SLOW_MS 10000 /* silent for so long: not merely slow */
+#define WAL_BYTES (4u << 20) /* of frames: time to copy them */
+#define SLOW_MS 10000        /* silent for so long: not merely slow */
 
 #define PASSES 4
 #define PATIENCE 8     /* that many times as long, even if it is read */
@@ -207,6 +208,12 @@ void checkpoint_compact(struct node *node)
   store_compact(node->store, index);
 }
 
+uint32_t checkpoint_bound(const struct node *node, uint32_t frames)
+{
+  uint32_t most = WAL_BYTES / node->wal->page_size;
+  return frames < most ? frames : most;
+}
+
 /* ---- a quiet moment ---------------------------------------------------- */
 
 /* Loop thread. */
@@ -262,7 +269,8 @@ static bool wait_for_readers(struct node *node)
     if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
   pthread_mutex_unlock(&node->mutex);
   return wal_unused(node->wal) ||
-         wal_frames(node->wal, NULL) >= PATIENCE * node_limits.restart_frames;
+         wal_frames(node->wal, NULL) >=
+             PATIENCE * checkpoint_bound(node, node_limits.restart_frames);
 }
 
 static bool ask_loop(struct node *node)
@@ -305,7 +313,7 @@ static void release_quiet(struct node *node, bool granted)
 static bool is_long(struct node *node, bool ordered)
 {
   return wal_frames(node->wal, NULL) >=
-         (ordered ? 2 : node_limits.restart_frames);
+         (ordered ? 2 : checkpoint_bound(node, node_limits.restart_frames));
 }
 
 /* True when little enough is left to be copied in a quiet moment. */

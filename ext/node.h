@@ -470,6 +470,8 @@ void apply_large(struct node *node);
 void *worker_main(void *node);
 /* One checkpoint. -EBUSY: a reader keeps some of it from being copied. */
 int checkpoint_run(struct node *node);
+/* A bound in frames, lowered so that large pages do not make a long WAL. */
+uint32_t checkpoint_bound(const struct node *node, uint32_t frames);
 /* Loop thread, now and then: what the log need not keep goes. */
 void checkpoint_compact(struct node *node);
 /* Any thread: has one made now, and a new WAL if that is possible. Bounded;
