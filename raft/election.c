@@ -337,10 +337,14 @@ void raft_on_vote_request(struct raft *r, const struct raft_message *m)
   }
   if (real && answer.granted) raft_reset_election_timer(r);
   /* Two miss the leader, and this one has the better log: it need not wait
-     for the timeout that a refused pre-vote has left it with. */
-  if (!real && r->role != RAFT_LEADER && r->leader == 0 &&
-      r->options.hint_jitter_ms > 0 && !is_up_to_date(r, m))
+     for the timeout that a refused pre-vote has left it with. But only once for
+     each leader that is gone: the jitter may be shorter than a message takes,
+     and two who always hurry in step would split the votes for ever. */
+  if (!real && r->may_hurry && r->role != RAFT_LEADER && r->leader == 0 &&
+      r->options.hint_jitter_ms > 0 && !is_up_to_date(r, m)) {
+    r->may_hurry = false;
     campaign_soon(r);
+  }
   raft_send(r, m->from, &answer, 0);
 }
 

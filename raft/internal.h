@@ -220,6 +220,7 @@ struct raft {
   uint64_t election_deadline;
   uint64_t votes_from;    /* with leases: no votes before this time */
   uint64_t prevote_round; /* the newest one that this node asked for */
+  bool may_hurry;         /* to campaign; see campaign_soon() */
   bool asked_to_campaign; /* candidate: by its leader, with TIMEOUT_NOW */
   uint64_t leader_heard;  /* when the leader was last heard from */
   uint64_t heartbeat_due;

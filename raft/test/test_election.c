@@ -334,6 +334,42 @@ static void test_hint_comes_late(void **state)
   world_free(w);
 }
 
+/* 1 and 2 have the better log, 3 asks first: both hurry, and split the votes.
+   The next time they do not hurry, or it would go on like that. */
+static void test_hurry_once(void **state)
+{
+  struct world *w = world_prepare(4, 4);
+  struct raft_message m = {.type = RAFT_PREVOTE_REQUEST,
+                           .from = 3,
+                           .to = 1,
+                           .incarnation = 103,
+                           .term = 2,
+                           .prev_index = 1,
+                           .prev_term = 1};
+
+  (void)state;
+  put_on_disk(w, 1, 1);
+  put_on_disk(w, 1, 1);
+  start_node(w, 1);
+  inject(w, &m);
+  assert_true(raft_next_deadline(core(w, 1)) < 40);
+  pass(w, 40);
+  tick(w, 1);
+  assert_int_equal(raft_role(core(w, 1)), RAFT_PRECANDIDATE);
+  inject(w, &m);
+  assert_true(raft_next_deadline(core(w, 1)) >= 500);
+  /* Another leader, and it may again. */
+  m.type = RAFT_HEARTBEAT_REQUEST;
+  inject(w, &m);
+  pass(w, 3000);
+  tick(w, 1);
+  m.type = RAFT_PREVOTE_REQUEST;
+  m.term = 3;
+  inject(w, &m);
+  assert_true(raft_next_deadline(core(w, 1)) < 40);
+  world_free(w);
+}
+
 /* Only one has the hint, and the leader is alive: nothing comes of it. */
 static void test_hint_without_cause(void **state)
 {
@@ -641,6 +677,7 @@ int main(void)
       cmocka_unit_test(test_refusal_brings_a_later_term),
       cmocka_unit_test(test_stickiness),
       cmocka_unit_test(test_closed_connection),
+      cmocka_unit_test(test_hurry_once),
       cmocka_unit_test(test_hint_comes_late),
       cmocka_unit_test(test_hint_without_cause),
       cmocka_unit_test(test_wedge),
