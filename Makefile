@@ -13,6 +13,7 @@
 #   make mutants       whether tests notice planted mistakes; MUTANTS='53 7'
 #   make crash         states that a loss of power may leave of a node, 10000 of
 #                      them; STATES=n CRASHFLAGS='--seed 7 --workload three'
+#   make bench-storage figures of joining, catching up, restarts; MIB=1024
 #   make check-style   formatter, warnings of both compilers, house rules
 #   make SAN=address,undefined ...   the same with sanitizers; or SAN=thread
 #   make CC=clang ...  the same with another compiler, WERROR=1 with warnings
@@ -166,6 +167,13 @@ mutants:
 mutants-sample:
 	@sh raft/sim/mutants-sample
 
+# Joining, catching up, latency meanwhile, restarts: of a database of MIB.
+MIB ?= 1024
+bench-storage: all
+	@mkdir -p $(B)/storage/pids
+	@QUORATE_TEST_DIR='$(CURDIR)/$(B)/storage' $(SUITE_ENV) \
+	  tclsh sql-tests/storage.tcl $(MIB)
+
 compile: all $(UNITS) $(BENCH) $(SIM) $(CRASH)
 
 coverage:
@@ -184,7 +192,7 @@ check-style:
 clean:
 	rm -rf build
 
-.PHONY: all sim soak mutants mutants-sample crash unit test suites demo bench \
+.PHONY: all sim soak mutants mutants-sample crash unit test suites demo bench bench-storage \
         compile coverage reach check-style \
         clean \
         $(addprefix unit-,$(ROOMS))
