@@ -162,9 +162,10 @@ static void took_effect(struct sim *s, uint64_t id, raft_index index)
   op->applied = index;
 }
 
-/* Those that wait for an index up to this one: what became of them? */
+/* Those that wait for an index up to this one, or were proposed in an earlier
+   term than that of the entry there: what became of them? */
 static void answer_ops(struct sim *s, struct node *n, raft_index index,
-                       uint64_t done, uint8_t others)
+                       raft_term term, uint64_t done, uint8_t others)
 {
   struct pending *list = &n->ops;
   size_t i, kept = 0;
@@ -172,7 +173,7 @@ static void answer_ops(struct sim *s, struct node *n, raft_index index,
 
   for (i = 0; i < list->n; i++) {
     id = list->ids[i];
-    if (s->clients.ops[id].index > index)
+    if (s->clients.ops[id].index > index && s->clients.ops[id].term >= term)
       list->ids[kept++] = id;
     else
       settle(s, n, id, id == done ? OP_DONE : others);
@@ -188,7 +189,8 @@ void client_applied(struct sim *s, struct node *n, const struct raft_entry *e,
               op->index == e->index && op->term == e->term;
 
   if (effect) took_effect(s, effect, e->index);
-  if (n->ops.n > 0) answer_ops(s, n, e->index, mine ? effect : 0, OP_LOST);
+  if (n->ops.n > 0)
+    answer_ops(s, n, e->index, e->term, mine ? effect : 0, OP_LOST);
 }
 
 /* ---- reads -------------------------------------------------------------- */
@@ -263,7 +265,7 @@ void client_progress(struct sim *s, struct node *n)
   }
   list->n = kept;
   /* What a snapshot has stepped over, nobody here will ever know. */
-  answer_ops(s, n, n->machine.index, 0, OP_UNKNOWN);
+  answer_ops(s, n, n->machine.index, 0, 0, OP_UNKNOWN);
 }
 
 /* ---- ends --------------------------------------------------------------- */
@@ -272,7 +274,7 @@ void client_ended(struct sim *s, struct node *n)
 {
   size_t i;
 
-  answer_ops(s, n, UINT64_MAX, 0, OP_UNKNOWN);
+  answer_ops(s, n, UINT64_MAX, 0, 0, OP_UNKNOWN);
   for (i = 0; i < n->reads.n; i++)
     s->clients.reads[n->reads.ids[i]].state = OP_UNKNOWN;
   n->reads.n = 0;
