@@ -339,8 +339,9 @@ struct image {
   struct wal_image *newest; /* by page: those that are in -wal */
   uint32_t n_newest;
 };
-/* Of what is confirmed now; any thread. 0 or a negated errno value. It keeps
-   the WAL from beginning anew until it is closed. */
+/* Of what is confirmed now; any thread. 0 or a negated errno value. Until it is
+   closed, what it reads stays: in -wal, which does not begin anew meanwhile, or
+   in the database file. */
 int image_open(struct wal *wal, struct image *image);
 void image_close(struct image *image); /* also of zeros: does nothing */
 /* Page pgno, 1 to n_page. One thread at a time. */
