@@ -586,20 +586,42 @@ void fetch_forget(struct node *node, raft_index index)
   free(path);
 }
 
+/* Worker: the checkpoint file says what the database is about to be, and the
+   next checkpoint begins there, whatever becomes of the rest. */
+static int record(struct fetch *f)
+{
+  struct node *node = f->node;
+  char *line = NULL;
+  uint8_t *settings = malloc(f->cp.settings_len + 1);
+  if (settings == NULL) return -ENOMEM;
+  int rc = store_checkpoint_write(node->io, node->dir, &f->cp, &line);
+  if (line) events_add(&node->events, "%s", line);
+  free(line);
+  if (rc) {
+    free(settings);
+    return rc;
+  }
+  memcpy(settings, f->cp.settings, f->cp.settings_len);
+  store_checkpoint_clear(&node->checkpoint);
+  node->checkpoint = f->cp;
+  node->checkpoint.settings = settings;
+  return 0;
+}
+
 /* Worker. */
 static int install_pages(struct fetch *f)
 {
   struct node *node = f->node;
-  char *line = NULL;
   int rc = sync_pages(f);
-  f->cp.incoming = true;
-  if (rc == 0) rc = store_checkpoint_write(node->io, node->dir, &f->cp, &line);
-  if (line) events_add(&node->events, "%s", line);
-  free(line);
   if (rc) return rc;
-  /* It stays now, whatever happens. */
+  /* It stays, also if the checkpoint file is reported as not written: it may be
+     there. A start removes what it does not need. */
   free(f->path);
   f->path = NULL;
+  f->cp.incoming = true;
+  rc = record(f);
+  if (rc) return rc;
+  fetch_clean(node, &node->checkpoint);
   return publish_pages(node, f->fd, f->cp.index);
 }
 
@@ -655,17 +677,12 @@ static int enter(struct fetch *f)
     free(first);
   }
   node->applied = f->cp.index;
-  store_checkpoint_clear(&node->checkpoint);
-  node->checkpoint = f->cp;
-  node->checkpoint.from_snapshot = false; /* the log was begun anew */
-  f->cp.settings = NULL;                  /* the node's now */
   pthread_mutex_unlock(&node->mutex);
-  atomic_store(&node->shown_checkpoint, node->checkpoint.index);
+  atomic_store(&node->shown_checkpoint, f->cp.index);
   node->n_open = 0;
   event.u.snapshot_installed.index = f->cp.index;
   event.u.snapshot_installed.term = f->cp.term;
   event.u.snapshot_installed.configuration = &f->cp.configuration;
-  fetch_clean(node, &node->checkpoint);
   rc = node_step(node, &event);
   return rc ? -EINVAL : 0;
 }
@@ -706,13 +723,9 @@ static void installed(struct task *task)
 void fetch_install(struct node *node)
 {
   struct fetch *f = node->fetch;
-  char *line = NULL;
   if (f->fresh) {
     f->rc = install_database(f);
-    if (f->rc == 0)
-      f->rc = store_checkpoint_write(node->io, node->dir, &f->cp, &line);
-    if (line) events_add(&node->events, "%s", line);
-    free(line);
+    if (f->rc == 0) f->rc = record(f);
   } else {
     f->rc = install_pages(f);
   }

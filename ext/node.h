@@ -268,7 +268,7 @@ struct node {
   _Atomic bool serving; /* what is applied is fit to be read locally */
   _Atomic bool solo;    /* leader of a one-voter cluster: reads need no
                                round */
-  /* owned by the worker; by the loop while there is none */
+  /* Owned by the worker; before and after it, by who starts and stops. */
   struct store_checkpoint checkpoint; /* as it is on the disk */
   _Atomic uint64_t shown_checkpoint;  /* its index, for others */
   _Atomic uint64_t progress;          /* pages of a snapshot received */
