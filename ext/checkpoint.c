@@ -42,13 +42,14 @@ static int read_term(struct node *node, raft_index index, raft_term *term,
 {
   struct raft_entry entry;
   char *line = NULL;
-  int n =
-      store_read(node->store, index, index, RAFT_BODY_MAX, 1, &entry, &line);
+  int n = node->store ? store_read(node->store, index, index, RAFT_BODY_MAX, 1,
+                                   &entry, &line)
+                      : -EIO;
   if (n == 1) {
     *term = entry.term;
     raft_body_unref(entry.body);
   } else {
-    text_set(error, "checkpoint: %s", line ? line : "entry not in the log");
+    text_set(error, "checkpoint: %s", line ? line : "the log is closed");
   }
   free(line);
   return n == 1 ? 0 : -EIO;

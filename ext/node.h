@@ -242,6 +242,7 @@ struct node {
   int large_rc;
   uint64_t durable_seen;
   bool disk_failed;
+  bool log_closed;     /* and could not be opened anew; apply_busy, too */
   bool apply_full;     /* an entry found no room in -wal */
   uint64_t room_at;    /* ms: when to look for room again */
   bool asked_to_serve; /* a read index that makes `serving` true */
