@@ -498,11 +498,10 @@ static void fold_reduce(struct fold *fold)
   qsort(fold->images, fold->n, sizeof(*fold->images), by_entry);
 }
 
-static int fold_append(struct node *node, struct fold *fold, raft_index to)
+static int fold_append(struct node *node, struct fold *fold)
 {
   struct wal *wal = node->wal;
   int rc = 0;
-  wal_append_start(wal);
   for (size_t i = 0; rc == 0 && i < fold->n;) {
     struct raft_entry entry;
     struct tx_head head;
@@ -519,17 +518,18 @@ static int fold_append(struct node *node, struct fold *fold, raft_index to)
                                        wal->page_size);
     raft_body_unref(entry.body);
   }
-  return rc ? rc : wal_append_commit(wal, fold->n_page, to);
+  return rc;
 }
 
 int apply_fold(struct node *node, raft_index from, raft_index to,
-               struct text *error)
+               uint32_t *n_page, struct text *error)
 {
   struct fold fold = {0};
   int rc = fold_collect(node, &fold, from, to);
   if (rc == 0 && fold.n > 0) {
     fold_reduce(&fold);
-    rc = fold_append(node, &fold, to);
+    rc = fold_append(node, &fold);
+    *n_page = fold.n_page;
   }
   if (rc)
     text_set(error, "%s: applying the log: %s", node->path, errno_text(-rc).s);

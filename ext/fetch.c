@@ -500,7 +500,7 @@ static int sync_pages(struct fetch *f)
   return rc;
 }
 
-static int publish_record(struct node *node, int fd, uint64_t i,
+static int append_record(struct node *node, int fd, uint64_t i,
                           uint32_t n_page, uint8_t *buf)
 {
   const struct io *io = node->io;
@@ -516,24 +516,39 @@ static int publish_record(struct node *node, int fd, uint64_t i,
   return wal_append_page(node->wal, head.pgno, buf + sizeof(head));
 }
 
-/* All of a file of pages as one transaction. */
-static int publish_pages(struct node *node, int fd, raft_index index)
+/* All of a file of pages, to the open append of the WAL. */
+static int append_pages(struct node *node, int fd, raft_index index,
+                        uint32_t *n_page)
 {
   const struct io *io = node->io;
   struct pages_head head;
+  uint64_t size;
   ssize_t n = io->pread(io->ctx, fd, &head, sizeof(head), 0);
-  if (n != sizeof(head)) return n < 0 ? (int)n : -EBADMSG;
-  if (memcmp(head.magic, pages_magic, sizeof(head.magic)) != 0 ||
-      head.index != index || head.page_size != node->wal->page_size)
+  int rc = io->size(io->ctx, fd, &size);
+  if (n < 0 || rc) return n < 0 ? (int)n : rc;
+  if (n != sizeof(head) ||
+      memcmp(head.magic, pages_magic, sizeof(head.magic)) != 0 ||
+      head.index != index || head.page_size != node->wal->page_size ||
+      head.n_page == 0 ||
+      size != sizeof(head) +
+                  head.records * (sizeof(struct record_head) + head.page_size))
     return -EBADMSG;
   uint8_t *buf = malloc(sizeof(struct record_head) + head.page_size);
-  int rc = buf ? 0 : -ENOMEM;
-  wal_append_start(node->wal);
+  if (buf == NULL) return -ENOMEM;
   for (uint64_t i = 0; rc == 0 && i < head.records; i++)
-    rc = publish_record(node, fd, i, head.n_page, buf);
-  if (rc == 0) rc = wal_append_commit(node->wal, head.n_page, index);
+    rc = append_record(node, fd, i, head.n_page, buf);
+  *n_page = head.n_page;
   free(buf);
   return rc;
+}
+
+/* As one transaction. */
+static int publish_pages(struct node *node, int fd, raft_index index)
+{
+  uint32_t n_page;
+  wal_append_start(node->wal);
+  int rc = append_pages(node, fd, index, &n_page);
+  return rc ? rc : wal_append_commit(node->wal, n_page, index);
 }
 
 struct fetch_cleaning {
@@ -564,13 +579,13 @@ void fetch_clean(struct node *node, const struct store_checkpoint *cp)
 }
 
 int fetch_recover(struct node *node, const struct store_checkpoint *cp,
-                  struct text *error)
+                  uint32_t *n_page, struct text *error)
 {
   const struct io *io = node->io;
   char *path = incoming_path(node, false, cp->index);
   if (path == NULL) return -ENOMEM;
   int fd = io->open(io->ctx, path, O_RDONLY);
-  int rc = fd < 0 ? fd : publish_pages(node, fd, cp->index);
+  int rc = fd < 0 ? fd : append_pages(node, fd, cp->index, n_page);
   if (fd >= 0) io->close(io->ctx, fd);
   if (rc)
     text_set(error, "%s: %s: a snapshot was not installed whole", path,

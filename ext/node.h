@@ -382,10 +382,11 @@ void full_reopen(struct node *node); /* worker */
 void apply_committed(struct node *node);
 /* Now and then: has the WAL grown, or has nobody written for a while? */
 void apply_tick(struct node *node);
-/* One folded transaction: entries from + 1 .. to of the log, newest image of
-   each page; at start only. */
+/* At start only: appends the newest image of each page in entries from + 1 ..
+   to of the log to the open append of the WAL; *n_page: the pages of the
+   database after it, unchanged if there is none. */
 int apply_fold(struct node *node, raft_index from, raft_index to,
-               struct text *error);
+               uint32_t *n_page, struct text *error);
 /* Decides the fate of in-flight transactions of terms before `term`. */
 void apply_reject_before(struct node *node, raft_term term);
 /* Worker: applies the open parts. */
@@ -416,10 +417,11 @@ void fetch_tick(struct node *node);
 void fetch_drop(struct node *node);
 /* Worker: installs it. */
 void fetch_install(struct node *node);
-/* Start: the pages of an installed snapshot that are not in the database file
-   yet are published. When they are there, their file goes. */
+/* Start: appends the pages of an installed snapshot that are not in the
+   database file yet, as apply_fold() does. When they are there, their file
+   goes. */
 int fetch_recover(struct node *node, const struct store_checkpoint *cp,
-                  struct text *error);
+                  uint32_t *n_page, struct text *error);
 void fetch_forget(struct node *node, raft_index index);
 /* Removes what else earlier transfers have left. */
 void fetch_clean(struct node *node, const struct store_checkpoint *cp);

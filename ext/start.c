@@ -194,6 +194,24 @@ static int open_log(struct node *node, struct raft_recovered *recovered,
   return rc;
 }
 
+/* What is not in the database yet of a snapshot and of the log up to k, as one
+   transaction: a state between the two was never shown, and the control file
+   never names an older one. */
+static int recover_pages(struct node *node, const struct store_checkpoint *cp,
+                         raft_index k, struct text *error)
+{
+  uint32_t n_page = 0;
+  wal_append_start(node->wal);
+  int rc = cp->incoming ? fetch_recover(node, cp, &n_page, error) : 0;
+  if (rc == 0) rc = apply_fold(node, cp->index, k, &n_page, error);
+  if (rc || n_page == 0) return rc;
+  rc = wal_append_commit(node->wal, n_page, k);
+  if (rc)
+    text_set(error, "%s-wal: cannot be written: %s", node->path,
+             errno_text(-rc).s);
+  return rc;
+}
+
 /* Brings the database to K; sets applied, and whether local reads may go on. */
 static int recover_database(struct node *node,
                             const struct store_checkpoint *cp,
@@ -217,8 +235,7 @@ static int recover_database(struct node *node,
   free(line);
   if (rc) return rc;
   fetch_clean(node, cp);
-  if (cp->incoming) rc = fetch_recover(node, cp, error);
-  if (rc == 0) rc = apply_fold(node, cp->index, k, error);
+  rc = recover_pages(node, cp, k, error);
   if (rc) return rc;
   wal_advance(node->wal, k);
   node->applied = k;
