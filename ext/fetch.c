@@ -39,6 +39,7 @@
 #define ASK_MS 20000 /* for an answer */
 #define AGAIN_MS 300 /* after a failure */
 #define TRIES 40     /* in a row without a page in between */
+#define ROOM_MS 1000 /* to look for room on the disk again */
 
 static const char pages_magic[8] = "quorpgs";
 
@@ -98,6 +99,12 @@ void fetch_drop(struct node *node)
   node->fetch = NULL;
   node->fetched++; /* answers under way belong to nobody */
   free_fetch(f);
+}
+
+void fetch_close(struct node *node)
+{
+  if (node->fetch) node->fetch->installing = false;
+  fetch_drop(node);
 }
 
 static void give_up(struct fetch *f, const char *why)
@@ -162,6 +169,13 @@ static struct fetch *take_ask(void *ctx, struct ask *out)
 
 /* ---- the head ---------------------------------------------------------- */
 
+static bool has_voter(const struct raft_configuration *c)
+{
+  for (unsigned i = 0; i < c->n; i++)
+    if (c->members[i].role == RAFT_VOTER) return true;
+  return false;
+}
+
 static bool parse_head(struct fetch *f, const uint8_t *head, size_t len)
 {
   struct parser p = parser_of(head, len);
@@ -185,6 +199,7 @@ static bool parse_head(struct fetch *f, const uint8_t *head, size_t len)
       (f->page_size & (f->page_size - 1)) ||
       f->cp.configuration_index > f->cp.index ||
       raft_configuration_decode(c, n_configuration, &f->cp.configuration) ||
+      !has_voter(&f->cp.configuration) ||
       settings_unpack(&check, s, n_settings) != 0)
     return false;
   settings_clear(&check);
@@ -293,6 +308,8 @@ static void got_head(void *ctx, int status, const uint8_t *body, size_t len)
   ask_more(f);
 }
 
+/* Not while a large transaction is applied: the hashes would be those of a
+   state that is about to go, and nothing would tell. */
 static void open_session(struct fetch *f)
 {
   struct packer body = {0};
@@ -305,7 +322,8 @@ void fetch_offered(struct node *node, raft_id from, struct net_request *request)
 {
   static const char busy[] = "another snapshot is being taken";
   struct fetch *f = node->fetch;
-  if (f && (f->installing || f->from == from)) {
+  if (f && (f->installing || f->from == from ||
+            raft_leader(node->raft) != from)) {
     /* From the same node: that one goes on. */
     net_reply(request, f->from != from, busy,
               f->from != from ? sizeof(busy) - 1 : 0);
@@ -324,8 +342,9 @@ void fetch_offered(struct node *node, raft_id from, struct net_request *request)
   f->fd = -1;
   f->fresh = node->wal == NULL;
   node->fetch = f;
+  f->retry_at = clock_monotonic_ms(); /* soon: fetch_tick() */
   net_reply(request, 0, NULL, 0);
-  open_session(f);
+  fetch_tick(node);
 }
 
 /* ---- pages ------------------------------------------------------------- */
@@ -394,7 +413,7 @@ static void got_pages(void *ctx, int status, const uint8_t *body, size_t len)
                               (uint64_t)ask.count * f->page_size, &skip)) {
   case RAFT_SNAPSHOT_TAKE:
   case RAFT_SNAPSHOT_DONE: break;
-  case RAFT_SNAPSHOT_SKIP: ask_more(f); return;
+  case RAFT_SNAPSHOT_SKIP: give_up(f, "pages out of turn"); return;
   default: give_up(f, "no longer needed"); return;
   }
   assert(skip == 0); /* it is asked for by whole parts, from the position on */
@@ -422,9 +441,11 @@ static bool rate_allows(const struct fetch *f)
 
 static void ask_more(struct fetch *f)
 {
+  const struct node *node = f->node;
   uint32_t part = snapshot_part_pages(f->page_size);
   uint8_t *page = malloc(f->page_size);
-  while (f->node->fetch == f && f->open && page && f->outstanding < WINDOW &&
+  /* It may be given up, and freed, in here. */
+  while (node->fetch == f && f->open && page && f->outstanding < WINDOW &&
          f->next_ask <= f->n_page && rate_allows(f)) {
     struct packer body = {0};
     struct ask ask = {.first = f->next_ask,
@@ -446,15 +467,30 @@ static void ask_more(struct fetch *f)
   free(page);
 }
 
+static void start_install(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
+  node->worker_install = true;
+  pthread_cond_signal(&node->worker_cond);
+  pthread_mutex_unlock(&node->mutex);
+}
+
 void fetch_tick(struct node *node)
 {
   struct fetch *f = node->fetch;
-  if (f == NULL || f->installing) return;
+  if (f == NULL) return;
+  bool due = f->retry_at && clock_monotonic_ms() >= f->retry_at;
+  if (f->installing) {
+    if (!due) return;
+    f->retry_at = UINT64_MAX; /* until it is known */
+    start_install(node);
+    return;
+  }
   if (f->tag.bytes && f->in.position == f->tag.bytes)
     finish(f);
   else if (f->open)
     ask_more(f);
-  else if (f->retry_at && clock_monotonic_ms() >= f->retry_at)
+  else if (due && !node->apply_busy)
     open_session(f);
 }
 
@@ -467,10 +503,10 @@ static int install_database(struct fetch *f)
   const struct io *io = node->io;
   char *dir = NULL, *slash;
   int rc = io->sync(io->ctx, f->fd);
-  if (rc == 0) rc = io->rename(io->ctx, f->path, node->path);
+  if (rc == 0 && f->path) rc = io->rename(io->ctx, f->path, node->path);
   if (rc) return rc;
   free(f->path);
-  f->path = NULL;
+  f->path = NULL; /* done, when this is tried again */
   if ((dir = strdup(node->path)) == NULL) return -ENOMEM;
   slash = strrchr(dir, '/');
   if (slash) *slash = 0;
@@ -676,6 +712,8 @@ static int enter(struct fetch *f)
     return -ENOMEM;
   if (raft_term_at(node->raft, f->cp.index) != f->cp.term)
     rc = store_reset(node->store, f->cp.index, f->cp.term);
+  /* That log is of no use any more: full.c begins one after the snapshot. */
+  if (rc == -ENOSPC && !f->fresh) rc = 0;
   if (rc == 0 && f->fresh) rc = enter_database(f);
   if (rc) {
     settings_clear(&settings);
@@ -712,6 +750,13 @@ static void installed(struct task *task)
   struct fetch *f = (struct fetch *)task;
   struct node *node = f->node;
   int rc = f->rc;
+  if (rc == -ENOSPC && !node->closing) {
+    if (f->retry_at == 0)
+      events_add(&node->events, "no room to install the snapshot of entry %llu",
+                 (unsigned long long)f->cp.index);
+    f->retry_at = clock_monotonic_ms() + ROOM_MS;
+    return;
+  }
   node->apply_busy = false;
   node->fetch = NULL;
   node->fetched++;
@@ -755,12 +800,12 @@ static void finish(struct fetch *f)
   struct node *node = f->node;
   if (node->apply_busy) return;
   f->installing = true;
+  f->retry_at = 0;
   node->apply_busy = true;
   image_close(&f->base);
   pthread_mutex_lock(&node->mutex);
   while (node->inflight)
     node_settle(node, node->inflight, TX_UNKNOWN);
-  node->worker_install = true;
-  pthread_cond_signal(&node->worker_cond);
   pthread_mutex_unlock(&node->mutex);
+  start_install(node);
 }

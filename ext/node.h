@@ -415,6 +415,8 @@ void snapshot_close(struct node *node);
 /* Goes on with the one that is being taken; or forgets it. */
 void fetch_tick(struct node *node);
 void fetch_drop(struct node *node);
+/* At the end, when there is no worker any more. */
+void fetch_close(struct node *node);
 /* Worker: installs it. */
 void fetch_install(struct node *node);
 /* Start: appends the pages of an installed snapshot that are not in the
