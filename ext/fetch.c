@@ -496,6 +496,18 @@ void fetch_tick(struct node *node)
 
 /* ---- installing -------------------------------------------------------- */
 
+/* A -wal that is left of an earlier database of that name would be taken for
+   a part of this one. */
+static int remove_beside(const struct node *node, const char *suffix)
+{
+  const struct io *io = node->io;
+  char *path = NULL;
+  if (asprintf(&path, "%s%s", node->path, suffix) < 0) return -ENOMEM;
+  int rc = io->unlink(io->ctx, path);
+  free(path);
+  return rc == -ENOENT ? 0 : rc;
+}
+
 /* Worker, a fresh node: what was received becomes the database. */
 static int install_database(struct fetch *f)
 {
@@ -503,6 +515,8 @@ static int install_database(struct fetch *f)
   const struct io *io = node->io;
   char *dir = NULL, *slash;
   int rc = io->sync(io->ctx, f->fd);
+  if (rc == 0 && f->path) rc = remove_beside(node, "-wal");
+  if (rc == 0 && f->path) rc = remove_beside(node, "-shm");
   if (rc == 0 && f->path) rc = io->rename(io->ctx, f->path, node->path);
   if (rc) return rc;
   free(f->path);
