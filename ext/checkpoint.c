@@ -42,13 +42,14 @@ static int read_term(struct node *node, raft_index index, raft_term *term,
 {
   struct raft_entry entry;
   char *line = NULL;
-  int n =
-      store_read(node->store, index, index, RAFT_BODY_MAX, 1, &entry, &line);
+  int n = node->store ? store_read(node->store, index, index, RAFT_BODY_MAX, 1,
+                                   &entry, &line)
+                      : -EIO;
   if (n == 1) {
     *term = entry.term;
     raft_body_unref(entry.body);
   } else {
-    text_set(error, "checkpoint: %s", line ? line : "entry not in the log");
+    text_set(error, "checkpoint: %s", line ? line : "the log is closed");
   }
   free(line);
   return n == 1 ? 0 : -EIO;
@@ -85,6 +86,7 @@ static int advance_checkpoint(struct node *node, raft_index index,
   int rc = read_term(node, index, &cp->term, error);
   if (rc) return rc;
   cp->index = index;
+  cp->from_snapshot = false; /* after one, the log has begun anew */
   cp->settings = NULL;
   pthread_mutex_lock(&node->mutex);
   take_configuration(node, cp);
@@ -192,7 +194,9 @@ void checkpoint_compact(struct node *node)
 {
   struct raft_event event = {.type = RAFT_EVENT_SNAPSHOT_INSTALLED};
   raft_index most = atomic_load(&node->shown_checkpoint), index;
-  if (node->wal == NULL || node->failed || node->disk_failed) return;
+  /* Until a snapshot is installed, the checkpoint may be ahead of the log. */
+  if (node->wal == NULL || node->failed || node->disk_failed || node->fetch)
+    return;
   index = store_surplus(node->store, log_enough(node));
   if (index > most) index = most;
   if (is_needed(node, index)) {

@@ -39,6 +39,7 @@
 #define ASK_MS 20000 /* for an answer */
 #define AGAIN_MS 300 /* after a failure */
 #define TRIES 40     /* in a row without a page in between */
+#define ROOM_MS 1000 /* to look for room on the disk again */
 
 static const char pages_magic[8] = "quorpgs";
 
@@ -98,6 +99,12 @@ void fetch_drop(struct node *node)
   node->fetch = NULL;
   node->fetched++; /* answers under way belong to nobody */
   free_fetch(f);
+}
+
+void fetch_close(struct node *node)
+{
+  if (node->fetch) node->fetch->installing = false;
+  fetch_drop(node);
 }
 
 static void give_up(struct fetch *f, const char *why)
@@ -162,6 +169,13 @@ static struct fetch *take_ask(void *ctx, struct ask *out)
 
 /* ---- the head ---------------------------------------------------------- */
 
+static bool has_voter(const struct raft_configuration *c)
+{
+  for (unsigned i = 0; i < c->n; i++)
+    if (c->members[i].role == RAFT_VOTER) return true;
+  return false;
+}
+
 static bool parse_head(struct fetch *f, const uint8_t *head, size_t len)
 {
   struct parser p = parser_of(head, len);
@@ -185,6 +199,7 @@ static bool parse_head(struct fetch *f, const uint8_t *head, size_t len)
       (f->page_size & (f->page_size - 1)) ||
       f->cp.configuration_index > f->cp.index ||
       raft_configuration_decode(c, n_configuration, &f->cp.configuration) ||
+      !has_voter(&f->cp.configuration) ||
       settings_unpack(&check, s, n_settings) != 0)
     return false;
   settings_clear(&check);
@@ -295,6 +310,8 @@ static void got_head(void *ctx, int status, const uint8_t *body, size_t len)
   ask_more(f);
 }
 
+/* Not while a large transaction is applied: the hashes would be those of a
+   state that is about to go, and nothing would tell. */
 static void open_session(struct fetch *f)
 {
   struct packer body = {0};
@@ -307,7 +324,8 @@ void fetch_offered(struct node *node, raft_id from, struct net_request *request)
 {
   static const char busy[] = "another snapshot is being taken";
   struct fetch *f = node->fetch;
-  if (f && (f->installing || f->from == from)) {
+  if (f &&
+      (f->installing || f->from == from || raft_leader(node->raft) != from)) {
     /* From the same node: that one goes on. */
     net_reply(request, f->from != from, busy,
               f->from != from ? sizeof(busy) - 1 : 0);
@@ -326,8 +344,9 @@ void fetch_offered(struct node *node, raft_id from, struct net_request *request)
   f->fd = -1;
   f->fresh = node->wal == NULL;
   node->fetch = f;
+  f->retry_at = clock_monotonic_ms(); /* soon: fetch_tick() */
   net_reply(request, 0, NULL, 0);
-  open_session(f);
+  fetch_tick(node);
 }
 
 /* ---- pages ------------------------------------------------------------- */
@@ -396,7 +415,7 @@ static void got_pages(void *ctx, int status, const uint8_t *body, size_t len)
                               (uint64_t)ask.count * f->page_size, &skip)) {
   case RAFT_SNAPSHOT_TAKE:
   case RAFT_SNAPSHOT_DONE: break;
-  case RAFT_SNAPSHOT_SKIP: ask_more(f); return;
+  case RAFT_SNAPSHOT_SKIP: give_up(f, "pages out of turn"); return;
   default: give_up(f, "no longer needed"); return;
   }
   assert(skip == 0); /* it is asked for by whole parts, from the position on */
@@ -424,9 +443,11 @@ static bool rate_allows(const struct fetch *f)
 
 static void ask_more(struct fetch *f)
 {
+  const struct node *node = f->node;
   uint32_t part = snapshot_part_pages(f->page_size);
   uint8_t *page = malloc(f->page_size);
-  while (f->node->fetch == f && f->open && page && f->outstanding < WINDOW &&
+  /* It may be given up, and freed, in here. */
+  while (node->fetch == f && f->open && page && f->outstanding < WINDOW &&
          f->next_ask <= f->n_page && rate_allows(f)) {
     struct packer body = {0};
     struct ask ask = {.first = f->next_ask,
@@ -448,19 +469,46 @@ static void ask_more(struct fetch *f)
   free(page);
 }
 
+static void start_install(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
+  node->worker_install = true;
+  pthread_cond_signal(&node->worker_cond);
+  pthread_mutex_unlock(&node->mutex);
+}
+
 void fetch_tick(struct node *node)
 {
   struct fetch *f = node->fetch;
-  if (f == NULL || f->installing) return;
+  if (f == NULL) return;
+  bool due = f->retry_at && clock_monotonic_ms() >= f->retry_at;
+  if (f->installing) {
+    if (!due) return;
+    f->retry_at = UINT64_MAX; /* until it is known */
+    start_install(node);
+    return;
+  }
   if (f->tag.bytes && f->in.position == f->tag.bytes)
     finish(f);
   else if (f->open)
     ask_more(f);
-  else if (f->retry_at && clock_monotonic_ms() >= f->retry_at)
+  else if (due && !node->apply_busy)
     open_session(f);
 }
 
 /* ---- installing -------------------------------------------------------- */
+
+/* A -wal that is left of an earlier database of that name would be taken for
+   a part of this one. */
+static int remove_beside(const struct node *node, const char *suffix)
+{
+  const struct io *io = node->io;
+  char *path = NULL;
+  if (asprintf(&path, "%s%s", node->path, suffix) < 0) return -ENOMEM;
+  int rc = io->unlink(io->ctx, path);
+  free(path);
+  return rc == -ENOENT ? 0 : rc;
+}
 
 /* Worker, a fresh node: what was received becomes the database. */
 static int install_database(struct fetch *f)
@@ -468,7 +516,9 @@ static int install_database(struct fetch *f)
   struct node *node = f->node;
   const struct io *io = node->io;
   int rc = io->sync(io->ctx, f->fd);
-  if (rc == 0) rc = io->rename(io->ctx, f->path, node->path);
+  if (rc == 0 && f->path) rc = remove_beside(node, "-wal");
+  if (rc == 0 && f->path) rc = remove_beside(node, "-shm");
+  if (rc == 0 && f->path) rc = io->rename(io->ctx, f->path, node->path);
   if (rc) return rc;
   free(f->path);
   f->path = NULL;
@@ -520,18 +570,33 @@ static int append_pages(struct node *node, int fd, raft_index index,
 {
   const struct io *io = node->io;
   struct pages_head head;
+  uint64_t size;
   ssize_t n = io->pread(io->ctx, fd, &head, sizeof(head), 0);
-  if (n != sizeof(head)) return n < 0 ? (int)n : -EBADMSG;
-  if (memcmp(head.magic, pages_magic, sizeof(head.magic)) != 0 ||
-      head.index != index || head.page_size != node->wal->page_size)
+  int rc = io->size(io->ctx, fd, &size);
+  if (n < 0 || rc) return n < 0 ? (int)n : rc;
+  if (n != sizeof(head) ||
+      memcmp(head.magic, pages_magic, sizeof(head.magic)) != 0 ||
+      head.index != index || head.page_size != node->wal->page_size ||
+      head.n_page == 0 ||
+      size != sizeof(head) +
+                  head.records * (sizeof(struct record_head) + head.page_size))
     return -EBADMSG;
   uint8_t *buf = malloc(sizeof(struct record_head) + head.page_size);
-  int rc = buf ? 0 : -ENOMEM;
+  if (buf == NULL) return -ENOMEM;
   if (*n_page == 0) *n_page = head.n_page;
   for (uint64_t i = 0; rc == 0 && i < head.records; i++)
     rc = append_record(node, fd, i, *n_page, buf);
   free(buf);
   return rc;
+}
+
+/* As one transaction. */
+static int publish_pages(struct node *node, int fd, raft_index index)
+{
+  uint32_t n_page = 0;
+  wal_append_start(node->wal);
+  int rc = append_pages(node, fd, index, &n_page);
+  return rc ? rc : wal_append_commit(node->wal, n_page, index);
 }
 
 struct fetch_cleaning {
@@ -584,24 +649,43 @@ void fetch_forget(struct node *node, raft_index index)
   free(path);
 }
 
+/* Worker: the checkpoint file says what the database is about to be, and the
+   next checkpoint begins there, whatever becomes of the rest. */
+static int record(struct fetch *f)
+{
+  struct node *node = f->node;
+  char *line = NULL;
+  uint8_t *settings = malloc(f->cp.settings_len + 1);
+  if (settings == NULL) return -ENOMEM;
+  int rc = store_checkpoint_write(node->io, node->dir, &f->cp, &line);
+  if (line) events_add(&node->events, "%s", line);
+  free(line);
+  if (rc) {
+    free(settings);
+    return rc;
+  }
+  memcpy(settings, f->cp.settings, f->cp.settings_len);
+  store_checkpoint_clear(&node->checkpoint);
+  node->checkpoint = f->cp;
+  node->checkpoint.settings = settings;
+  return 0;
+}
+
 /* Worker. */
 static int install_pages(struct fetch *f)
 {
   struct node *node = f->node;
-  char *line = NULL;
   int rc = sync_pages(f);
-  f->cp.incoming = true;
-  if (rc == 0) rc = store_checkpoint_write(node->io, node->dir, &f->cp, &line);
-  if (line) events_add(&node->events, "%s", line);
-  free(line);
   if (rc) return rc;
-  /* It stays now, whatever happens. */
+  /* It stays, also if the checkpoint file is reported as not written: it may be
+     there. A start removes what it does not need. */
   free(f->path);
   f->path = NULL;
-  uint32_t n_page = 0;
-  wal_append_start(node->wal);
-  rc = append_pages(node, f->fd, f->cp.index, &n_page);
-  return rc ? rc : wal_append_commit(node->wal, n_page, f->cp.index);
+  f->cp.incoming = true;
+  rc = record(f);
+  if (rc) return rc;
+  fetch_clean(node, &node->checkpoint);
+  return publish_pages(node, f->fd, f->cp.index);
 }
 
 static int enter_database(struct fetch *f)
@@ -640,6 +724,8 @@ static int enter(struct fetch *f)
     return -ENOMEM;
   if (raft_term_at(node->raft, f->cp.index) != f->cp.term)
     rc = store_reset(node->store, f->cp.index, f->cp.term);
+  /* That log is of no use any more: full.c begins one after the snapshot. */
+  if (rc == -ENOSPC && !f->fresh) rc = 0;
   if (rc == 0 && f->fresh) rc = enter_database(f);
   if (rc) {
     settings_clear(&settings);
@@ -656,18 +742,13 @@ static int enter(struct fetch *f)
     free(first);
   }
   node->applied = f->cp.index;
-  store_checkpoint_clear(&node->checkpoint);
-  node->checkpoint = f->cp;
-  node->checkpoint.from_snapshot = false; /* the log was begun anew */
-  f->cp.settings = NULL;                  /* the node's now */
   pthread_mutex_unlock(&node->mutex);
-  atomic_store(&node->shown_checkpoint, node->checkpoint.index);
+  atomic_store(&node->shown_checkpoint, f->cp.index);
   atomic_store(&node->settled, true); /* whatever there was in -wal */
   node->n_open = 0;
   event.u.snapshot_installed.index = f->cp.index;
   event.u.snapshot_installed.term = f->cp.term;
   event.u.snapshot_installed.configuration = &f->cp.configuration;
-  fetch_clean(node, &node->checkpoint);
   rc = node_step(node, &event);
   return rc ? -EINVAL : 0;
 }
@@ -682,6 +763,13 @@ static void installed(struct task *task)
   struct fetch *f = (struct fetch *)task;
   struct node *node = f->node;
   int rc = f->rc;
+  if (rc == -ENOSPC && !node->closing) {
+    if (f->retry_at == 0)
+      events_add(&node->events, "no room to install the snapshot of entry %llu",
+                 (unsigned long long)f->cp.index);
+    f->retry_at = clock_monotonic_ms() + ROOM_MS;
+    return;
+  }
   node->apply_busy = false;
   node->fetch = NULL;
   node->fetched++;
@@ -708,13 +796,9 @@ static void installed(struct task *task)
 void fetch_install(struct node *node)
 {
   struct fetch *f = node->fetch;
-  char *line = NULL;
   if (f->fresh) {
     f->rc = install_database(f);
-    if (f->rc == 0)
-      f->rc = store_checkpoint_write(node->io, node->dir, &f->cp, &line);
-    if (line) events_add(&node->events, "%s", line);
-    free(line);
+    if (f->rc == 0) f->rc = record(f);
   } else {
     f->rc = install_pages(f);
   }
@@ -729,12 +813,12 @@ static void finish(struct fetch *f)
   struct node *node = f->node;
   if (node->apply_busy) return;
   f->installing = true;
+  f->retry_at = 0;
   node->apply_busy = true;
   image_close(&f->base);
   pthread_mutex_lock(&node->mutex);
   while (node->inflight)
     node_settle(node, node->inflight, TX_UNKNOWN);
-  node->worker_install = true;
-  pthread_cond_signal(&node->worker_cond);
   pthread_mutex_unlock(&node->mutex);
+  start_install(node);
 }

@@ -56,8 +56,13 @@ static void reopened(struct task *task)
 {
   struct reopening *r = (struct reopening *)task;
   struct node *node = task->node;
+  node->log_closed = r->rc == -ENOSPC;
+  if (node->log_closed) { /* somebody else took the room: tried again */
+    free(r);
+    return;
+  }
   node->apply_busy = false;
-  if (r->rc == 0 && !node->closing)
+  if (r->rc == 0 && !node->closing && !node->failed)
     r->rc = start_raft(node, &r->recovered, &r->error);
   if (r->rc)
     node_fail(node, "the log cannot be opened anew: %s", r->error.s);
@@ -94,9 +99,12 @@ void full_tick(struct node *node)
     node->apply_full = false;
     apply_committed(node);
   }
-  if (!node->disk_failed || !full_log(node) || node->apply_busy ||
-      node->fetch || !has_room(node))
+  if (!node->disk_failed || !full_log(node) ||
+      (node->apply_busy && !node->log_closed) || !has_room(node))
     return;
+  fetch_drop(node); /* raft takes none as long as the disk has failed */
+  if (node->fetch) return;
+  node->log_closed = false;
   node->apply_busy = true;
   pthread_mutex_lock(&node->mutex);
   node->worker_reopen = true;

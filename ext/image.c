@@ -3,8 +3,9 @@
 **
 ** What is confirmed is pinned, as a reader does it. A page is read from -wal
 ** when it has a frame at or below the pinned one, else from the database file,
-** which no checkpoint changes beyond the pin. Nobody waits for it, and nothing
-** is copied first.
+** which no checkpoint changes beyond the pin. When all of it is in the database
+** file already, -wal is left alone. Nobody waits for it, and nothing is copied
+** first.
 */
 #include "node.h"
 
@@ -19,7 +20,6 @@ void image_pin(struct wal *wal, const char *who, struct image *image)
   *image = (struct image){.wal = wal};
   pthread_mutex_lock(&wal->mutex);
   wal_pin(wal, &image->reader);
-  image->reader.uses_wal = true;
   image->reader.who = who;
   image->index = wal->confirmed_index;
   image->n_page = wal->confirmed.n_page;
@@ -28,8 +28,10 @@ void image_pin(struct wal *wal, const char *who, struct image *image)
 
 int image_list(struct image *image)
 {
-  uint32_t n = image->reader.frame;
-  image->newest = malloc((size_t)n * sizeof(*image->newest));
+  /* What is in the database file is read there: a new WAL may be on its way
+     in this very moment (W3). */
+  uint32_t n = image->reader.uses_wal ? image->reader.frame : 0;
+  image->newest = malloc((size_t)(n + 1) * sizeof(*image->newest));
   if (image->newest == NULL) {
     image_close(image);
     return -ENOMEM;

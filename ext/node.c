@@ -656,6 +656,8 @@ void node_begin_raft(struct node *node)
   atomic_store(&node->durable, 0);
   atomic_store(&node->disk_status, 0);
   node->durable_seen = 0;
+  node->commit =
+      raft_commit(node->raft); /* the log may hold less than before */
   node->disk_failed = false;
   node->compacted = 0;
   node->asked_to_serve = false;

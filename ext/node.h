@@ -287,6 +287,7 @@ struct node {
   int large_rc;
   uint64_t durable_seen;
   bool disk_failed;
+  bool log_closed;     /* and could not be opened anew; apply_busy, too */
   bool apply_full;     /* an entry found no room in -wal */
   uint64_t room_at;    /* ms: when to look for room again */
   bool asked_to_serve; /* a read index that makes `serving` true */
@@ -314,7 +315,7 @@ struct node {
   _Atomic bool serving; /* what is applied is fit to be read locally */
   _Atomic bool solo;    /* leader of a one-voter cluster: reads need no
                                round */
-  /* owned by the worker; by the loop while there is none */
+  /* Owned by the worker; before and after it, by who starts and stops. */
   const char *kept; /* who kept the newest checkpoint from being complete */
   struct store_checkpoint checkpoint; /* as it is on the disk */
   _Atomic uint64_t shown_checkpoint;  /* its index, for others */
@@ -392,8 +393,9 @@ struct image {
   struct wal_image *newest; /* by page: those that are in -wal */
   uint32_t n_newest;
 };
-/* Of what is confirmed now; any thread. It keeps the WAL from beginning anew
-   until it is closed; `who` tells users why. 0 or a negated errno value. */
+/* Of what is confirmed now; any thread. Until it is closed, what it reads
+   stays: in -wal, which does not begin anew meanwhile, or in the database
+   file; `who` tells users why. 0 or a negated errno value. */
 int image_open(struct wal *wal, const char *who, struct image *image);
 /* The same in two steps: the first is quick, the second sorts the frames and
    may be done by another thread; if it fails, the image is closed. */
@@ -494,6 +496,8 @@ void snapshot_close(struct node *node);
 /* Goes on with the one that is being taken; or forgets it. */
 void fetch_tick(struct node *node);
 void fetch_drop(struct node *node);
+/* At the end, when there is no worker any more. */
+void fetch_close(struct node *node);
 /* Worker: installs it. */
 void fetch_install(struct node *node);
 /* The pages of an installed snapshot that are not in the database file yet, to

@@ -32,7 +32,9 @@
 #include <xxhash.h>
 
 #define OFFER_MS 5000
-#define FORGET_MS 15000 /* without a request */
+#define FORGET_MS 15000   /* without a request */
+#define REFUSED_MS 1000   /* until one that was refused is offered again */
+#define WINDOW (1u << 20) /* bytes that a receiver asks for at once, about */
 
 struct snapshot_out {
   struct snapshot_out *next;
@@ -41,6 +43,8 @@ struct snapshot_out {
   uint64_t session; /* 0: not opened yet */
   uint64_t used;    /* ms: the last request */
   struct image image;
+  struct raft_configuration configuration; /* as of the image */
+  raft_index configuration_index;
 };
 
 static struct snapshot_out *find_out(struct node *node, raft_id peer)
@@ -82,7 +86,11 @@ static void offered(void *ctx, int status, const uint8_t *body, size_t len)
   if (status != 0)
     events_add(&offer->node->events, "offering a snapshot: %.*s", (int)len,
                body ? (const char *)body : "");
-  if (status != 0 && s && s->session == 0) end_out(s, false);
+  /* Who refused it is there: raft would ask for it again at once. */
+  if (status > 0 && s && s->session == 0)
+    s->used = clock_monotonic_ms() - FORGET_MS + REFUSED_MS;
+  else if (status != 0 && s && s->session == 0)
+    end_out(s, false);
   free(offer);
 }
 
@@ -109,10 +117,13 @@ void snapshot_send(struct node *node, raft_id peer)
 
 void snapshot_tick(struct node *node)
 {
-  uint64_t now = clock_monotonic_ms();
+  uint64_t now = clock_monotonic_ms(), keep = FORGET_MS;
+  /* Who keeps to the limit asks for nothing for as long as that takes. */
+  if (node->identity.snapshot_rate_kib)
+    keep += (WINDOW >> 10) * UINT64_C(1000) / node->identity.snapshot_rate_kib;
   for (struct snapshot_out *s = node->snapshots, *next; s; s = next) {
     next = s->next;
-    if (now - s->used < FORGET_MS) continue;
+    if (now < s->used + (s->session ? keep : FORGET_MS)) continue;
     if (s->session)
       events_add(&node->events, "the snapshot of entry %llu was not fetched",
                  (unsigned long long)s->image.index);
@@ -149,7 +160,7 @@ static int pack_head(struct snapshot_out *s, struct packer *p)
   raft_term term;
   bool leads;
   raft_state(node->raft, &term, &leads);
-  struct raft_body *c = raft_configuration_encode(&node->configuration);
+  struct raft_body *c = raft_configuration_encode(&s->configuration);
   if (c == NULL || settings_pack(&node->settings, &settings, &len) != 0) {
     raft_body_unref(c);
     return -1;
@@ -160,7 +171,7 @@ static int pack_head(struct snapshot_out *s, struct packer *p)
   pack_u64(p, s->image.index);
   pack_u64(p, raft_term_at(node->raft, s->image.index));
   pack_u64(p, term);
-  pack_u64(p, node->configuration_index);
+  pack_u64(p, s->configuration_index);
   pack_blob(p, c->data, c->len);
   pack_blob(p, settings, len);
   pack_u32(p, node->wal->page_size);
@@ -187,6 +198,8 @@ static const char *open_image(struct snapshot_out *s)
     image_close(&s->image);
     return "a large transaction is being applied: ask again";
   }
+  s->configuration = node->configuration;
+  s->configuration_index = node->configuration_index;
   s->session = ++node->last_session | (uint64_t)clock_wall_ms() << 20;
   events_add(&node->events, "giving a snapshot of entry %llu, %u pages",
              (unsigned long long)s->image.index, s->image.n_page);

@@ -468,7 +468,7 @@ static void close_all(struct task *task)
   struct node *node = task->node;
   cluster_close(node);
   snapshot_close(node);
-  fetch_drop(node);
+  fetch_close(node);
   uv_timer_stop(&node->timer);
   net_close(node->net, closed, node);
 }

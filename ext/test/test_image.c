@@ -48,6 +48,7 @@ static void test_pinner(void **state)
   world_init(&w, state, 4096);
   world_open(&w);
   assert_null(wal_pinner(w.wal, NULL));
+  world_step(&w, "INSERT INTO t(v) VALUES('in the WAL only')");
   assert_int_equal(image_open(w.wal, "a test", &image), 0);
   assert_string_equal(wal_pinner(w.wal, NULL), "a test");
   assert_null(wal_pinner(w.wal, &image.reader));
@@ -55,6 +56,7 @@ static void test_pinner(void **state)
   assert_null(wal_pinner(w.wal, NULL));
 
   /* Everything it reads is in the database file: it pins nothing yet. */
+  world_checkpoint_full(&w);
   pthread_mutex_lock(&w.wal->mutex);
   wal_pin(w.wal, &reader);
   pthread_mutex_unlock(&w.wal->mutex);
@@ -68,6 +70,100 @@ static void test_pinner(void **state)
   world_free(&w);
 }
 
+#define FILL                                                                   \
+  "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i "    \
+  "< 50) INSERT INTO t(v) SELECT hex(randomblob(250)) FROM n"
+
+/* The image is the origin as it was. */
+static void check_image(const struct image *image, const uint8_t *was,
+                        size_t len)
+{
+  uint32_t page_size = image->wal->page_size;
+  uint8_t *page = malloc(page_size);
+  assert_non_null(page);
+  assert_int_equal((size_t)image->n_page * page_size, len);
+  for (uint32_t pgno = 1; pgno <= image->n_page; pgno++) {
+    assert_int_equal(image_read(image, pgno, page), 0);
+    assert_memory_equal(page, was + (size_t)(pgno - 1) * page_size, page_size);
+  }
+  free(page);
+}
+
+static uint8_t *copy_origin(const struct world *w, size_t *len)
+{
+  uint8_t *copy = malloc(w->origin.len);
+  assert_non_null(copy);
+  memcpy(copy, w->origin.image, w->origin.len);
+  *len = w->origin.len;
+  return copy;
+}
+
+/* Changes come, and are copied as far as may be. */
+static void go_on(struct world *w)
+{
+  const char *pinned;
+  world_step(w, "UPDATE t SET v = v || 'x'");
+  assert_in_range(world_checkpoint(w, &pinned), 0, 1);
+  world_step(w, "DELETE FROM t WHERE id % 3 = 0; VACUUM");
+  assert_in_range(world_checkpoint(w, &pinned), 0, 1);
+}
+
+static void test_stays(void **state)
+{
+  struct world w;
+  struct image image;
+  size_t len;
+  world_init(&w, state, 1024);
+  world_open(&w);
+  for (int copied = 0; copied < 2; copied++) {
+    world_step(&w, FILL);
+    if (copied) world_checkpoint_full(&w);
+    uint8_t *was = copy_origin(&w, &len);
+    assert_int_equal(image_open(w.wal, "a test", &image), 0);
+    assert_int_equal(image.index, w.index);
+    go_on(&w);
+    check_image(&image, was, len);
+    image_close(&image);
+    world_checkpoint_full(&w);
+    free(was);
+  }
+  world_free(&w);
+}
+
+/* One that is opened while a new WAL takes the place of the old one. */
+static void open_now(struct spy *spy, char kind, const uint8_t *data, size_t n,
+                     uint64_t offset)
+{
+  struct world *w = (struct world *)((char *)spy - offsetof(struct world, spy));
+  (void)data, (void)n;
+  if (kind != 'w' || offset != 0) return;
+  spy->on_write = NULL;
+  assert_int_equal(image_open(w->wal, "a test", spy->ctx), 0);
+}
+
+static void test_opened_during_a_restart(void **state)
+{
+  struct world w;
+  struct image image = {0};
+  size_t len;
+  world_init(&w, state, 1024);
+  world_open(&w);
+  world_step(&w, FILL);
+  world_checkpoint_full(&w);
+  uint8_t *was = copy_origin(&w, &len);
+  w.spy.on_write = open_now;
+  w.spy.ctx = &image;
+  assert_int_equal(wal_restart(w.wal), 0);
+  assert_non_null(image.wal);
+  go_on(&w); /* other frames where those of the old WAL were */
+  check_image(&image, was, len);
+  image_close(&image);
+  world_checkpoint_full(&w);
+  world_file_is_origin(&w);
+  free(was);
+  world_free(&w);
+}
+
 #define IN_DIR(test) cmocka_unit_test_setup_teardown(test, dir_make, dir_remove)
 
 int main(void)
@@ -75,6 +171,8 @@ int main(void)
   const struct CMUnitTest tests[] = {
       IN_DIR(test_lock_bytes),
       IN_DIR(test_pinner),
+      IN_DIR(test_stays),
+      IN_DIR(test_opened_during_a_restart),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
