@@ -91,10 +91,14 @@ static int write_header(struct connection *c, sqlite3_file *real,
                         const uint8_t *data, sqlite3_int64 offset,
                         uint32_t frame)
 {
+  static const uint8_t zeros[16];
   uint8_t header[WAL_FRAME_HEADER];
   int rc = set_pending(c, frame, get_be32(data));
   if (rc != SQLITE_OK) return rc;
   memcpy(header, data, sizeof(header));
+  /* SQLite means to compute it later; see first_to_rewrite(). */
+  uint32_t i = frame - c->given.mx_frame - 1;
+  if (memcmp(data + 8, zeros, sizeof(zeros)) == 0 && i < c->blank) c->blank = i;
   if (get_be32(data + 4) != 0) invert_salts(header);
   return real->pMethods->xWrite(real, header, sizeof(header), offset);
 }
@@ -188,13 +192,16 @@ static int write_frame_header(struct connection *c, const uint8_t *head,
 
 /* The first frame whose checksum SQLite did not compute as it must be on disk:
    of page 1, which it sees with another byte 18; or the first of all when its
-   chain had left ours before. n: there is none. */
+   chain had left ours before; or one that it wrote with a blank header. It
+   writes those anew at the commit, but after a ROLLBACK TO not always the first
+   of them (SQLite before 3.50: sqlite3WalSavepointUndo() leaves iReCksum beyond
+   the end). n: there is none. */
 static uint32_t first_to_rewrite(const struct connection *c, uint32_t n)
 {
   uint32_t first = 0;
   if (memcmp(c->before.frame_checksum, c->given.frame_checksum, 8) != 0)
     return 0;
-  while (first < n && c->pending[first] != 1)
+  while (first < n && first < c->blank && c->pending[first] != 1)
     first++;
   return first;
 }

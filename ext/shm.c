@@ -341,6 +341,7 @@ static int begin_write(struct connection *c)
     c->term = node->write_term;
     c->writing = true;
     c->n_pending = 0;
+    c->blank = UINT32_MAX;
   }
   pthread_mutex_unlock(&node->mutex);
   return why ? refuse_write(c, why) : SQLITE_OK;

@@ -54,6 +54,7 @@ struct connection {
   struct walindex_header before; /* the header in the index at the grant */
   uint32_t *pending; /* page numbers of frames given.mx_frame + 1 ... */
   uint32_t n_pending, cap_pending;
+  uint32_t blank; /* the first of them whose header was ever without salts */
   struct transaction *tx; /* handed over, fate not yet told */
 };
 
