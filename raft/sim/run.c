@@ -214,6 +214,19 @@ static bool has_converged(struct sim *s)
   return true;
 }
 
+/* A disk may have failed before, and be noticed only now: its node is not up
+   again yet. */
+static bool any_restarts(struct sim *s)
+{
+  unsigned i;
+
+  for (i = 1; i <= s->options.nodes; i++)
+    if (s->nodes[i].status == NODE_DOWN ||
+        (s->nodes[i].status == NODE_UP && s->nodes[i].failed))
+      return true;
+  return false;
+}
+
 static void wait_until(struct sim *s, bool (*done)(struct sim *), unsigned most,
                        const char *what)
 {
@@ -225,6 +238,8 @@ static void wait_until(struct sim *s, bool (*done)(struct sim *), unsigned most,
     if (s->now >= look) {
       if (done(s)) return;
       look = s->now + 5 * SIM_MS;
+      if (any_restarts(s))
+        limit = s->now + (sim_time)most * s->options.election_ms * SIM_MS;
     }
     if (s->now > limit || s->stats.events - events > EVENTS_OF_PEACE)
       sim_fail(s, "I16", "%s", what);
