@@ -185,13 +185,17 @@ static unsigned wait_ms(const struct connection *c, uint64_t refused,
   return again && c->write_wait > least ? least : c->write_wait;
 }
 
-/* True when nothing but the node's own tables is asked for, or nothing at all:
-   SQLite reads the schema before it has a statement to run. */
-static bool asks_for_state(struct connection *c)
+/* What the statements that run on a connection read: nothing yet (SQLite reads
+   the schema before it has a statement to run), nothing but the node's own
+   tables, or data. */
+enum asks { ASKS_SCHEMA, ASKS_STATE, ASKS_DATA };
+
+static enum asks asks_for(struct connection *c)
 {
+  enum asks asks = ASKS_SCHEMA;
   static const char *const tables[] = {"%quorate_status%", "%quorate_events%",
                                        "%quorate_members%"};
-  if (c->db == NULL || *c->db == NULL) return false;
+  if (c->db == NULL || *c->db == NULL) return ASKS_DATA;
   for (sqlite3_stmt *s = sqlite3_next_stmt(*c->db, NULL); s;
        s = sqlite3_next_stmt(*c->db, s)) {
     const char *sql = sqlite3_sql(s);
@@ -199,14 +203,17 @@ static bool asks_for_state(struct connection *c)
     bool named = false;
     for (int i = 0; i < 3 && sql; i++)
       named = named || sqlite3_strlike(tables[i], sql, 0) == 0;
-    if (!named) return false;
+    if (!named) return ASKS_DATA;
+    asks = ASKS_STATE;
   }
-  return true;
+  return asks;
 }
 
 /* Waits until what is applied may be read at the level of the connection. The
    state of the node must be known above all when there is no quorum: then it
-   is told from what is here. */
+   is told from what is here, and so is the schema, which the question needs;
+   but not before a leader has had the time to be elected, or a node that was
+   just started would say of a new table that it does not exist. */
 static int barrier(struct connection *c)
 {
   struct node *node = c->node;
@@ -216,11 +223,14 @@ static int barrier(struct connection *c)
   pthread_mutex_lock(&node->mutex);
   bool leaderless = node->view.leader == 0 && !node->stopping;
   pthread_mutex_unlock(&node->mutex);
-  if (leaderless && asks_for_state(c)) return SQLITE_OK;
-  int rc = node_barrier(node, local, wait_ms(c, c->refused_read, ROUND_MS),
-                        &c->reason);
+  enum asks asks = leaderless ? asks_for(c) : ASKS_DATA;
+  if (asks == ASKS_STATE) return SQLITE_OK;
+  unsigned wait = wait_ms(c, c->refused_read, ROUND_MS);
+  if (asks == ASKS_SCHEMA && wait > 2 * node->identity.election_timeout_ms)
+    wait = 2 * node->identity.election_timeout_ms;
+  int rc = node_barrier(node, local, wait, &c->reason);
   if (rc == SQLITE_BUSY_TIMEOUT) c->refused_read = clock_monotonic_ms();
-  return rc == SQLITE_BUSY_TIMEOUT && asks_for_state(c) ? SQLITE_OK : rc;
+  return rc == SQLITE_BUSY_TIMEOUT && asks_for(c) != ASKS_DATA ? SQLITE_OK : rc;
 }
 
 static int begin_read(struct connection *c, int slot)
