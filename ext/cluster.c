@@ -194,10 +194,12 @@ static bool member_named(const struct raft_configuration *c, const char *name,
 static bool may_be_replaced(struct node *node, const struct raft_member *m)
 {
   struct raft_progress p;
+  uint64_t now = clock_monotonic_ms();
   if (m->role == RAFT_LEARNER) return true;
+  /* A new leader has not heard from anybody yet. */
   return raft_progress(node->raft, m->id, &p) &&
-         (p.last_contact == 0 ||
-          clock_monotonic_ms() - p.last_contact > SILENT_MS);
+         now - node->lead_since > SILENT_MS &&
+         (p.last_contact == 0 || now - p.last_contact > SILENT_MS);
 }
 
 static void handle_invite(struct node *node, struct parser *p,

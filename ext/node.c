@@ -430,8 +430,10 @@ static void update_view(struct node *node, bool configuration_changed)
   struct node_view was = node->view; /* only this thread changes it */
   bool deposed = was.role == RAFT_LEADER && (!leads || was.term != v.term);
   if (deposed) atomic_store(&node->solo, false);
-  if (leads && (was.role != RAFT_LEADER || was.term != v.term))
+  if (leads && (was.role != RAFT_LEADER || was.term != v.term)) {
     node->lead_from = v.last;
+    node->lead_since = clock_monotonic_ms();
+  }
   pthread_mutex_lock(&node->mutex);
   node->view = v;
   if (deposed || was.role == 0) {
