@@ -271,7 +271,7 @@ static bool is_read(struct sim *s)
   fresh_read = 0;
   if (!leader) return false;
   m = &leader->configuration.members[sim_below(s, leader->configuration.n)];
-  if (!fault_is_lost(s, m))
+  if (!fault_is_lost(s, m) && s->nodes[m->id].status == NODE_UP)
     fresh_read = client_read(s, &s->nodes[m->id], false);
   return false;
 }
