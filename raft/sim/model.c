@@ -177,8 +177,12 @@ void model_durable(struct sim *s, struct node *n, uint64_t seq)
 void model_reset_begin(struct sim *s, struct node *n, raft_index index,
                        raft_term term)
 {
+  struct model *m = node_model(n);
+
   (void)s, (void)term;
-  node_model(n)->cut = index;
+  if (m->n_cuts == sizeof m->cuts / sizeof *m->cuts)
+    memmove(m->cuts, m->cuts + 1, --m->n_cuts * sizeof *m->cuts);
+  m->cuts[m->n_cuts++] = index;
 }
 
 void model_reset_end(struct sim *s, struct node *n, raft_index index,
@@ -189,7 +193,7 @@ void model_reset_end(struct sim *s, struct node *n, raft_index index,
 
   model_begin(&m->durable, index, term, chain);
   model_begin(&n->log, index, term, chain);
-  m->cut = 0;
+  m->n_cuts = 0;
 }
 
 /* ---- recovery ---------------------------------------------------------- */
@@ -241,7 +245,10 @@ static bool log_allowed(struct sim *s, struct node *n)
     entry = entry_at(&n->writes, i);
     if (log_is(&n->log, entry->index, entry->chain)) return true;
   }
-  return m->cut && log_is(&n->log, m->cut, check_committed(s, m->cut)->chain);
+  for (i = 0; i < m->n_cuts; i++)
+    if (log_is(&n->log, m->cuts[i], check_committed(s, m->cuts[i])->chain))
+      return true;
+  return false;
 }
 
 static bool vote_allowed(const struct node *n,
@@ -278,7 +285,7 @@ const char *model_recovered(struct sim *s, struct node *n,
   if (why) return why;
   if (!log_allowed(s, n)) return "the log is not the one that was written";
   n->writes.n_writes = n->writes.n_entries = 0;
-  m->cut = 0;
+  m->n_cuts = 0;
   m->term = n->vote_term = rec->term;
   m->voted_for = n->voted_for = rec->voted_for;
   m->checkpoint = checkpoint->index;

@@ -106,7 +106,8 @@ static void first_checkpoint(struct sim *s, struct node *n)
   if (!node_write_checkpoint(s, n, &cp))
     sim_fail(s, "host", "first checkpoint");
   /* Empty logs begin behind it. */
-  node_model(n)->cut = 1;
+  node_model(n)->cuts[0] = 1;
+  node_model(n)->n_cuts = 1;
 }
 
 void process_prepare(struct sim *s, struct node *n, unsigned id)

@@ -305,7 +305,10 @@ struct model {
   raft_term term; /* durable vote */
   raft_id voted_for;
   raft_index checkpoint; /* reported written */
-  raft_index cut;        /* the log may already begin after this one */
+  /* The log may already begin after one of these: resets that were begun and
+     not seen to end, newest last. */
+  raft_index cuts[4];
+  unsigned n_cuts;
   struct model_log durable;
 };
 
