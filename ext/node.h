@@ -277,7 +277,7 @@ struct node {
   struct held_send *held, **held_tail;
   struct waiter *waiters;
   raft_index commit, lead_from;
-  uint64_t lead_since; /* ms */
+  uint64_t lead_since;    /* ms */
   raft_index *open_parts; /* PAGES entries of a transaction not yet whole */
   unsigned n_open, cap_open;
   struct tx_head open_head;
