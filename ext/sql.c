@@ -193,17 +193,26 @@ static void end_long(sqlite3_context *ctx, struct probe *probe, int rc,
     finish(ctx, rc ? SQLITE_ERROR : SQLITE_OK, answer);
 }
 
-static void sql_checkpoint(sqlite3_context *ctx, int n, sqlite3_value **values)
+/* A function without arguments that may take long and answers with a text. */
+static void run_long(sqlite3_context *ctx,
+                     int (*run)(struct node *node,
+                                const struct interrupt *interrupt,
+                                struct text *answer))
 {
-  (void)n;
-  (void)values;
   struct text answer = {""};
   struct connection *c = here(ctx);
   if (c == NULL) return;
   struct probe probe;
   struct interrupt interrupt = begin_long(ctx, &probe);
-  int rc = checkpoint_now(c->node, &interrupt, &answer);
+  int rc = run(c->node, &interrupt, &answer);
   end_long(ctx, &probe, rc, &answer);
+}
+
+static void sql_checkpoint(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  (void)values;
+  run_long(ctx, checkpoint_now);
 }
 
 static void sql_backup(sqlite3_context *ctx, int n, sqlite3_value **values)
@@ -225,13 +234,7 @@ static void sql_verify(sqlite3_context *ctx, int n, sqlite3_value **values)
 {
   (void)n;
   (void)values;
-  struct text answer = {""};
-  struct connection *c = here(ctx);
-  if (c == NULL) return;
-  struct probe probe;
-  struct interrupt interrupt = begin_long(ctx, &probe);
-  int rc = verify_run(c->node, &interrupt, &answer);
-  end_long(ctx, &probe, rc, &answer);
+  run_long(ctx, verify_run);
 }
 
 /* ---- information ------------------------------------------------------- */
