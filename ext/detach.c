@@ -87,17 +87,6 @@ static void release(struct wal *wal)
   wal_lock(wal->shm, F_UNLCK, 0, 0);
 }
 
-static int sync_parent(const struct io *io, const char *path)
-{
-  char *parent = strdup(path);
-  if (parent == NULL) return -ENOMEM;
-  char *slash = strrchr(parent, '/');
-  slash[slash == parent] = 0;
-  int rc = io->sync_dir(io->ctx, parent);
-  free(parent);
-  return rc;
-}
-
 /* Step 4 and 5. */
 static int make_ordinary(struct wal *wal, struct text *error)
 {
@@ -112,7 +101,7 @@ static int make_ordinary(struct wal *wal, struct text *error)
     if (rc == -ENOENT) rc = 0;
     free(name);
   }
-  if (rc == 0) rc = sync_parent(io, wal->path);
+  if (rc == 0) rc = io_sync_parent(io, wal->path);
   if (rc == 0) rc = io->pwrite(io->ctx, wal->db, &version, 1, 18);
   if (rc == 0) rc = io->sync(io->ctx, wal->db);
   if (rc)
@@ -170,7 +159,7 @@ static int set_aside(const char *path, const char *suffix, struct text *error)
   if (rc == 0 && strcmp(suffix, KEPT) == 0 && is_directory(to)) rc = -EEXIST;
   if (rc == 0 && is_directory(to)) cluster_remove_directory(to);
   if (rc == 0) rc = io->rename(io->ctx, from, to);
-  if (rc == 0) rc = sync_parent(io, path);
+  if (rc == 0) rc = io_sync_parent(io, path);
   if (rc) text_set(error, "%s: %s", to ? to : path, errno_text(-rc).s);
   free(from);
   free(to);
