@@ -89,7 +89,7 @@ void apply_reject_before(struct node *node, raft_term term)
 {
   bool any = false;
   pthread_mutex_lock(&node->mutex);
-  while (node->inflight && node->inflight->term < term) {
+  while (node->inflight && node->inflight->grant.term < term) {
     node_settle(node, node->inflight, TX_REJECTED);
     any = true;
   }
@@ -99,18 +99,23 @@ void apply_reject_before(struct node *node, raft_term term)
 
 /* ---- transactions ------------------------------------------------------ */
 
-/* The head of the oldest transaction in flight, if it is this entry. */
+/* The oldest transaction in flight, if this entry ends it. */
 static struct transaction *own(struct node *node,
-                               const struct raft_entry *entry)
+                               const struct raft_entry *entry,
+                               const struct tx_head *head)
 {
   struct transaction *tx = node->inflight;
-  return tx && tx->index == entry->index && tx->term == entry->term ? tx : NULL;
+  bool same = tx && tx->grant.term == entry->term &&
+              tx->sequence == head->sequence &&
+              head->node == node->identity.id &&
+              head->incarnation == node->identity.incarnation;
+  return same ? tx : NULL;
 }
 
 static int confirm_own(struct node *node, struct transaction *tx,
                        const struct raft_entry *entry)
 {
-  int rc = wal_confirm(node->wal, &tx->header, tx->pages, entry->index);
+  int rc = wal_confirm(node->wal, &tx->header, entry->index);
   if (rc) return rc;
   pthread_mutex_lock(&node->mutex);
   /* Whoever learns of the commit may ask for the index next. */
@@ -144,7 +149,7 @@ static int apply_commit(struct node *node, const struct raft_entry *entry)
     return -EBADMSG;
   if (node->n_open && !same_transaction(&node->open_head, &head))
     node->n_open = 0;
-  struct transaction *tx = own(node, entry);
+  struct transaction *tx = own(node, entry, &head);
   if (head.part != node->n_open) {
     drop_incomplete(node, tx, entry);
     return 0;

@@ -29,19 +29,38 @@ SQLITE_EXTENSION_INIT3
 
 bool capture_revoked(struct connection *c)
 {
-  struct wal *wal = c->node->wal;
-  pthread_mutex_lock(&wal->mutex);
-  bool gone = wal->epoch != c->epoch;
-  pthread_mutex_unlock(&wal->mutex);
-  return gone;
+  return atomic_load(&c->node->wal->epoch) != c->epoch;
 }
 
 static int refuse_revoked(struct connection *c)
 {
-  text_set(&c->reason, "transaction rolled back: this node is no longer the "
-                       "leader");
+  text_set(&c->reason, "transaction rolled back: this node may no longer "
+                       "write");
   node_reason(c->node, "%s", c->reason.s);
   return VFS_REJECTED;
+}
+
+int capture_may_read(struct connection *c)
+{
+  struct node *node = c->node;
+  struct wal *wal = node->wal;
+  struct timespec end;
+  if (c->writing) return SQLITE_OK;
+  if (c->reserved && !c->kept) writer_leave(c);
+  if (!c->ahead) return SQLITE_OK;
+  end = clock_deadline(WAIT_MS);
+  pthread_mutex_lock(&node->mutex);
+  node->watchers++;
+  for (bool in_time = true; c->ahead && in_time && !capture_revoked(c);) {
+    pthread_mutex_lock(&wal->mutex);
+    c->ahead = wal->confirmed.mx_frame < c->given.mx_frame;
+    pthread_mutex_unlock(&wal->mutex);
+    if (c->ahead)
+      in_time = pthread_cond_timedwait(&node->changed, &node->mutex, &end) == 0;
+  }
+  node->watchers--;
+  pthread_mutex_unlock(&node->mutex);
+  return c->ahead ? refuse_revoked(c) : SQLITE_OK;
 }
 
 /* ---- frames ------------------------------------------------------------ */
@@ -141,10 +160,14 @@ int capture_read(struct connection *c, sqlite3_file *real, void *data, int n,
                  sqlite3_int64 offset)
 {
   struct wal *wal = c->node->wal;
-  int rc = real->pMethods->xRead(real, data, n, offset);
-  if (rc != SQLITE_OK || offset < WAL_HEADER || n < 20) return rc;
+  if (offset < WAL_HEADER || n < 20)
+    return real->pMethods->xRead(real, data, n, offset);
   uint32_t inside, frame = frame_at(wal, offset, &inside);
-  if (frame > c->given.mx_frame && capture_revoked(c)) return refuse_revoked(c);
+  int rc = pgno_of(c, frame) == 1 ? SQLITE_OK : capture_may_read(c);
+  if (rc == SQLITE_OK) rc = real->pMethods->xRead(real, data, n, offset);
+  if (rc != SQLITE_OK) return rc;
+  /* What was not confirmed may have been written over meanwhile. */
+  if (frame > c->sure && capture_revoked(c)) return refuse_revoked(c);
   /* A whole frame, or the page in it. */
   uint32_t skip = inside == 0 ? WAL_FRAME_HEADER : 0;
   if ((inside == 0 || inside == WAL_FRAME_HEADER) && (uint32_t)n > skip + 18 &&
@@ -279,7 +302,7 @@ static int hand_over(struct connection *c, struct transaction *tx,
                          .time_ms = clock_wall_ms(),
                          .page_size = page_size};
   pthread_mutex_lock(&node->mutex);
-  head.sequence = ++node->sequence;
+  head.sequence = tx->sequence = ++node->sequence;
   pthread_mutex_unlock(&node->mutex);
   for (uint32_t at = 0;;) {
     uint32_t n = count - at < per_part ? count - at : per_part;
@@ -302,7 +325,8 @@ static struct transaction *make_transaction(struct connection *c)
   uint32_t n = now->mx_frame - c->given.mx_frame;
   struct transaction *tx = transaction_new();
   if (tx == NULL) return NULL;
-  tx->term = c->term;
+  tx->grant = c->grant;
+  tx->epoch = c->epoch;
   tx->header = *now;
   tx->pages = malloc((size_t)n * sizeof(*tx->pages));
   if (tx->pages == NULL) {
@@ -372,8 +396,8 @@ int capture_wait(struct connection *c)
   if (state == TX_CONFIRMED) {
     /* What the private index shows now, apart from the chain. */
     c->given = tx->header;
-    c->valid = tx->header.mx_frame;
-    c->spoiled = false;
+    c->valid = c->sure = tx->header.mx_frame;
+    c->spoiled = c->ahead = false;
     transaction_free(tx);
     return SQLITE_OK;
   }

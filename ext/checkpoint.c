@@ -239,6 +239,7 @@ static void end_quiet(struct task *task)
   pthread_mutex_lock(&node->mutex);
   node->quiet = QUIET_NONE;
   pthread_cond_signal(&node->worker_cond);
+  writer_wake(node);
   pthread_mutex_unlock(&node->mutex);
   apply_committed(node);
 }
@@ -248,6 +249,7 @@ static void set_hold(struct node *node, enum hold hold)
   pthread_mutex_lock(&node->mutex);
   atomic_store(&node->hold, hold);
   pthread_cond_broadcast(&node->changed);
+  writer_wake(node);
   pthread_mutex_unlock(&node->mutex);
 }
 

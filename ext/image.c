@@ -19,7 +19,7 @@ void image_pin(struct wal *wal, const char *who, struct image *image)
 {
   *image = (struct image){.wal = wal};
   pthread_mutex_lock(&wal->mutex);
-  wal_pin(wal, &image->reader);
+  wal_pin(wal, &image->reader, false);
   image->reader.who = who;
   image->index = wal->confirmed_index;
   image->n_page = wal->confirmed.n_page;

@@ -126,8 +126,14 @@ void node_settle(struct node *node, struct transaction *tx, enum tx_state state)
   if (tx->next == NULL) node->inflight_tail = at;
   tx->next = NULL;
   tx->state = state;
+  if (node->inflight == NULL) {
+    wal_settle(node->wal);
+    if (node->drained) pthread_cond_signal(node->drained);
+    writer_note(node);
+  }
   /* The checkpointer may be waiting for a moment without any. */
-  if (node->inflight == NULL && atomic_load(&node->hold) != HOLD_NONE)
+  if (node->watchers ||
+      (node->inflight == NULL && atomic_load(&node->hold) != HOLD_NONE))
     pthread_cond_broadcast(&node->changed);
   if (tx->abandoned)
     transaction_free(tx);
@@ -242,7 +248,9 @@ int node_wait_applied(struct node *node, raft_index index, uint64_t wait_ms,
 
 static bool grant_lost(const struct node *node, const struct transaction *tx)
 {
-  return node->stopping || !node->can_write || node->write_term != tx->term;
+  return node->stopping || !node->can_write ||
+         node->grant.term != tx->grant.term ||
+         node->grant.number != tx->grant.number;
 }
 
 static void purge(struct node *node, const struct transaction *tx)
@@ -273,6 +281,8 @@ int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
          node->proposals_bytes > QUEUE_BYTES)
     if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0)
       lost = true;
+  if (!lost && type == RAFT_COMMIT)
+    lost = wal_hand_over(node->wal, tx->epoch, &tx->header, tx->pages) != 0;
   if (lost) {
     purge(node, tx);
     pthread_mutex_unlock(&node->mutex);
@@ -281,7 +291,7 @@ int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
     return -1;
   }
   p->tx = tx;
-  p->term = tx->term;
+  p->grant = tx->grant;
   p->type = type;
   p->body = body;
   *node->proposals_tail = p;
@@ -291,6 +301,7 @@ int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
     tx->state = TX_WAITING;
     *node->inflight_tail = tx;
     node->inflight_tail = &tx->next;
+    writer_note(node);
   }
   wake(node);
   pthread_mutex_unlock(&node->mutex);
@@ -312,6 +323,7 @@ void node_fail(struct node *node, const char *format, ...)
   node->can_write = false;
   text_set(&node->reason, "%s", text);
   pthread_cond_broadcast(&node->changed);
+  writer_wake(node);
   pthread_mutex_unlock(&node->mutex);
   atomic_store(&node->serving, false);
   atomic_store(&node->solo, false);
@@ -374,7 +386,7 @@ static void drop_stale_proposals(struct node *node, raft_term term)
   struct proposal **at = &node->proposals;
   while (*at) {
     struct proposal *p = *at;
-    if (p->term == term) {
+    if (p->grant.term == term) {
       at = &p->next;
       continue;
     }
@@ -439,6 +451,7 @@ static void update_view(struct node *node, bool configuration_changed)
   if (deposed || was.role == 0) {
     node->can_write = false;
     node->writer = NULL;
+    writer_note(node);
     drop_stale_proposals(node, leads ? v.term : 0);
   }
   if (configuration_changed && c->n > 0) node->members = *c;
@@ -550,8 +563,9 @@ void node_progressed(struct node *node)
   if (can != node->can_write) {
     pthread_mutex_lock(&node->mutex);
     node->can_write = can;
-    node->write_term = node->view.term;
+    node->grant.term = node->view.term;
     pthread_cond_broadcast(&node->changed);
+    writer_wake(node);
     pthread_mutex_unlock(&node->mutex);
     if (can) atomic_store(&node->serving, true);
   }
@@ -673,8 +687,8 @@ void node_begin_raft(struct node *node)
 static unsigned take_batch(struct node *node, struct proposal **batch)
 {
   unsigned n = 0;
-  raft_term term = node->proposals ? node->proposals->term : 0;
-  while (node->proposals && n < BATCH && node->proposals->term == term) {
+  raft_term term = node->proposals ? node->proposals->grant.term : 0;
+  while (node->proposals && n < BATCH && node->proposals->grant.term == term) {
     struct proposal *p = node->proposals;
     node->proposals = p->next;
     batch[n++] = p;
@@ -708,7 +722,7 @@ static bool propose_batch(struct node *node)
   }
   struct raft_event event = {.type = RAFT_EVENT_PROPOSE,
                              .now = clock_monotonic_ms()};
-  event.u.propose.term = batch[0]->term;
+  event.u.propose.term = batch[0]->grant.term;
   event.u.propose.n = n;
   event.u.propose.items = items;
   int rc = raft_step(node->raft, &event, &effects);
@@ -718,9 +732,7 @@ static bool propose_batch(struct node *node)
   } else {
     for (unsigned i = 0; i < n; i++) {
       node->proposals_bytes -= batch[i]->body->len;
-      if (batch[i]->type == RAFT_COMMIT && rc == 0)
-        batch[i]->tx->index = effects.proposed_first + i;
-      else if (batch[i]->type == RAFT_COMMIT)
+      if (batch[i]->type == RAFT_COMMIT && rc != 0)
         node_settle(node, batch[i]->tx, TX_REJECTED);
       raft_body_unref(batch[i]->body);
       free(batch[i]);
@@ -781,6 +793,7 @@ static void on_timer(uv_timer_t *timer)
     checkpoint_compact(node);
     full_tick(node);
     apply_tick(node);
+    writer_tick(node);
   }
   net_flush(node->net);
   arm_timer(node);

@@ -81,11 +81,19 @@ enum tx_state {
   TX_UNKNOWN /* the node was stopped before it was known */
 };
 
+/* The right to write, of this node: under it transactions are made. Of the
+   leader's term. */
+struct grant {
+  raft_term term;
+  uint64_t number; /* within the term */
+};
+
 /* A local transaction between its hand-over and its fate. */
 struct transaction {
   struct transaction *next;
-  raft_term term;                /* of the grant under which it was made */
-  raft_index index;              /* of its COMMIT entry; 0: not appended yet */
+  struct grant grant;            /* under which it was made */
+  uint64_t epoch;                /* of the WAL then */
+  uint64_t sequence;             /* as in its entries */
   struct walindex_header header; /* after it */
   uint32_t *pages;               /* page numbers of its frames */
   pthread_cond_t cond;           /* with the node's mutex: the state changed */
@@ -159,9 +167,21 @@ struct task {
 struct proposal {
   struct proposal *next;
   struct transaction *tx; /* whose part it is; followed only for a COMMIT */
-  raft_term term;
+  struct grant grant;
   uint8_t type;
   struct raft_body *body;
+};
+
+/* A connection in the queue of those that want to write: writer.c. All under
+   the node's mutex, but for what its own thread alone looks at. */
+struct write_place {
+  struct write_place *next;
+  struct connection *connection;
+  pthread_t thread;
+  pthread_cond_t cond;
+  bool waiting;                 /* would notice its turn at once */
+  bool granted;                 /* its turn has come */
+  bool slept, slept_until_turn; /* in its busy handler */
 };
 
 /* Somebody waits for a read index or for an index to be applied. */
@@ -239,16 +259,22 @@ struct node {
 
   pthread_mutex_t mutex;
   /* guarded by mutex */
-  pthread_cond_t changed; /* writers and others that wait for a state */
+  pthread_cond_t changed; /* those that wait for a state */
   pthread_cond_t worker_cond;
   struct node_view view;
   struct text reason; /* why the last thing was refused */
   bool stopping, failed;
   bool looping;   /* the loop may be woken */
-  bool can_write; /* leader, and everything before is applied */
+  bool can_write; /* `grant` is in force, everything before is applied */
   struct raft_configuration members; /* the newest in force */
-  raft_term write_term;
-  void *writer; /* connection that holds the write lock */
+  struct grant grant;
+  struct connection *writer; /* whose turn it is */
+  bool writer_writes;        /* it has the WRITE lock */
+  pthread_t writer_thread;
+  uint64_t writer_since;      /* ms */
+  struct write_place *places; /* who wants to be next */
+  pthread_cond_t *drained;    /* who waits for nothing to be in flight */
+  unsigned watchers;          /* that wait for something to be confirmed */
   struct transaction *inflight, **inflight_tail;
   struct proposal *proposals, **proposals_tail;
   size_t proposals_bytes;
@@ -313,6 +339,7 @@ struct node {
   _Atomic bool settled; /* the database is as of `applied`: start.c */
   _Atomic bool no_room; /* a connection found none; the loop has not heard */
   _Atomic int hold;     /* enum hold: who must wait for a new WAL */
+  _Atomic bool crowded; /* a writer would have to wait, or build on others */
   _Atomic bool serving; /* what is applied is fit to be read locally */
   _Atomic bool solo;    /* leader of a one-voter cluster: reads need no
                                round */
@@ -354,8 +381,8 @@ int node_barrier(struct node *node, bool local, uint64_t wait_ms,
                  struct text *reason);
 int node_wait_applied(struct node *node, raft_index index, uint64_t wait_ms,
                       struct text *reason);
-/* Hands a part of a transaction over; takes the reference of body. -1: the
-   grant is gone. */
+/* Hands a part of a transaction over, with its COMMIT the whole of it, which is
+   the head then; takes the reference of body. -1: the grant is gone. */
 int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
                    struct raft_body *body);
 
@@ -383,6 +410,20 @@ void node_abandon(struct node *node);
 /* Says why something was refused: kept for quorate_last_error(). */
 void node_reason(struct node *node, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+
+/* ---- who writes: writer.c ---------------------------------------------- */
+
+/* Under the node's mutex. Why this node cannot take writes now; NULL: it
+   can. */
+const char *writer_refusal(const struct node *node);
+/* What the queue waits for may have changed: gives the turn to the next. */
+void writer_next(struct node *node);
+/* The same, and all that wait look anew at why. */
+void writer_wake(struct node *node);
+/* Transactions came into flight, or landed: `crowded` follows. */
+void writer_note(struct node *node);
+/* Loop thread, now and then: a turn that is not used is over. */
+void writer_tick(struct node *node);
 
 /* ---- the database as of one index: image.c ----------------------------- */
 

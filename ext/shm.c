@@ -17,8 +17,10 @@
 ** header. A READ(0) that failed calls it once more before SQLite goes on to
 ** ask for READ(1..4) with the old header: that must fail too.
 **
-** The write lock needs no index of its own: a connection may write only if its
-** snapshot is the newest transaction there is.
+** A connection that is about to write waits for its turn here (writer.c), and is
+** given the head: the newest transaction there is, confirmed or not. It may
+** write only on that. It needs no read index: should the head not be what the
+** cluster agreed on, its own transaction will not be agreed on either.
 */
 #include "vfs.h"
 
@@ -27,7 +29,6 @@ SQLITE_EXTENSION_INIT3
 #include <assert.h>
 
 #define HOLD_MS 5000 /* longest wait for a new WAL */
-#define AGAIN_MS 250 /* a busy handler comes back sooner */
 #define ROUND_MS 200 /* time for the leader to answer */
 #define SLOT_WRITE 0
 #define SLOT_READ(i) (3 + (i))
@@ -103,27 +104,24 @@ static bool wants_to_write(struct connection *c)
   return false;
 }
 
-/* Waits while the checkpointer wants to begin the WAL anew: later the snapshot
-   that would be given now could not become a write transaction. False: that
-   takes too long, go on. */
+/* Waits while the checkpointer begins the WAL anew. False: that takes too long,
+   go on. */
 static bool wait_for_hold(struct connection *c)
 {
   struct node *node = c->node;
   struct timespec end;
-  int hold = atomic_load(&node->hold);
   bool in_time = true;
-  if (hold == HOLD_NONE || (hold == HOLD_WRITERS && !wants_to_write(c)))
-    return true;
+  if (atomic_load(&node->hold) != HOLD_ALL) return true;
   end = clock_deadline(HOLD_MS);
   pthread_mutex_lock(&node->mutex);
-  while (in_time && atomic_load(&node->hold) != HOLD_NONE && !node->stopping)
+  while (in_time && atomic_load(&node->hold) == HOLD_ALL && !node->stopping)
     in_time = pthread_cond_timedwait(&node->changed, &node->mutex, &end) == 0;
   pthread_mutex_unlock(&node->mutex);
   return in_time;
 }
 
-/* Pins what is confirmed, and tells what that is. False: nothing is read
-   here any more. */
+/* Pins what is confirmed, or the head for whoever is to write, and tells what
+   that is. False: nothing is read here any more. */
 static bool pin(struct connection *c, struct walindex_header *header,
                 uint32_t *backfill)
 {
@@ -135,9 +133,18 @@ static bool pin(struct connection *c, struct walindex_header *header,
     /* The checkpointer, once it holds back all readers and has found none,
        must not be surprised by one that was on its way. */
     held = in_time && atomic_load(&c->node->hold) == HOLD_ALL;
-    if (!held) wal_pin(wal, &c->reader);
-    *header = wal->confirmed;
+    if (!held) wal_pin(wal, &c->reader, c->reserved);
+    *header = c->reserved ? wal->head : wal->confirmed;
     *backfill = wal->backfill;
+    c->epoch = wal->epoch;
+    c->ahead = header->mx_frame != wal->confirmed.mx_frame;
+    /* Frames that were not confirmed when they were shown may be others now. */
+    if (c->shown != c->epoch && c->valid > c->sure) {
+      c->valid = c->sure;
+      c->spoiled = true;
+    }
+    c->shown = c->epoch;
+    c->sure = wal->confirmed.mx_frame;
     closed = wal->closed;
     pthread_mutex_unlock(&wal->mutex);
   } while (held);
@@ -173,16 +180,6 @@ static int fill(struct connection *c, const struct walindex_header *header,
   c->given = *header;
   walindex_publish(&c->index, header);
   return SQLITE_OK;
-}
-
-/* How long this connection waits now. SQLite's busy handler asks again and
-   again: only the first time is waited for at length, or the two would
-   multiply. */
-static unsigned wait_ms(const struct connection *c, uint64_t refused,
-                        unsigned least)
-{
-  bool again = refused && clock_monotonic_ms() - refused < AGAIN_MS;
-  return again && c->write_wait > least ? least : c->write_wait;
 }
 
 /* What the statements that run on a connection read: nothing yet (SQLite reads
@@ -225,12 +222,31 @@ static int barrier(struct connection *c)
   pthread_mutex_unlock(&node->mutex);
   enum asks asks = leaderless ? asks_for(c) : ASKS_DATA;
   if (asks == ASKS_STATE) return SQLITE_OK;
-  unsigned wait = wait_ms(c, c->refused_read, ROUND_MS);
+  unsigned wait = writer_patience(c, c->refused_read, ROUND_MS);
   if (asks == ASKS_SCHEMA && wait > 2 * node->identity.election_timeout_ms)
     wait = 2 * node->identity.election_timeout_ms;
   int rc = node_barrier(node, local, wait, &c->reason);
   if (rc == SQLITE_BUSY_TIMEOUT) c->refused_read = clock_monotonic_ms();
   return rc == SQLITE_BUSY_TIMEOUT && asks_for(c) != ASKS_DATA ? SQLITE_OK : rc;
+}
+
+/* Waits for what the transaction needs that begins: its turn to write, or that
+   what is here may be read. */
+static int begin(struct connection *c)
+{
+  struct node *node = c->node;
+  bool stale = c->stale;
+  /* Nobody in the way and nobody to ask: then it need not be known. */
+  bool matters = atomic_load(&node->crowded) ||
+                 (c->level != LEVEL_LOCAL && !atomic_load(&node->solo));
+  c->stale = c->kept = false;
+  if (matters && wants_to_write(c)) return writer_take(c);
+  int rc = barrier(c);
+  if (rc == SQLITE_OK && stale && matters) {
+    rc = writer_take_drained(c);
+    c->kept = c->reserved;
+  }
+  return rc;
 }
 
 static int begin_read(struct connection *c, int slot)
@@ -246,12 +262,13 @@ static int begin_read(struct connection *c, int slot)
      one had gone ahead. */
   if (c->tx != NULL) capture_wait(c);
 
-  int rc = barrier(c);
+  int rc = begin(c);
   if (rc != SQLITE_OK) return rc;
   struct walindex_header header;
   uint32_t backfill;
   if (!pin(c, &header, &backfill)) {
     unpin(c);
+    if (c->reserved) writer_leave(c);
     return refuse(c, SQLITE_BUSY_TIMEOUT,
                   "the file was detached: open it anew");
   }
@@ -267,6 +284,7 @@ static int begin_read(struct connection *c, int slot)
   rc = fill(c, &header, backfill);
   if (rc != SQLITE_OK) {
     unpin(c);
+    if (c->reserved) writer_leave(c);
     return rc;
   }
   c->read_state = READ_RETRY;
@@ -279,95 +297,32 @@ static void end_read(struct connection *c)
   if (c->writing || c->read_state == READ_RETRY) return;
   c->read_state = READ_NONE;
   unpin(c);
+  if (c->reserved) writer_leave(c);
 }
 
 /* ---- writing ----------------------------------------------------------- */
 
-/* Why this node cannot take writes now; NULL: it can. Mutex held. */
-static const char *cannot_write(struct node *node)
-{
-  if (node->stopping) return "the node is stopping";
-  if (node->failed) return "the node has failed: see quorate_events";
-  if (node->view.role == RAFT_LEADER && !node->can_write)
-    return "the leader is still applying what was committed before";
-  if (node->can_write) return NULL;
-  if (node->view.leader == 0) return "no leader: no quorum, or an election";
-  return "this node is not the leader";
-}
-
-static int refuse_write(struct connection *c, const char *why)
-{
-  struct node *node = c->node;
-  const struct raft_member *leader;
-  char text[TEXT_MAX + RAFT_ADDRESS_MAX];
-  pthread_mutex_lock(&node->mutex);
-  leader = raft_configuration_find(&node->members, node->view.leader);
-  if (leader && node->view.leader != node->identity.id)
-    snprintf(text, sizeof(text), "write refused: %s; the leader is %s at %s",
-             why, leader->name, leader->address);
-  else
-    snprintf(text, sizeof(text), "write refused: %s", why);
-  pthread_mutex_unlock(&node->mutex);
-  c->refused_write = clock_monotonic_ms();
-  return refuse(c, SQLITE_BUSY_TIMEOUT, text);
-}
-
 static int begin_write(struct connection *c)
 {
-  struct node *node = c->node;
-  struct wal *wal = node->wal;
-  struct timespec end;
-  const char *why;
   if (c->writing) return SQLITE_OK;
   if (c->read_state != READ_GRANTED) return SQLITE_BUSY;
-  if (full_log(node))
-    return refuse(c, SQLITE_FULL, "write refused: no room for the log");
-
-  end = clock_deadline(wait_ms(c, c->refused_write, 0));
-  pthread_mutex_lock(&node->mutex);
-  while ((why = cannot_write(node)) != NULL && !node->stopping)
-    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
-  /* A new WAL takes a moment; a reader that it did not wait for then finds its
-     snapshot gone. */
-  while (why == NULL && node->quiet == QUIET_GRANTED)
-    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
-  if (why == NULL &&
-      (node->writer || node->inflight || node->quiet == QUIET_GRANTED)) {
-    pthread_mutex_unlock(&node->mutex);
-    return SQLITE_BUSY;
-  }
-  if (why == NULL) {
-    pthread_mutex_lock(&wal->mutex);
-    bool newest = memcmp(&wal->confirmed, &c->given, sizeof(c->given)) == 0 &&
-                  c->reader.generation == wal->generation;
-    c->before = *walindex_header(&c->index);
-    c->epoch = wal->epoch;
-    pthread_mutex_unlock(&wal->mutex);
-    if (!newest) {
-      pthread_mutex_unlock(&node->mutex);
-      return SQLITE_BUSY_SNAPSHOT;
-    }
-    node->writer = c;
-    c->term = node->write_term;
-    c->writing = true;
-    c->n_pending = 0;
-    c->blank = UINT32_MAX;
-  }
-  pthread_mutex_unlock(&node->mutex);
-  return why ? refuse_write(c, why) : SQLITE_OK;
+  int rc = writer_begin(c);
+  c->stale = rc == SQLITE_BUSY_SNAPSHOT;
+  if (rc != SQLITE_OK) return rc;
+  c->before = *walindex_header(&c->index);
+  c->writing = true;
+  c->n_pending = 0;
+  c->blank = UINT32_MAX;
+  return SQLITE_OK;
 }
 
 static void end_write(struct connection *c)
 {
-  struct node *node = c->node;
   if (!c->writing) return;
   capture_finish(c);
   if (c->n_pending > 0) c->spoiled = true;
   c->writing = false;
-  pthread_mutex_lock(&node->mutex);
-  if (node->writer == c) node->writer = NULL;
-  pthread_cond_broadcast(&node->changed);
-  pthread_mutex_unlock(&node->mutex);
+  writer_leave(c);
 }
 
 /* ---- the VFS's methods ------------------------------------------------- */
@@ -404,6 +359,7 @@ int vfs_shm_unmap(sqlite3_file *file, int delete_it)
   struct connection *c = (struct connection *)file;
   (void)delete_it;
   end_write(c);
+  if (c->reserved) writer_leave(c);
   c->read_state = READ_NONE;
   unpin(c);
   for (unsigned i = 0; i < c->index.n_regions; i++)

@@ -349,6 +349,7 @@ static struct node *node_new(const char *path)
   node->proposals_tail = &node->proposals;
   node->tasks_tail = &node->tasks;
   node->held_tail = &node->held;
+  atomic_store(&node->crowded, true);
   node->path = strdup(path);
   if (node->path == NULL || asprintf(&node->dir, "%s-quorate", path) < 0) {
     node->dir = NULL;
@@ -532,6 +533,7 @@ static void announce_stop(struct node *node)
   node->stopping = true;
   node->can_write = false;
   pthread_cond_broadcast(&node->changed);
+  writer_wake(node);
   pthread_cond_broadcast(&node->worker_cond);
   pthread_mutex_unlock(&node->mutex);
   atomic_store(&node->serving, false);

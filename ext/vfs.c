@@ -149,6 +149,7 @@ static int db_close(sqlite3_file *file)
   vfs_shm_unmap(file, 0);
   int rc = c->real->pMethods->xClose(c->real);
   free(c->pending);
+  pthread_cond_destroy(&c->place.cond);
   registry_release(c->node);
   return rc;
 }
@@ -156,7 +157,8 @@ static int db_close(sqlite3_file *file)
 static int db_read(sqlite3_file *file, void *data, int n, sqlite3_int64 offset)
 {
   struct connection *c = (struct connection *)file;
-  int rc = c->real->pMethods->xRead(c->real, data, n, offset);
+  int rc = offset ? capture_may_read(c) : SQLITE_OK;
+  if (rc == SQLITE_OK) rc = c->real->pMethods->xRead(c->real, data, n, offset);
   if (rc == SQLITE_OK && offset <= 18 && offset + n > 18) {
     /* The write version is a fence for others. */
     uint8_t *version = (uint8_t *)data + (18 - offset);
@@ -188,6 +190,8 @@ static int db_fetch(sqlite3_file *file, sqlite3_int64 offset, int n, void **out)
   *out = NULL;
   /* Page 1 must go through db_read(). */
   if (offset == 0 || c->real->pMethods->iVersion < 3) return SQLITE_OK;
+  int rc = capture_may_read(c);
+  if (rc != SQLITE_OK) return rc;
   return c->real->pMethods->xFetch(c->real, offset, n, out);
 }
 
@@ -260,6 +264,7 @@ static int db_control(sqlite3_file *file, int op, void *arg)
   struct connection *c = (struct connection *)file;
   switch (op) {
   case SQLITE_FCNTL_PDB: c->db = arg; return SQLITE_OK;
+  case SQLITE_FCNTL_BUSYHANDLER: c->busy = arg; return SQLITE_OK;
   case SQLITE_FCNTL_PRAGMA: return db_pragma(c, arg);
   case SQLITE_FCNTL_COMMIT_PHASETWO: return capture_wait(c);
   case SQLITE_FCNTL_SIZE_HINT:
@@ -365,6 +370,7 @@ static int open_database(struct node *node, const char *name,
     if (c->real->pMethods) c->real->pMethods->xClose(c->real);
     return rc;
   }
+  clock_condition(&c->place.cond);
   c->base.pMethods = &connection_methods;
   return SQLITE_OK;
 }
@@ -466,7 +472,7 @@ static int vfs_randomness(sqlite3_vfs *vfs, int n, char *out)
 static int vfs_sleep(sqlite3_vfs *vfs, int us)
 {
   (void)vfs;
-  return below->xSleep(below, us);
+  return writer_sleep(us) ? us : below->xSleep(below, us);
 }
 
 static int vfs_time(sqlite3_vfs *vfs, double *out)

@@ -25,6 +25,7 @@ struct connection {
   struct node *node;
   sqlite3_file *real;
   sqlite3 **db; /* SQLITE_FCNTL_PDB: with a shared cache it changes */
+  void **busy;  /* SQLITE_FCNTL_BUSYHANDLER: a function and its argument */
 
   enum read_level level;
   unsigned write_wait; /* ms */
@@ -34,9 +35,12 @@ struct connection {
   /* the private wal-index */
   struct walindex index;
   uint64_t generation;
-  uint32_t valid; /* frames up to here are the confirmed ones */
+  uint32_t valid; /* frames up to here are those of the WAL */
+  uint32_t sure;  /* and up to here confirmed; the others while */
+  uint64_t shown; /* this is the WAL's epoch */
   bool spoiled;   /* there may be others above */
-  /* The confirmed transaction that it shows. The header in the index itself
+  /* The transaction that it shows: a confirmed one, or the head for a
+     connection whose turn it is to write. The header in the index itself
      may differ in the chain of checksums: SQLite's own, over a page 1 that
      says 2 (capture.c). */
   struct walindex_header given;
@@ -46,11 +50,16 @@ struct connection {
   int barriers_left; /* xShmBarrier calls until the retry is a new try */
   struct wal_reader reader;
   bool pinned;
+  bool ahead; /* the snapshot is a head that was not confirmed yet */
 
   /* the write transaction */
+  struct write_place place;
+  bool reserved; /* its turn has come; the WRITE lock is not taken yet */
+  bool kept;     /* it may read data first, and keep the turn for a while */
+  bool stale;    /* its snapshot was too old to write */
   bool writing;
   uint64_t epoch;
-  raft_term term;
+  struct grant grant;
   struct walindex_header before; /* the header in the index at the grant */
   uint32_t *pending; /* page numbers of frames given.mx_frame + 1 ... */
   uint32_t n_pending, cap_pending;
@@ -82,6 +91,27 @@ int vfs_shm_lock(sqlite3_file *file, int offset, int n, int flags);
 void vfs_shm_barrier(sqlite3_file *file);
 int vfs_shm_unmap(sqlite3_file *file, int delete_it);
 
+/* ---- writer.c ---------------------------------------------------------- */
+
+/* Waits, driven by the connection's busy handler, until it is its turn to
+   write. SQLITE_OK, and it is reserved; or SQLITE_BUSY_TIMEOUT, SQLITE_FULL. */
+int writer_take(struct connection *connection);
+/* For one whose upgrade came too late: a turn with nothing in flight, so that
+   the next upgrade finds its snapshot the newest; or no turn, after a while. */
+int writer_take_drained(struct connection *connection);
+/* The turn was not used, or is over. */
+void writer_leave(struct connection *connection);
+/* The WRITE lock. SQLITE_BUSY_SNAPSHOT: what it reads is not the head. */
+int writer_begin(struct connection *connection);
+/* xSleep: waits for the turn instead, if this thread wants one. False: sleep
+   as ever. */
+bool writer_sleep(int us);
+/* How long the connection waits now, ms. SQLite's busy handler asks again and
+   again: only the first time, and not soon after it was refused, is waited for
+   at length, or the two would multiply. */
+unsigned writer_patience(const struct connection *connection, uint64_t refused,
+                         unsigned least);
+
 /* ---- capture.c --------------------------------------------------------- */
 
 /* A frame (or a part of one) is written to -wal by SQLite. */
@@ -93,8 +123,12 @@ int capture_read(struct connection *connection, sqlite3_file *real, void *data,
 void capture_finish(struct connection *connection);
 /* COMMIT's second phase: waits for the fate. An SQLite result code. */
 int capture_wait(struct connection *connection);
-/* True when the write grant of this connection is gone. */
+/* True when the write grant of this connection, or the head that it reads, is
+   gone. */
 bool capture_revoked(struct connection *connection);
+/* Before a page is read: a head that was not confirmed is for writing on it,
+   whoever reads waits until it is. SQLITE_OK, or that it never will be. */
+int capture_may_read(struct connection *connection);
 
 /* The extended code of a transaction that was not committed, and of one whose
    fate is not known yet. */

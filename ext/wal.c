@@ -69,21 +69,36 @@ static uint8_t *grow_shm(void *ctx, unsigned i)
   return at == MAP_FAILED ? NULL : at;
 }
 
+/* Mutex held, or alone. Readers need no mutex: what a snapshot covers was set
+   before it was registered, and a block never moves. */
 static int set_pgno(struct wal *wal, uint32_t frame, uint32_t pgno)
 {
   uint32_t block = (frame - 1) / BLOCK;
   if (block >= BLOCKS) return -EFBIG;
   if (wal->frames[block] == NULL) {
-    wal->frames[block] = malloc(BLOCK * sizeof(uint32_t));
-    if (wal->frames[block] == NULL) return -ENOMEM;
+    uint32_t *made = malloc(BLOCK * sizeof(uint32_t));
+    if (made == NULL) return -ENOMEM;
+    __atomic_store_n(&wal->frames[block], made, __ATOMIC_RELEASE);
   }
-  wal->frames[block][(frame - 1) % BLOCK] = pgno;
+  __atomic_store_n(&wal->frames[block][(frame - 1) % BLOCK], pgno,
+                   __ATOMIC_RELAXED);
   return 0;
+}
+
+static int set_pgnos(struct wal *wal, uint32_t first, uint32_t last,
+                     const uint32_t *pages)
+{
+  int rc = 0;
+  for (uint32_t frame = first; rc == 0 && frame <= last; frame++)
+    rc = set_pgno(wal, frame, pages[frame - first]);
+  return rc;
 }
 
 uint32_t wal_pgno(const struct wal *wal, uint32_t frame)
 {
-  return wal->frames[(frame - 1) / BLOCK][(frame - 1) % BLOCK];
+  const uint32_t *block =
+      __atomic_load_n(&wal->frames[(frame - 1) / BLOCK], __ATOMIC_ACQUIRE);
+  return __atomic_load_n(&block[(frame - 1) % BLOCK], __ATOMIC_RELAXED);
 }
 
 static char *beside(const char *path, const char *suffix)
@@ -186,7 +201,7 @@ static int enter_generation(struct wal *wal,
     return -ENOMEM;
   wal->generation++;
   wal->sequence++;
-  wal->confirmed = *header;
+  wal->confirmed = wal->head = *header;
   /* The first frame is the database's own page: it need not be copied. */
   wal->backfill = 1;
   info->backfill = info->backfill_attempted = 1;
@@ -283,7 +298,7 @@ static int adopt(struct wal *wal, char **error)
       goto fail;
     }
   wal->generation = 1;
-  wal->confirmed = found;
+  wal->confirmed = wal->head = found;
   wal->backfill = info->backfill;
   walindex_publish(&wal->index, &found);
   return 0;
@@ -481,14 +496,13 @@ static void announce(struct wal *wal, raft_index index)
   atomic_store_explicit(wal->control, index, memory_order_release);
 }
 
-/* The one way in which a transaction becomes visible; it was announced. */
+/* The one way in which a transaction becomes visible; it was announced, and the
+   page numbers of its frames are known. */
 static int publish(struct wal *wal, const struct walindex_header *header,
-                   const uint32_t *pages, raft_index index)
+                   raft_index index)
 {
-  uint32_t first = wal->confirmed.mx_frame + 1;
-  for (uint32_t i = 0; first + i <= header->mx_frame; i++)
-    if (set_pgno(wal, first + i, pages[i]) != 0 ||
-        walindex_append(&wal->index, first + i, pages[i]) != 0) {
+  for (uint32_t f = wal->confirmed.mx_frame + 1; f <= header->mx_frame; f++)
+    if (walindex_append(&wal->index, f, wal_pgno(wal, f)) != 0) {
       walindex_rewind(&wal->index, wal->confirmed.mx_frame);
       return -ENOMEM;
     }
@@ -569,36 +583,63 @@ int wal_append_commit(struct wal *wal, uint32_t n_page, raft_index index)
   if (rc) return rc;
   struct walindex_header header =
       next_header(wal, wal->append_frame, n_page, wal->append_chain);
-  return publish(wal, &header, wal->append_pages, index);
+  pthread_mutex_lock(&wal->mutex);
+  rc = set_pgnos(wal, wal->confirmed.mx_frame + 1, header.mx_frame,
+                 wal->append_pages);
+  pthread_mutex_unlock(&wal->mutex);
+  if (rc == 0) rc = publish(wal, &header, index);
+  if (rc == 0) wal_settle(wal);
+  return rc;
+}
+
+int wal_hand_over(struct wal *wal, uint64_t epoch,
+                  const struct walindex_header *header, const uint32_t *pages)
+{
+  pthread_mutex_lock(&wal->mutex);
+  assert(header->mx_frame > wal->head.mx_frame || epoch != wal->epoch);
+  int rc = epoch == wal->epoch
+               ? set_pgnos(wal, wal->head.mx_frame + 1, header->mx_frame, pages)
+               : -EPERM;
+  if (rc == 0) wal->head = *header;
+  pthread_mutex_unlock(&wal->mutex);
+  return rc;
+}
+
+void wal_settle(struct wal *wal)
+{
+  pthread_mutex_lock(&wal->mutex);
+  wal->head = wal->confirmed;
+  pthread_mutex_unlock(&wal->mutex);
 }
 
 int wal_confirm(struct wal *wal, const struct walindex_header *header,
-                const uint32_t *pages, raft_index index)
+                raft_index index)
 {
   assert(header->mx_frame > wal->confirmed.mx_frame);
   announce(wal, index);
   int rc = wal->io->pwrite(wal->io->ctx, wal->file, wal->confirmed.salt, 8,
                            wal_offset(wal, header->mx_frame) + 8);
-  return rc ? rc : publish(wal, header, pages, index);
+  return rc ? rc : publish(wal, header, index);
 }
 
 void wal_revoke(struct wal *wal)
 {
   pthread_mutex_lock(&wal->file_mutex);
   pthread_mutex_lock(&wal->mutex);
-  wal->epoch++;
+  atomic_fetch_add(&wal->epoch, 1);
   pthread_mutex_unlock(&wal->mutex);
   pthread_mutex_unlock(&wal->file_mutex);
 }
 
 /* ---- readers ----------------------------------------------------------- */
 
-void wal_pin(struct wal *wal, struct wal_reader *reader)
+void wal_pin(struct wal *wal, struct wal_reader *reader, bool head)
 {
+  bool ahead = head && wal->head.mx_frame != wal->confirmed.mx_frame;
   reader->generation = wal->generation;
-  reader->frame = wal->confirmed.mx_frame;
-  reader->index = wal->confirmed_index;
-  reader->uses_wal = wal->backfill != wal->confirmed.mx_frame;
+  reader->frame = ahead ? wal->head.mx_frame : wal->confirmed.mx_frame;
+  reader->index = ahead ? 0 : wal->confirmed_index; /* 0: not known yet */
+  reader->uses_wal = reader->frame != wal->backfill;
   reader->next = &wal->readers;
   reader->prev = wal->readers.prev;
   reader->prev->next = reader;
@@ -700,7 +741,7 @@ static bool bound_by_readers(struct wal *wal, uint32_t *target,
     uint32_t limit = r->generation == wal->generation ? r->frame : 0;
     if (limit >= *target) continue;
     *target = limit;
-    *index = limit ? r->index : 0;
+    *index = limit ? r->index : 0; /* 0: no state that has an index */
     bound = true;
   }
   return bound;

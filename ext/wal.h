@@ -6,6 +6,10 @@
 ** Connections of the VFS never see the real -shm: each has a private
 ** wal-index, filled from here.
 **
+** Behind the confirmed frames come those of transactions in flight: handed
+** over to Raft, not confirmed yet. The newest of them is the head. Whoever
+** writes next builds on the head; everybody else reads what is confirmed.
+**
 ** Invariants:
 ** W1 The real -shm and every frame with right salts in -wal are confirmed:
 **    committed by Raft. A commit frame of an unconfirmed transaction has
@@ -16,6 +20,8 @@
 **    frames overwrite old ones.
 ** W4 Pages go into the database file only from confirmed frames that no
 **    reader's snapshot lies below, after the replay floor was made durable.
+** W6 Frames from confirmed.mx_frame to head.mx_frame are those of the
+**    transactions in flight, in order. With none in flight, head is confirmed.
 ** W5 The WAL is never empty: each generation begins with a frame that repeats
 **    page 1, so that SQLite never writes a WAL header itself.
 **
@@ -23,7 +29,8 @@
 ** thread, and is never held over I/O; `file_mutex` is held by an ordinary
 ** connection while it writes frames, and by wal_revoke(). Order: file_mutex,
 ** then mutex. Applying (wal_append_*, wal_confirm) belongs to one thread at a
-** time; checkpoint and restart to the checkpointer.
+** time; checkpoint and restart to the checkpointer; the head is moved on by the
+** one connection that may write.
 */
 #ifndef EXT_WAL_H
 #define EXT_WAL_H
@@ -53,14 +60,16 @@ struct wal {
   pthread_mutex_t mutex, file_mutex;
   struct walindex index; /* the real -shm; belongs to the applying thread */
   struct walindex_info *info; /* in it, for the checkpointer */
-  uint32_t **frames;          /* page numbers, in blocks of 4096 */
+  uint32_t **frames; /* page numbers, in blocks of 4096; up to the head */
   uint64_t generation;
   uint32_t sequence; /* of the -wal header */
   struct walindex_header confirmed;
   raft_index confirmed_index; /* newest entry that is published */
-  uint32_t backfill;          /* frames that are in the database file */
-  uint64_t epoch;             /* moves when write grants are revoked */
-  struct wal_reader readers;  /* list head */
+  struct walindex_header head;
+  uint32_t backfill;      /* frames that are in the database file */
+  _Atomic uint64_t epoch; /* moves when write grants are revoked; written with
+                             the mutex, and file_mutex, held */
+  struct wal_reader readers; /* list head */
   bool closed; /* detached: nothing more is read through the node */
   _Atomic uint64_t *control; /* confirmed_index, in a mapped file */
   /* appending, owned by the applying thread */
@@ -112,10 +121,20 @@ void wal_append_start(struct wal *wal);
 int wal_append_page(struct wal *wal, uint32_t pgno, const uint8_t *page);
 int wal_append_commit(struct wal *wal, uint32_t n_page, raft_index index);
 
-/* Publishes a transaction whose frames a connection wrote: sets the salts of
-   its commit frame right. pages: page numbers of its frames. */
+/* The newest transaction, whose frames a connection has written behind the
+   head under `epoch`, is in flight from now on: the head moves on. pages: page
+   numbers of its frames. -EPERM: the grant is gone. */
+int wal_hand_over(struct wal *wal, uint64_t epoch,
+                  const struct walindex_header *header, const uint32_t *pages);
+
+/* Publishes the oldest transaction in flight: sets the salts of its commit
+   frame right. */
 int wal_confirm(struct wal *wal, const struct walindex_header *header,
-                const uint32_t *pages, raft_index index);
+                raft_index index);
+
+/* Nothing is in flight any more: those behind what is confirmed, if any, were
+   rejected. */
+void wal_settle(struct wal *wal);
 
 /* An entry that changes no page was passed. */
 void wal_advance(struct wal *wal, raft_index index);
@@ -126,12 +145,14 @@ void wal_revoke(struct wal *wal);
 
 /* ---- readers ----------------------------------------------------------- */
 
-/* Registers a snapshot of what is confirmed now. With the mutex held. */
-void wal_pin(struct wal *wal, struct wal_reader *reader);
+/* Registers a snapshot of what is confirmed now; or of the head, for the one
+   that may write. With the mutex held. */
+void wal_pin(struct wal *wal, struct wal_reader *reader, bool head);
 void wal_unpin(struct wal *wal, struct wal_reader *reader);
 
-/* The page number of a frame at or below a registered snapshot, or of any
-   confirmed frame with the mutex held. */
+/* The page number of a frame at or below a registered snapshot, or of any frame
+   up to the head with the mutex held. Above what is confirmed it may change
+   when the grant is revoked, like the frame itself. */
 uint32_t wal_pgno(const struct wal *wal, uint32_t frame);
 
 /* Confirmed frames in -wal, and how many of them are in the database file

@@ -58,7 +58,7 @@ static void test_pinner(void **state)
   /* Everything it reads is in the database file: it pins nothing yet. */
   world_checkpoint_full(&w);
   pthread_mutex_lock(&w.wal->mutex);
-  wal_pin(w.wal, &reader);
+  wal_pin(w.wal, &reader, false);
   pthread_mutex_unlock(&w.wal->mutex);
   assert_null(wal_pinner(w.wal, NULL));
   world_step(&w, "INSERT INTO t(v) VALUES('newer than its snapshot')");

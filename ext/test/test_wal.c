@@ -109,6 +109,11 @@ static void test_many_frames(void **state)
 
 /* ---- transactions of this node ----------------------------------------- */
 
+static int hand_over(struct world *w, const struct walindex_header *header)
+{
+  return wal_hand_over(w->wal, w->wal->epoch, header, w->origin.changed);
+}
+
 static void test_confirm(void **state)
 {
   struct world w;
@@ -121,15 +126,23 @@ static void test_confirm(void **state)
   snprintf(before, sizeof(before), "%s", reader_ask(&w.reader, DIGEST));
   world_write_local(&w, FILL(20, 600), &header);
   assert_string_equal(reader_ask(&w.reader, DIGEST), before);
-  assert_int_equal(wal_confirm(w.wal, &header, w.origin.changed, ++w.index), 0);
+  assert_int_equal(hand_over(&w, &header), 0);
+  assert_string_equal(reader_ask(&w.reader, DIGEST), before);
+  assert_int_equal(wal_confirm(w.wal, &header, ++w.index), 0);
   assert_int_equal(w.wal->confirmed_index, w.index);
   assert_int_equal(atomic_load(&w.control), w.index);
   agree(&w);
   /* One that is rejected is written over. */
   world_write_local(&w, INSERT, &header);
+  assert_int_equal(hand_over(&w, &header), 0);
   uint64_t epoch = w.wal->epoch;
   wal_revoke(w.wal);
   assert_int_equal(w.wal->epoch, epoch + 1);
+  assert_int_equal(wal_hand_over(w.wal, epoch, &header, w.origin.changed),
+                   -EPERM);
+  assert_int_equal(w.wal->head.mx_frame, header.mx_frame);
+  wal_settle(w.wal);
+  assert_memory_equal(&w.wal->head, &w.wal->confirmed, sizeof(header));
   world_step(&w, "DELETE FROM t WHERE id > 5");
   assert_int_equal(world_append(&w, true), 0);
   agree(&w);
@@ -210,7 +223,8 @@ static void test_control_comes_first(void **state)
   world_step(&w, FILL(800, 3000)); /* several writes */
   world_write_local(&w, INSERT, &header);
   w.index++;
-  assert_int_equal(wal_confirm(w.wal, &header, w.origin.changed, w.index), 0);
+  assert_int_equal(hand_over(&w, &header), 0);
+  assert_int_equal(wal_confirm(w.wal, &header, w.index), 0);
   world_free(&w);
 }
 
@@ -282,7 +296,7 @@ static void test_order_of_writes(void **state)
 static void pin(struct world *w, struct wal_reader *r)
 {
   pthread_mutex_lock(&w->wal->mutex);
-  wal_pin(w->wal, r);
+  wal_pin(w->wal, r, false);
   pthread_mutex_unlock(&w->wal->mutex);
 }
 

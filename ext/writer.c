@@ -1,0 +1,363 @@
+/*
+** writer.c: who writes on this node: one connection at a time, in the order of
+** asking.
+**
+** A connection that wants to write is recognised when it asks for a READ lock:
+** a statement that writes is running on it. There it waits for its turn, since
+** only from there it can be given the newest state; one that waited for the
+** WRITE lock would find its snapshot gone. The turn is a reservation: the
+** connection reads the head, then asks for the WRITE lock, and has it. If it
+** does not ask, or reads data first, the turn goes on to the next.
+**
+** The wait belongs to the connection's own busy handler, which sleeps by the
+** VFS's xSleep: there the thread waits for its turn instead (writer_sleep), and
+** goes on as soon as it has come. A handler that sleeps by other means is
+** helped with short waits of our own; so is who has none. Only who really waits
+** is given the turn, or it would pass unused.
+**
+** A node that may not write at all (no leader, or one that has the cluster's
+** write lock elsewhere) keeps its writers waiting for quorate_write_wait.
+*/
+#include "vfs.h"
+
+SQLITE_EXTENSION_INIT3
+
+#include <assert.h>
+
+#define BARE_MS 100  /* a wait without a busy handler */
+#define BESIDE_MS 20 /* beside one that sleeps elsewhere */
+#define HOLD_MS 5000 /* longest wait for a new WAL */
+#define LAPSE_MS 250 /* a turn that is not used is over */
+#define AGAIN_MS 250 /* a busy handler comes back sooner */
+
+/* Where this thread waits, while it is in a busy handler. */
+static _Thread_local struct connection *sleeper;
+
+/* ---- the queue --------------------------------------------------------- */
+
+const char *writer_refusal(const struct node *node)
+{
+  if (node->stopping) return "the node is stopping";
+  if (node->failed) return "the node has failed: see quorate_events";
+  if (node->can_write) return NULL;
+  if (node->view.role == RAFT_LEADER)
+    return "the leader is still applying what was committed before";
+  if (node->view.leader == 0) return "no leader: no quorum, or an election";
+  return "this node is not the leader";
+}
+
+/* The turn may be given to somebody. */
+static bool is_free(const struct node *node)
+{
+  return node->writer == NULL && writer_refusal(node) == NULL &&
+         atomic_load(&node->hold) == HOLD_NONE && node->quiet != QUIET_GRANTED;
+}
+
+void writer_note(struct node *node)
+{
+  atomic_store(&node->crowded,
+               !is_free(node) || node->inflight || node->places);
+}
+
+static void give(struct node *node, struct connection *c)
+{
+  node->writer = c;
+  node->writer_writes = false;
+  node->writer_thread = pthread_self();
+  node->writer_since = clock_monotonic_ms();
+}
+
+static void enqueue(struct node *node, struct write_place *place)
+{
+  struct write_place **at = &node->places;
+  while (*at)
+    at = &(*at)->next;
+  place->next = NULL;
+  *at = place;
+  place->granted = false;
+}
+
+static void leave_queue(struct node *node, struct write_place *place)
+{
+  struct write_place **at = &node->places;
+  while (*at && *at != place)
+    at = &(*at)->next;
+  if (*at) *at = place->next;
+}
+
+void writer_next(struct node *node)
+{
+  struct write_place *place = is_free(node) ? node->places : NULL;
+  while (place && !place->waiting)
+    place = place->next;
+  if (place) {
+    leave_queue(node, place);
+    place->granted = true;
+    give(node, place->connection);
+    node->writer_thread = place->thread;
+    pthread_cond_signal(&place->cond);
+  }
+  writer_note(node);
+}
+
+void writer_wake(struct node *node)
+{
+  for (struct write_place *place = node->places; place; place = place->next)
+    pthread_cond_signal(&place->cond);
+  writer_next(node);
+}
+
+void writer_tick(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
+  if (node->writer && !node->writer_writes &&
+      clock_monotonic_ms() - node->writer_since > LAPSE_MS) {
+    node->writer = NULL;
+    writer_next(node);
+  }
+  pthread_mutex_unlock(&node->mutex);
+}
+
+/* ---- waiting ----------------------------------------------------------- */
+
+static bool may_not_write(const struct node *node)
+{
+  return writer_refusal(node) != NULL;
+}
+
+/* It is nobody's turn: the checkpointer begins the WAL anew. */
+static bool is_held(const struct node *node)
+{
+  return node->writer == NULL && !may_not_write(node) &&
+         (atomic_load(&node->hold) != HOLD_NONE ||
+          node->quiet == QUIET_GRANTED);
+}
+
+/* Waits to be given the turn, until `end`, and while `goes_on`. False: it is
+   past `end`. Mutex held. */
+static bool wait_here(struct node *node, struct write_place *place,
+                      const struct timespec *end,
+                      bool (*goes_on)(const struct node *node))
+{
+  bool in_time = true;
+  place->waiting = true;
+  writer_next(node);
+  while (in_time && !place->granted && !node->stopping &&
+         (goes_on == NULL || goes_on(node)))
+    in_time = pthread_cond_timedwait(&place->cond, &node->mutex, end) == 0;
+  place->waiting = false;
+  return in_time;
+}
+
+bool writer_sleep(int us)
+{
+  struct connection *c = sleeper;
+  if (c == NULL || c->place.slept_until_turn) return false;
+  struct node *node = c->node;
+  struct timespec end = clock_deadline((unsigned)us / 1000);
+  pthread_mutex_lock(&node->mutex);
+  wait_here(node, &c->place, &end, NULL);
+  /* SQLite's own retries must not be woken again and again. */
+  c->place.slept_until_turn = c->place.granted;
+  c->place.slept = true;
+  pthread_mutex_unlock(&node->mutex);
+  return true;
+}
+
+/* Asks the connection's busy handler whether to go on waiting. The mutex is
+   free meanwhile. */
+static bool ask_handler(struct connection *c)
+{
+  struct node *node = c->node;
+  int (*handler)(void *) = NULL;
+  struct connection *outer = sleeper;
+  bool more = false;
+  c->place.slept = c->place.slept_until_turn = false;
+  pthread_mutex_unlock(&node->mutex);
+  if (c->busy) memcpy(&handler, &c->busy[0], sizeof(handler));
+  sleeper = c;
+  if (handler) more = handler(c->busy[1]) != 0;
+  sleeper = outer;
+  pthread_mutex_lock(&node->mutex);
+  return more;
+}
+
+static void wait_ms_here(struct node *node, struct write_place *place,
+                         unsigned ms)
+{
+  struct timespec end = clock_deadline(ms);
+  if (!place->granted) wait_here(node, place, &end, NULL);
+}
+
+unsigned writer_patience(const struct connection *c, uint64_t refused,
+                         unsigned least)
+{
+  bool again = refused && clock_monotonic_ms() - refused < AGAIN_MS;
+  return again && c->write_wait > least ? least : c->write_wait;
+}
+
+/* Until it is this connection's turn. NULL: it is, or others write for too
+   long; else why nobody here may write. Mutex held. */
+static const char *wait_for_turn(struct connection *c)
+{
+  struct node *node = c->node;
+  struct write_place *place = &c->place;
+  struct timespec end = clock_deadline(writer_patience(c, c->refused_write, 0));
+  struct timespec hold = clock_deadline(HOLD_MS);
+  bool asked = false, in_time = true;
+  while (!place->granted) {
+    if (may_not_write(node)) {
+      if (!in_time || node->stopping) return writer_refusal(node);
+      in_time = wait_here(node, place, &end, may_not_write);
+      continue;
+    }
+    if (is_held(node) && wait_here(node, place, &hold, is_held)) continue;
+    bool own =
+        node->writer && pthread_equal(node->writer_thread, place->thread);
+    bool more = ask_handler(c);
+    if (!more && !asked && !own) wait_ms_here(node, place, BARE_MS);
+    if (!more && !place->granted) return NULL;
+    if (!place->slept) wait_ms_here(node, place, BESIDE_MS);
+    asked = true;
+  }
+  return NULL;
+}
+
+static int refuse(struct connection *c, const char *why)
+{
+  struct node *node = c->node;
+  const struct raft_member *leader;
+  char text[TEXT_MAX + RAFT_ADDRESS_MAX];
+  pthread_mutex_lock(&node->mutex);
+  leader = raft_configuration_find(&node->members, node->view.leader);
+  if (leader && node->view.leader != node->identity.id)
+    snprintf(text, sizeof(text), "write refused: %s; the leader is %s at %s",
+             why, leader->name, leader->address);
+  else
+    snprintf(text, sizeof(text), "write refused: %s", why);
+  pthread_mutex_unlock(&node->mutex);
+  c->refused_write = clock_monotonic_ms();
+  text_set(&c->reason, "%s", text);
+  node_reason(node, "%s", text);
+  return SQLITE_BUSY_TIMEOUT;
+}
+
+static int refuse_full(struct connection *c)
+{
+  text_set(&c->reason, "write refused: no room for the log");
+  node_reason(c->node, "%s", c->reason.s);
+  return SQLITE_FULL;
+}
+
+int writer_take(struct connection *c)
+{
+  struct node *node = c->node;
+  const char *why = NULL;
+  if (full_log(node)) return refuse_full(c);
+  pthread_mutex_lock(&node->mutex);
+  if (is_free(node) && node->places == NULL) {
+    give(node, c);
+  } else {
+    c->place.connection = c;
+    c->place.thread = pthread_self();
+    enqueue(node, &c->place);
+    why = wait_for_turn(c);
+    if (!c->place.granted) leave_queue(node, &c->place);
+  }
+  bool mine = node->writer == c;
+  writer_note(node);
+  pthread_mutex_unlock(&node->mutex);
+  c->reserved = mine;
+  if (mine) return SQLITE_OK;
+  if (why) return refuse(c, why);
+  text_set(&c->reason, "write refused: another connection writes");
+  return SQLITE_BUSY_TIMEOUT;
+}
+
+int writer_take_drained(struct connection *c)
+{
+  struct node *node = c->node;
+  struct timespec end = clock_deadline(BARE_MS);
+  pthread_mutex_lock(&node->mutex);
+  c->place.connection = c;
+  c->place.thread = pthread_self();
+  enqueue(node, &c->place);
+  wait_here(node, &c->place, &end, NULL);
+  if (c->place.granted) {
+    node->drained = &c->place.cond;
+    while (node->inflight && node->writer == c && !node->stopping)
+      if (pthread_cond_timedwait(&c->place.cond, &node->mutex, &end) != 0)
+        break;
+    node->drained = NULL;
+  } else {
+    leave_queue(node, &c->place);
+  }
+  c->reserved = node->writer == c;
+  writer_note(node);
+  pthread_mutex_unlock(&node->mutex);
+  return SQLITE_OK;
+}
+
+void writer_leave(struct connection *c)
+{
+  struct node *node = c->node;
+  c->reserved = false;
+  pthread_mutex_lock(&node->mutex);
+  if (node->writer == c) {
+    node->writer = NULL;
+    writer_next(node);
+    if (atomic_load(&node->hold) != HOLD_NONE)
+      pthread_cond_broadcast(&node->changed);
+  }
+  pthread_mutex_unlock(&node->mutex);
+}
+
+/* ---- the WRITE lock ---------------------------------------------------- */
+
+/* Waits while the node may not write at all, and while the WAL begins anew.
+   Mutex held. */
+static const char *wait_to_upgrade(struct connection *c)
+{
+  struct node *node = c->node;
+  struct timespec end = clock_deadline(writer_patience(c, c->refused_write, 0));
+  const char *why;
+  while ((why = writer_refusal(node)) != NULL && !node->stopping)
+    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
+  /* A reader that the new WAL did not wait for finds its snapshot gone. */
+  while (why == NULL && node->quiet == QUIET_GRANTED)
+    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
+  return why;
+}
+
+int writer_begin(struct connection *c)
+{
+  struct node *node = c->node;
+  struct wal *wal = node->wal;
+  const char *why = NULL;
+  if (full_log(node)) return refuse_full(c);
+  pthread_mutex_lock(&node->mutex);
+  if (node->writer != c) why = wait_to_upgrade(c);
+  if (why == NULL &&
+      ((node->writer && node->writer != c) || node->quiet == QUIET_GRANTED)) {
+    pthread_mutex_unlock(&node->mutex);
+    return SQLITE_BUSY;
+  }
+  bool newest = false;
+  if (why == NULL) {
+    pthread_mutex_lock(&wal->mutex);
+    newest = writer_refusal(node) == NULL &&
+             memcmp(&wal->head, &c->given, sizeof(c->given)) == 0 &&
+             c->reader.generation == wal->generation;
+    c->epoch = wal->epoch;
+    pthread_mutex_unlock(&wal->mutex);
+  }
+  if (newest) {
+    if (node->writer == NULL) give(node, c);
+    node->writer_writes = true;
+    c->grant = node->grant;
+  }
+  writer_note(node);
+  pthread_mutex_unlock(&node->mutex);
+  if (why) return refuse(c, why);
+  return newest ? SQLITE_OK : SQLITE_BUSY_SNAPSHOT;
+}
