@@ -97,6 +97,27 @@ void apply_reject_before(struct node *node, raft_term term)
   pthread_mutex_unlock(&node->mutex);
 }
 
+void apply_reject_after(struct node *node, const struct grant *grant,
+                        uint64_t position)
+{
+  pthread_mutex_lock(&node->mutex);
+  for (struct transaction *tx = node->inflight, *next; tx; tx = next) {
+    next = tx->next;
+    if (tx->grant.term == grant->term && tx->grant.number == grant->number &&
+        tx->position > position)
+      node_settle(node, tx, TX_REJECTED);
+  }
+  pthread_mutex_unlock(&node->mutex);
+}
+
+void apply_reject_all(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
+  while (node->inflight)
+    node_settle(node, node->inflight, TX_REJECTED);
+  pthread_mutex_unlock(&node->mutex);
+}
+
 /* ---- transactions ------------------------------------------------------ */
 
 /* The oldest transaction in flight, if this entry ends it. */
@@ -117,6 +138,7 @@ static int confirm_own(struct node *node, struct transaction *tx,
 {
   int rc = wal_confirm(node->wal, &tx->header, entry->index);
   if (rc) return rc;
+  lock_confirmed(node, tx);
   pthread_mutex_lock(&node->mutex);
   /* Whoever learns of the commit may ask for the index next. */
   node->applied = entry->index;
@@ -158,7 +180,9 @@ static int apply_commit(struct node *node, const struct raft_entry *entry)
     node->n_open = 0;
     return confirm_own(node, tx, entry);
   }
-  apply_reject_before(node, entry->term);
+  /* Another node has the lock since (lock.c, L3): what came before is
+     settled. */
+  apply_reject_all(node);
   if (head.part > 0) {
     /* As many parts as it may be: not on this thread. */
     node->apply_busy = true;

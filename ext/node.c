@@ -142,7 +142,7 @@ void node_settle(struct node *node, struct transaction *tx, enum tx_state state)
 }
 
 /* Mutex held, so that the loop cannot close the handle meanwhile. */
-static void wake(struct node *node)
+void node_wake_held(struct node *node)
 {
   if (node->looping) uv_async_send(&node->async);
 }
@@ -150,7 +150,7 @@ static void wake(struct node *node)
 void node_wake(struct node *node)
 {
   pthread_mutex_lock(&node->mutex);
-  wake(node);
+  node_wake_held(node);
   pthread_mutex_unlock(&node->mutex);
 }
 
@@ -163,7 +163,7 @@ bool node_post(struct node *node, struct task *task)
   if (ok) {
     *node->tasks_tail = task;
     node->tasks_tail = &task->next;
-    wake(node);
+    node_wake_held(node);
   }
   pthread_mutex_unlock(&node->mutex);
   return ok;
@@ -217,7 +217,7 @@ static int wait_for(struct node *node, raft_index index,
   } else {
     w->next = node->new_waiters;
     node->new_waiters = w;
-    wake(node);
+    node_wake_held(node);
     while (w->status == 1 && !node->stopping)
       if (pthread_cond_timedwait(&cond, &node->mutex, end) != 0) break;
     if (w->status != 0) rc = barrier_failed(node, reason);
@@ -303,7 +303,7 @@ int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
     node->inflight_tail = &tx->next;
     writer_note(node);
   }
-  wake(node);
+  node_wake_held(node);
   pthread_mutex_unlock(&node->mutex);
   return 0;
 }
@@ -381,22 +381,36 @@ static void release_held(struct node *node)
 }
 
 /* Rejects what waits for a grant that is gone and was never appended. */
-static void drop_stale_proposals(struct node *node, raft_term term)
+static void drop_proposals(struct node *node, bool all)
 {
   struct proposal **at = &node->proposals;
   while (*at) {
     struct proposal *p = *at;
-    if (p->grant.term == term) {
+    if (p->tx == NULL && !all) {
       at = &p->next;
       continue;
     }
     *at = p->next;
     node->proposals_bytes -= p->body->len;
-    if (p->type == RAFT_COMMIT) node_settle(node, p->tx, TX_REJECTED);
+    if (p->type == RAFT_COMMIT && p->tx) node_settle(node, p->tx, TX_REJECTED);
     raft_body_unref(p->body);
     free(p);
   }
   node->proposals_tail = at;
+}
+
+void node_lose_grant(struct node *node, bool all)
+{
+  pthread_mutex_lock(&node->mutex);
+  node->can_write = node->recalled = false;
+  node->writer = NULL;
+  drop_proposals(node, all);
+  pthread_cond_broadcast(&node->changed);
+  writer_wake(node);
+  pthread_mutex_unlock(&node->mutex);
+  /* After no new turn is possible: one given in between would carry the new
+     epoch and never be revoked. */
+  if (node->wal) wal_revoke(node->wal);
 }
 
 static const char *role_name(enum raft_role role)
@@ -442,18 +456,14 @@ static void update_view(struct node *node, bool configuration_changed)
   struct node_view was = node->view; /* only this thread changes it */
   bool deposed = was.role == RAFT_LEADER && (!leads || was.term != v.term);
   if (deposed) atomic_store(&node->solo, false);
+  bool other_term =
+      was.term != v.term || deposed || (leads && was.role != RAFT_LEADER);
   if (leads && (was.role != RAFT_LEADER || was.term != v.term)) {
     node->lead_from = v.last;
     node->lead_since = clock_monotonic_ms();
   }
   pthread_mutex_lock(&node->mutex);
   node->view = v;
-  if (deposed || was.role == 0) {
-    node->can_write = false;
-    node->writer = NULL;
-    writer_note(node);
-    drop_stale_proposals(node, leads ? v.term : 0);
-  }
   if (configuration_changed && c->n > 0) node->members = *c;
   if (was.role != v.role || was.leader != v.leader || was.term != v.term)
     pthread_cond_broadcast(&node->changed);
@@ -461,9 +471,7 @@ static void update_view(struct node *node, bool configuration_changed)
   char name[RAFT_NAME_MAX] = "";
   if (leader) memcpy(name, leader->name, sizeof(name));
   pthread_mutex_unlock(&node->mutex);
-  /* After no new grant is possible: one given in between would carry the new
-     epoch and never be revoked. */
-  if (deposed && node->wal) wal_revoke(node->wal);
+  if (other_term) lock_term(node);
   if (was.role != v.role || was.leader != v.leader)
     events_add(&node->events, "%s in term %llu, leader %s", role_name(v.role),
                (unsigned long long)v.term,
@@ -550,9 +558,9 @@ static void drop_gone(struct node *node)
 
 void node_progressed(struct node *node)
 {
-  bool leads = raft_role(node->raft) == RAFT_LEADER;
-  bool can =
-      leads && node->applied >= node->lead_from && !node->failed && node->wal;
+  raft_index from;
+  bool can = lock_held(node, &from) && node->applied >= from && !node->failed &&
+             node->wal;
   if (node->serve_from && node->applied >= node->serve_from &&
       !atomic_load(&node->serving) && !node->failed) {
     atomic_store(&node->serving, true);
@@ -560,16 +568,19 @@ void node_progressed(struct node *node)
     pthread_cond_broadcast(&node->changed);
     pthread_mutex_unlock(&node->mutex);
   }
-  if (can != node->can_write) {
+  if (can && !node->can_write) {
+    apply_reject_all(node); /* of earlier grants, never appended: lock.c, L4 */
     pthread_mutex_lock(&node->mutex);
-    node->can_write = can;
-    node->grant.term = node->view.term;
+    node->can_write = true;
+    node->grant = (struct grant){node->view.term, lock_number(node)};
+    if (node->recalled) writer_recall(node); /* who waits now, has a turn */
     pthread_cond_broadcast(&node->changed);
     writer_wake(node);
     pthread_mutex_unlock(&node->mutex);
-    if (can) atomic_store(&node->serving, true);
+    atomic_store(&node->serving, true);
   }
-  atomic_store(&node->solo, can && node->view.voters == 1);
+  atomic_store(&node->solo,
+               can && node->view.role == RAFT_LEADER && node->view.voters == 1);
   release_waiters(node);
 }
 
@@ -709,6 +720,7 @@ static void put_back(struct node *node, struct proposal **batch, unsigned n)
 /* Proposes one batch. False: nothing (more) can be proposed now. */
 static bool propose_batch(struct node *node)
 {
+  if (node->view.role != RAFT_LEADER) return false;
   struct proposal *batch[BATCH];
   struct raft_proposal items[BATCH];
   struct raft_effects effects;
@@ -732,7 +744,7 @@ static bool propose_batch(struct node *node)
   } else {
     for (unsigned i = 0; i < n; i++) {
       node->proposals_bytes -= batch[i]->body->len;
-      if (batch[i]->type == RAFT_COMMIT && rc != 0)
+      if (batch[i]->type == RAFT_COMMIT && rc != 0 && batch[i]->tx)
         node_settle(node, batch[i]->tx, TX_REJECTED);
       raft_body_unref(batch[i]->body);
       free(batch[i]);
@@ -777,6 +789,17 @@ static void take_waiters(struct node *node)
 
 static void arm_timer(struct node *node);
 
+/* After each event: what connections handed over goes on its way, the lock to
+   whom it is due, messages to the kernel. */
+static void go_on(struct node *node)
+{
+  while (propose_batch(node))
+    ;
+  lock_pump(node);
+  net_flush(node->net);
+  arm_timer(node);
+}
+
 static void on_timer(uv_timer_t *timer)
 {
   struct node *node = timer->data;
@@ -794,9 +817,9 @@ static void on_timer(uv_timer_t *timer)
     full_tick(node);
     apply_tick(node);
     writer_tick(node);
+    lock_tick(node, now);
   }
-  net_flush(node->net);
-  arm_timer(node);
+  go_on(node);
 }
 
 static void arm_timer(struct node *node)
@@ -840,8 +863,7 @@ void node_on_async(uv_async_t *async)
   take_waiters(node);
   node_run_tasks(node);
   if (node->closing) return;
-  net_flush(node->net);
-  arm_timer(node);
+  go_on(node);
 }
 
 /* What net/ tells. */
@@ -853,18 +875,24 @@ static void on_message(void *ctx, struct raft_message *message)
   event.u.message = message;
   node_step(node, &event);
   raft_message_clear(message);
-  while (propose_batch(node))
-    ;
-  net_flush(node->net);
-  arm_timer(node);
+  go_on(node);
+}
+
+static void on_posted(void *ctx, raft_id from, const uint8_t *body, size_t len)
+{
+  struct node *node = ctx;
+  lock_posted(node, from, body, len);
+  go_on(node);
 }
 
 static void on_up(void *ctx, raft_id peer)
 {
+  struct node *node = ctx;
   struct raft_event event = {.type = RAFT_EVENT_PEER_UP};
   event.u.peer = peer;
-  node_step(ctx, &event);
-  net_flush(((struct node *)ctx)->net);
+  node_step(node, &event);
+  lock_up(node, peer);
+  go_on(node);
 }
 
 static void on_down(void *ctx, raft_id peer)
@@ -873,8 +901,7 @@ static void on_down(void *ctx, raft_id peer)
   struct raft_event event = {.type = RAFT_EVENT_PEER_DOWN};
   event.u.peer = peer;
   node_step(node, &event);
-  net_flush(node->net);
-  arm_timer(node);
+  go_on(node);
 }
 
 /* The leader knows all members. A follower may not have heard of the newest
@@ -903,6 +930,7 @@ void node_callbacks(struct node *node, struct net_callbacks *callbacks)
   *callbacks = (struct net_callbacks){
       .ctx = node,
       .message = on_message,
+      .posted = on_posted,
       .up = on_up,
       .down = on_down,
       .allowed = on_allowed,

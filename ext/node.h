@@ -12,6 +12,7 @@
 #ifndef EXT_NODE_H
 #define EXT_NODE_H
 
+#include "lock.h"
 #include "net.h"
 #include "pack.h"
 #include "settings.h"
@@ -91,9 +92,10 @@ struct grant {
 /* A local transaction between its hand-over and its fate. */
 struct transaction {
   struct transaction *next;
-  struct grant grant;            /* under which it was made */
-  uint64_t epoch;                /* of the WAL then */
-  uint64_t sequence;             /* as in its entries */
+  struct grant grant; /* under which it was made */
+  uint64_t epoch;     /* of the WAL then */
+  uint64_t sequence;  /* as in its entries */
+  uint64_t position;  /* of its COMMIT, under a borrowed lock: lock.c */
   struct walindex_header header; /* after it */
   uint32_t *pages;               /* page numbers of its frames */
   pthread_cond_t cond;           /* with the node's mutex: the state changed */
@@ -166,8 +168,10 @@ struct task {
 
 struct proposal {
   struct proposal *next;
-  struct transaction *tx; /* whose part it is; followed only for a COMMIT */
+  struct transaction *tx; /* whose part it is; followed only for a COMMIT.
+                             NULL: another node's */
   struct grant grant;
+  uint64_t position; /* under a borrowed lock, from 1: lock.c */
   uint8_t type;
   struct raft_body *body;
 };
@@ -268,6 +272,9 @@ struct node {
   bool can_write; /* `grant` is in force, everything before is applied */
   struct raft_configuration members; /* the newest in force */
   struct grant grant;
+  bool recalled;             /* the lock is to be given back */
+  unsigned recall_left;      /* after so many turns */
+  unsigned upgrading;        /* readers that want to write */
   struct connection *writer; /* whose turn it is */
   bool writer_writes;        /* it has the WRITE lock */
   pthread_t writer_thread;
@@ -291,6 +298,7 @@ struct node {
   const char *checkpoint_kept; /* by whom from being complete */
   int quiet;                   /* checkpoint.c: the loop's answer */
   uint64_t sequence;           /* of local transactions */
+  uint64_t started;            /* names this start among others */
 
   struct verifier verifier;
 
@@ -333,6 +341,7 @@ struct node {
   raft_index compacted; /* the log need not go back further */
   bool closing;         /* the loop is about to end */
   struct join *joins;   /* cluster.c: requests that wait for agreement */
+  struct lock lock;
 
   _Atomic uint64_t durable; /* newest durable sequence number */
   _Atomic int disk_status;
@@ -367,8 +376,9 @@ int node_open_files(const char *path, struct node **out, raft_index *confirmed,
 
 /* Any thread: runs task->run on the loop thread, once. False: it has ended. */
 bool node_post(struct node *node, struct task *task);
-/* Any thread: wakes the loop. */
+/* Any thread: wakes the loop. The second with the mutex held. */
 void node_wake(struct node *node);
+void node_wake_held(struct node *node);
 
 /* Loop thread: one event for raft, and its effects carried out. */
 int node_step(struct node *node, struct raft_event *event);
@@ -390,8 +400,12 @@ int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
    and says why. */
 void node_fail(struct node *node, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
-/* Loop thread: the applied index moved, or may be able to. */
+/* Loop thread: the applied index moved, or may be able to; or this node got the
+   lock. */
 void node_progressed(struct node *node);
+/* Loop thread: this node may not write any more: what was not sent is rejected,
+   and who writes is revoked. all: what other nodes sent goes too. */
+void node_lose_grant(struct node *node, bool all);
 /* Under the node's mutex: tells a transaction its fate and takes it off the
    list. */
 void node_settle(struct node *node, struct transaction *tx,
@@ -424,6 +438,10 @@ void writer_wake(struct node *node);
 void writer_note(struct node *node);
 /* Loop thread, now and then: a turn that is not used is over. */
 void writer_tick(struct node *node);
+/* The lock is to be given back: those that wait now have their turn before. */
+void writer_recall(struct node *node);
+/* They have had it. */
+bool writer_is_over(const struct node *node);
 
 /* ---- the database as of one index: image.c ----------------------------- */
 
@@ -504,8 +522,12 @@ void apply_tick(struct node *node);
    last one before it that leaves no transaction open: newest image of each
    page. At start, or on the worker while nothing else is applied. */
 int apply_fold(struct node *node, raft_index *to, struct text *error);
-/* Decides the fate of in-flight transactions of terms before `term`. */
+/* Decides the fate of in-flight transactions of terms before `term`; of those
+   under a grant whose writes after `position` were not taken; of all. */
 void apply_reject_before(struct node *node, raft_term term);
+void apply_reject_after(struct node *node, const struct grant *grant,
+                        uint64_t position);
+void apply_reject_all(struct node *node);
 /* Worker: applies the open parts. */
 void apply_large(struct node *node);
 

@@ -350,6 +350,8 @@ static struct node *node_new(const char *path)
   node->tasks_tail = &node->tasks;
   node->held_tail = &node->held;
   atomic_store(&node->crowded, true);
+  lock_init(node);
+  node->started = node->sequence = (uint64_t)clock_wall_ms() << 20;
   node->path = strdup(path);
   if (node->path == NULL || asprintf(&node->dir, "%s-quorate", path) < 0) {
     node->dir = NULL;
@@ -626,6 +628,7 @@ void node_free(struct node *node)
   }
   identity_clear(&node->identity);
   free(node->open_parts);
+  lock_clear(node);
   pthread_mutex_destroy(&node->events.mutex);
   pthread_mutex_destroy(&node->mutex);
   pthread_cond_destroy(&node->changed);

@@ -109,7 +109,7 @@ static void status_row(struct cursor *c, const struct connection *connection)
   struct node_view view = node->view;
   raft_index applied = node->applied;
   struct text reason = node->reason;
-  bool writable = node->can_write;
+  bool writable = writer_refusal(node) == NULL;
   const struct raft_member *m = node_member(node, view.leader);
   if (m) memcpy(leader, m->name, sizeof(leader));
   if (node->store) store_stats(node->store, &stats);

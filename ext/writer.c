@@ -24,11 +24,12 @@ SQLITE_EXTENSION_INIT3
 
 #include <assert.h>
 
-#define BARE_MS 100  /* a wait without a busy handler */
-#define BESIDE_MS 20 /* beside one that sleeps elsewhere */
-#define HOLD_MS 5000 /* longest wait for a new WAL */
-#define LAPSE_MS 250 /* a turn that is not used is over */
-#define AGAIN_MS 250 /* a busy handler comes back sooner */
+#define BARE_MS 100    /* a wait without a busy handler */
+#define BESIDE_MS 20   /* beside one that sleeps elsewhere */
+#define HOLD_MS 5000   /* longest wait for a new WAL */
+#define UPGRADE_MS 500 /* of a reader that has others wait for it */
+#define LAPSE_MS 250   /* a turn that is not used is over */
+#define AGAIN_MS 250   /* a busy handler comes back sooner */
 
 /* Where this thread waits, while it is in a busy handler. */
 static _Thread_local struct connection *sleeper;
@@ -40,17 +41,41 @@ const char *writer_refusal(const struct node *node)
   if (node->stopping) return "the node is stopping";
   if (node->failed) return "the node has failed: see quorate_events";
   if (node->can_write) return NULL;
-  if (node->view.role == RAFT_LEADER)
-    return "the leader is still applying what was committed before";
   if (node->view.leader == 0) return "no leader: no quorum, or an election";
-  return "this node is not the leader";
+  if (node->view.role == RAFT_LEADER && node->applied < node->lead_from)
+    return "the leader is still applying what was committed before";
+  return NULL;
 }
 
 /* The turn may be given to somebody. */
 static bool is_free(const struct node *node)
 {
-  return node->writer == NULL && writer_refusal(node) == NULL &&
+  return node->writer == NULL && node->can_write && !node->stopping &&
+         !node->failed && (!node->recalled || node->recall_left > 0) &&
          atomic_load(&node->hold) == HOLD_NONE && node->quiet != QUIET_GRANTED;
+}
+
+static unsigned count_waiting(const struct node *node)
+{
+  unsigned n = node->upgrading;
+  for (struct write_place *p = node->places; p; p = p->next)
+    n += p->waiting;
+  return n;
+}
+
+void writer_recall(struct node *node)
+{
+  node->recalled = true;
+  node->recall_left = count_waiting(node);
+  writer_note(node);
+}
+
+bool writer_is_over(const struct node *node)
+{
+  /* A lock that may not be used yet is kept for those that wait for it. */
+  return node->writer == NULL &&
+         ((node->can_write && node->recall_left == 0) ||
+          count_waiting(node) == 0);
 }
 
 void writer_note(struct node *node)
@@ -65,6 +90,7 @@ static void give(struct node *node, struct connection *c)
   node->writer_writes = false;
   node->writer_thread = pthread_self();
   node->writer_since = clock_monotonic_ms();
+  if (node->recalled && node->recall_left > 0) node->recall_left--;
 }
 
 static void enqueue(struct node *node, struct write_place *place)
@@ -96,6 +122,8 @@ void writer_next(struct node *node)
     give(node, place->connection);
     node->writer_thread = place->thread;
     pthread_cond_signal(&place->cond);
+  } else if (node->recalled && node->writer == NULL) {
+    node_wake_held(node); /* to give the lock back */
   }
   writer_note(node);
 }
@@ -128,7 +156,7 @@ static bool may_not_write(const struct node *node)
 /* It is nobody's turn: the checkpointer begins the WAL anew. */
 static bool is_held(const struct node *node)
 {
-  return node->writer == NULL && !may_not_write(node) &&
+  return node->writer == NULL && node->can_write &&
          (atomic_load(&node->hold) != HOLD_NONE ||
           node->quiet == QUIET_GRANTED);
 }
@@ -261,6 +289,7 @@ int writer_take(struct connection *c)
     c->place.connection = c;
     c->place.thread = pthread_self();
     enqueue(node, &c->place);
+    if (!node->can_write) node_wake_held(node); /* to ask for the lock */
     why = wait_for_turn(c);
     if (!c->place.granted) leave_queue(node, &c->place);
   }
@@ -314,15 +343,24 @@ void writer_leave(struct connection *c)
 
 /* ---- the WRITE lock ---------------------------------------------------- */
 
-/* Waits while the node may not write at all, and while the WAL begins anew.
-   Mutex held. */
+/* Waits while the node may not write at all, or asks for the lock, and while
+   the WAL begins anew. Mutex held. */
 static const char *wait_to_upgrade(struct connection *c)
 {
   struct node *node = c->node;
   struct timespec end = clock_deadline(writer_patience(c, c->refused_write, 0));
-  const char *why;
-  while ((why = writer_refusal(node)) != NULL && !node->stopping)
-    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
+  struct timespec asked = clock_deadline(UPGRADE_MS);
+  const char *why = NULL;
+  node->upgrading++;
+  if (!node->can_write) node_wake_held(node);
+  while (!node->can_write && !node->stopping) {
+    why = writer_refusal(node);
+    if (pthread_cond_timedwait(&node->changed, &node->mutex,
+                               why ? &end : &asked) != 0)
+      break;
+  }
+  why = writer_refusal(node);
+  node->upgrading--;
   /* A reader that the new WAL did not wait for finds its snapshot gone. */
   while (why == NULL && node->quiet == QUIET_GRANTED)
     if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
@@ -337,16 +375,16 @@ int writer_begin(struct connection *c)
   if (full_log(node)) return refuse_full(c);
   pthread_mutex_lock(&node->mutex);
   if (node->writer != c) why = wait_to_upgrade(c);
-  if (why == NULL &&
-      ((node->writer && node->writer != c) || node->quiet == QUIET_GRANTED)) {
+  if (why == NULL && (!node->can_write || node->quiet == QUIET_GRANTED ||
+                      (node->writer && node->writer != c))) {
+    writer_next(node);
     pthread_mutex_unlock(&node->mutex);
     return SQLITE_BUSY;
   }
   bool newest = false;
   if (why == NULL) {
     pthread_mutex_lock(&wal->mutex);
-    newest = writer_refusal(node) == NULL &&
-             memcmp(&wal->head, &c->given, sizeof(c->given)) == 0 &&
+    newest = memcmp(&wal->head, &c->given, sizeof(c->given)) == 0 &&
              c->reader.generation == wal->generation;
     c->epoch = wal->epoch;
     pthread_mutex_unlock(&wal->mutex);
@@ -356,7 +394,7 @@ int writer_begin(struct connection *c)
     node->writer_writes = true;
     c->grant = node->grant;
   }
-  writer_note(node);
+  writer_next(node);
   pthread_mutex_unlock(&node->mutex);
   if (why) return refuse(c, why);
   return newest ? SQLITE_OK : SQLITE_BUSY_SNAPSHOT;

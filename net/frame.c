@@ -62,6 +62,7 @@ static const struct {
     [NET_FRAME_ANSWER] = {"an answer", NET_ANSWER_HEAD + NET_ANSWER_MAX},
     [NET_FRAME_JOIN] = {"a join", NET_REQUEST_MAX},
     [NET_FRAME_FETCH] = {"a fetch", NET_CALL_HEAD + NET_REQUEST_MAX},
+    [NET_FRAME_POST] = {"a post", NET_POST_MAX},
 };
 
 uint32_t net_frame_bound(unsigned type)

@@ -66,6 +66,7 @@ enum net_frame_type {
   NET_FRAME_ANSWER,   /* correlation u64, status i32, the owner's bytes */
   NET_FRAME_JOIN,     /* the owner's bytes */
   NET_FRAME_FETCH,    /* as CALL */
+  NET_FRAME_POST,     /* the owner's bytes */
   NET_FRAME_TYPES
 };
 
@@ -205,7 +206,7 @@ enum net_role {
   NET_ROLE_JOINER,         /* no certificate: one JOIN */
   NET_ROLE_DONE,           /* has said all that it may */
   NET_ROLE_NEW,            /* a member's, no frame yet */
-  NET_ROLE_MEMBER,         /* raft messages and calls */
+  NET_ROLE_MEMBER,         /* raft messages, calls and posts */
   NET_ROLE_FETCHER         /* fetches, and nothing else */
 };
 

@@ -88,8 +88,9 @@ void net_set_role(struct net_connection *c, enum net_role role)
       [NET_ROLE_JOINER] = NET_ALLOW(NET_FRAME_JOIN),
       [NET_ROLE_DONE] = 0,
       [NET_ROLE_NEW] = NET_ALLOW(NET_FRAME_RAFT) | NET_ALLOW(NET_FRAME_CALL) |
-                       NET_ALLOW(NET_FRAME_FETCH),
-      [NET_ROLE_MEMBER] = NET_ALLOW(NET_FRAME_RAFT) | NET_ALLOW(NET_FRAME_CALL),
+                       NET_ALLOW(NET_FRAME_POST) | NET_ALLOW(NET_FRAME_FETCH),
+      [NET_ROLE_MEMBER] = NET_ALLOW(NET_FRAME_RAFT) |
+                          NET_ALLOW(NET_FRAME_CALL) | NET_ALLOW(NET_FRAME_POST),
       [NET_ROLE_FETCHER] = NET_ALLOW(NET_FRAME_FETCH),
   };
 
@@ -187,6 +188,12 @@ static void inbound_frame(struct net_connection *c,
   case NET_FRAME_CALL:
     if (c->role == NET_ROLE_NEW) net_set_role(c, NET_ROLE_MEMBER);
     call_frame(net, c, frame);
+    break;
+  case NET_FRAME_POST:
+    if (c->role == NET_ROLE_NEW) net_set_role(c, NET_ROLE_MEMBER);
+    if (net->callbacks.posted)
+      net->callbacks.posted(net->callbacks.ctx, c->peer, frame->body,
+                            frame->len);
     break;
   case NET_FRAME_FETCH:
     if (c->role == NET_ROLE_NEW) {

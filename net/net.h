@@ -32,6 +32,7 @@
 #include "raft.h"
 #include "tls.h"
 
+#include <sys/uio.h>
 #include <uv.h>
 
 struct net;
@@ -47,6 +48,7 @@ struct net_request;
 #define NET_REQUEST_MAX (64u * 1024u) /* of a call, fetch or join */
 #define NET_ANSWER_MAX (1024u * 1024u + 64u * 1024u) /* of an answer */
 #define NET_MESSAGE_MAX (8u * 1024u * 1024u) /* one encoded raft message */
+#define NET_POST_MAX (RAFT_BODY_MAX + 256u)  /* one post */
 
 struct net_callbacks {
   void *ctx;
@@ -63,6 +65,8 @@ struct net_callbacks {
      net_reply(), now or later. Bodies are the owner's business. */
   void (*request)(void *ctx, raft_id from, const uint8_t *body, size_t len,
                   struct net_request *request);
+  /* What a member posted; valid during the call. NULL: posts are ignored. */
+  void (*posted)(void *ctx, raft_id from, const uint8_t *body, size_t len);
   /* Something worth telling: a refused connection, a failed handshake. */
   void (*event)(void *ctx, const char *line);
 };
@@ -98,6 +102,11 @@ bool net_send(struct net *net, const struct raft_message *message);
 /* Hands what was queued since the last flush to the kernel, one write a
    connection. Call it after each batch of net_send(). */
 void net_flush(struct net *net);
+
+/* Queues bytes of the owner's for a member, who gets them by posted(): in order
+   as long as the connection lives, and without an answer. The parts are copied.
+   False: there is no connection, it is too long, or too much is queued. */
+bool net_post(struct net *net, raft_id peer, const struct iovec *parts, int n);
 
 /* Answers a request. status 0 or a small positive code of the owner's. An
    answer is never lost in silence: where too much is unsent, the connection

@@ -360,6 +360,17 @@ bool net_send(struct net *net, const struct raft_message *message)
   return net_connection_send(c, NET_FRAME_RAFT, parts, n);
 }
 
+bool net_post(struct net *net, raft_id to, const struct iovec *parts, int n)
+{
+  struct net_peer *peer = net_peer_find(net, to);
+  size_t len = 0;
+
+  for (int i = 0; i < n; i++)
+    len += parts[i].iov_len;
+  if (!peer || !net_usable(peer->dialled) || len > NET_POST_MAX) return false;
+  return net_connection_send(peer->dialled, NET_FRAME_POST, parts, n);
+}
+
 bool net_peer_status(const struct net *net, raft_id id,
                      struct net_peer_status *status)
 {
