@@ -851,6 +851,7 @@ static void on_up(void *ctx, raft_id peer)
   struct raft_event event = {.type = RAFT_EVENT_PEER_UP};
   event.u.peer = peer;
   node_step(ctx, &event);
+  snapshot_peer_up(ctx, peer);
   net_flush(((struct node *)ctx)->net);
 }
 
