@@ -13,6 +13,8 @@
 #   make mutants       whether tests notice planted mistakes; MUTANTS='53 7'
 #   make crash         states that a loss of power may leave of a node, 10000 of
 #                      them; STATES=n CRASHFLAGS='--seed 7 --workload three'
+#   make kill          kill -9 of nodes under load, and nothing lost; KILLS=300
+#                      SEED=n (`make test` runs a sample)
 #   make bench-storage figures of joining, catching up, restarts; MIB=1024
 #   make check-style   formatter, warnings of both compilers, house rules
 #   make SAN=address,undefined ...   the same with sanitizers; or SAN=thread
@@ -134,6 +136,12 @@ suites: all
 	@$(SUITE_ENV) sh sql-tests/all \
 	  $(foreach s,$(SUITES),sql-tests/$(s).test)
 
+# Kills under load, for as long as it takes.
+KILLS ?= 300
+kill: all
+	@KILLS=$(KILLS) SEED=$(SEED) LIVE=1 SUITE_SECONDS=86400 $(SUITE_ENV) \
+	  sh sql-tests/all sql-tests/kill.test
+
 demo: all
 	@QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' sh demo/quickstart
 
@@ -192,7 +200,6 @@ check-style:
 clean:
 	rm -rf build
 
-.PHONY: all sim soak mutants mutants-sample crash unit test suites demo bench bench-storage \
-        compile coverage reach check-style \
-        clean \
+.PHONY: all sim soak mutants mutants-sample crash unit test suites kill demo bench \
+        bench-storage compile coverage reach check-style clean \
         $(addprefix unit-,$(ROOMS))

@@ -891,6 +891,7 @@ static void on_up(void *ctx, raft_id peer)
   struct raft_event event = {.type = RAFT_EVENT_PEER_UP};
   event.u.peer = peer;
   node_step(node, &event);
+  snapshot_peer_up(node, peer);
   lock_up(node, peer);
   go_on(node);
 }

@@ -549,6 +549,9 @@ int checkpoint_now(struct node *node, const struct interrupt *interrupt,
 
 /* Offers one to a peer that needs entries which the log no longer has. */
 void snapshot_send(struct node *node, raft_id peer);
+/* A new connection to it: should it have been started anew, it knows nothing of
+   the snapshot that it was taking. */
+void snapshot_peer_up(struct node *node, raft_id peer);
 /* A request of its kinds: answers it, now or later. False: another kind. */
 bool snapshot_request(struct node *node, raft_id from, const uint8_t *body,
                       size_t len, struct net_request *request);

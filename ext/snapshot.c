@@ -94,11 +94,19 @@ static void offered(void *ctx, int status, const uint8_t *body, size_t len)
   free(offer);
 }
 
+static void send_offer(struct node *node, raft_id peer)
+{
+  struct offer *offer = calloc(1, sizeof(*offer));
+  uint8_t ask = ASK_SNAPSHOT_OFFER;
+  if (offer == NULL) return; /* raft is told when it is forgotten */
+  offer->node = node;
+  offer->peer = peer;
+  net_call(node->net, peer, &ask, 1, OFFER_MS, offered, offer);
+}
+
 void snapshot_send(struct node *node, raft_id peer)
 {
   struct snapshot_out *s = find_out(node, peer);
-  struct offer *offer = calloc(1, sizeof(*offer));
-  uint8_t ask = ASK_SNAPSHOT_OFFER;
   if (s == NULL && (s = calloc(1, sizeof(*s))) != NULL) {
     s->node = node;
     s->peer = peer;
@@ -106,13 +114,12 @@ void snapshot_send(struct node *node, raft_id peer)
     node->snapshots = s;
   }
   if (s) s->used = clock_monotonic_ms();
-  if (s == NULL || offer == NULL) {
-    free(offer); /* no memory: raft is told when it is forgotten */
-    return;
-  }
-  offer->node = node;
-  offer->peer = peer;
-  net_call(node->net, peer, &ask, 1, OFFER_MS, offered, offer);
+  if (s) send_offer(node, peer);
+}
+
+void snapshot_peer_up(struct node *node, raft_id peer)
+{
+  if (find_out(node, peer)) send_offer(node, peer);
 }
 
 void snapshot_tick(struct node *node)

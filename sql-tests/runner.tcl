@@ -6,11 +6,15 @@
 # a cmocka program.  The output of each is printed when it ends, so that those
 # of two never mix.  A program that gives no summary, or does not end in its
 # time, counts as one failure.  The last line is "N passed, N failed".
+#
+# SUITE_SECONDS=n: the time of each (600).  LIVE=1 prints what a program says at
+# once, for one that runs long and alone.
 
 set here [file dirname [file normalize [info script]]]
 set jobs [expr {[info exists env(JOBS)] ? $env(JOBS) : 2}]
 set limit_ms [expr {[info exists env(SUITE_SECONDS)]
                     ? $env(SUITE_SECONDS) * 1000 : 600000}]
+set live [expr {[info exists env(LIVE)] && $env(LIVE)}]
 set queue $argv
 set running 0
 set passed 0
@@ -55,8 +59,16 @@ proc start {program} {
   incr ::running
 }
 
+proc say {chan text} {
+  append ::output($chan) $text
+  if {$::live} {
+    puts -nonewline $text
+    flush stdout
+  }
+}
+
 proc readable {chan} {
-  append ::output($chan) [read $chan]
+  say $chan [read $chan]
   if {[eof $chan]} {
     finish $chan
   }
@@ -79,7 +91,7 @@ proc family {pid} {
 }
 
 proc out_of_time {chan} {
-  append ::output($chan) "\nno end after $::limit_ms ms: killed\n"
+  say $chan "\nno end after $::limit_ms ms: killed\n"
   catch {exec sh -c "kill -9 [family [pid $chan]]"}
 }
 
@@ -90,11 +102,13 @@ proc finish {chan} {
   set seconds [expr {([clock milliseconds] - $::began($chan)) / 1000.0}]
   set n [counts $::output($chan)]
   if {$n eq "" || ($died && [lindex $n 1] == 0)} {
-    append ::output($chan) "\nended early: $why\n"
+    say $chan "\nended early: $why\n"
     set n [list [lindex [concat $n 0] 0] 1]
   }
   puts [format "== %s (%.1f s)" $::program($chan) $seconds]
-  puts [string trimright $::output($chan)]
+  if {!$::live} {
+    puts [string trimright $::output($chan)]
+  }
   flush stdout
   incr ::passed [lindex $n 0]
   incr ::failed [lindex $n 1]
