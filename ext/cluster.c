@@ -401,6 +401,7 @@ static void join_answer(struct node *node, struct join *join)
   pack_text(&p, node->identity.ca);
   pack_u32(&p, node->identity.heartbeat_ms);
   pack_u32(&p, node->identity.election_timeout_ms);
+  pack_u8(&p, node->identity.lease);
   if (c)
     pack_blob(&p, c->data, c->len);
   else

@@ -53,6 +53,12 @@ static bool take_kib(const char *value, unsigned *out)
   return true;
 }
 
+static bool take_switch(const char *value, bool *out)
+{
+  *out = strcmp(value, "on") == 0;
+  return *out || strcmp(value, "off") == 0;
+}
+
 static bool take_option(struct identity *i, const char *name, const char *value,
                         bool bootstrap, struct text *error)
 {
@@ -70,6 +76,8 @@ static bool take_option(struct identity *i, const char *name, const char *value,
     ok = take_ms(value, &i->heartbeat_ms);
   } else if (bootstrap && strcmp(name, "election_timeout_ms") == 0) {
     ok = take_ms(value, &i->election_timeout_ms);
+  } else if (bootstrap && strcmp(name, "lease") == 0) {
+    ok = take_switch(value, &i->lease);
   } else if (strcmp(name, "log_keep_kib") == 0) {
     ok = take_kib(value, &i->log_keep_kib);
   } else if (strcmp(name, "snapshot_rate_kib") == 0) {
@@ -434,6 +442,7 @@ static bool parse_admission(const uint8_t *body, size_t len, struct identity *i,
   i->ca = strdup(parse_text(&p));
   i->heartbeat_ms = parse_u32(&p);
   i->election_timeout_ms = parse_u32(&p);
+  i->lease = parse_u8(&p) != 0;
   const uint8_t *c = parse_blob(&p, &n);
   if (parser_done(&p) && i->id && i->cert && i->ca &&
       raft_configuration_decode(c, n, &a->members) == 0)

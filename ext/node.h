@@ -58,7 +58,9 @@ struct identity {
   char name[RAFT_NAME_MAX];
   char listen[RAFT_ADDRESS_MAX];
   char advertise[RAFT_ADDRESS_MAX];
+  /* the same on all nodes of a cluster */
   unsigned heartbeat_ms, election_timeout_ms;
+  bool lease;                 /* its leader may read by lease */
   unsigned log_keep_kib;      /* log kept for slow followers, at most */
   unsigned snapshot_rate_kib; /* a second, of snapshots given; 0: no limit */
   bool joining;               /* the first snapshot has not arrived yet */

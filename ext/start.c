@@ -252,6 +252,9 @@ int start_raft(struct node *node, struct raft_recovered *recovered,
   options.incarnation = node->identity.incarnation;
   options.heartbeat_ms = node->identity.heartbeat_ms;
   options.election_timeout_ms = node->identity.election_timeout_ms;
+  options.lease = node->identity.lease;
+  /* The hint lets voters forget a leader whose lease still runs. */
+  if (options.lease) options.hint_jitter_ms = 0;
   if (getrandom(&options.seed, sizeof(options.seed), 0) < 0)
     options.seed = (uint64_t)clock_wall_ms() ^ node->identity.id;
   if (node->applied > recovered->commit) recovered->commit = node->applied;
