@@ -352,6 +352,7 @@ static struct node *node_new(const char *path)
   node->proposals_tail = &node->proposals;
   node->tasks_tail = &node->tasks;
   node->held_tail = &node->held;
+  reads_init(node);
   node->path = strdup(path);
   if (node->path == NULL || asprintf(&node->dir, "%s-quorate", path) < 0) {
     node->dir = NULL;
@@ -553,19 +554,8 @@ static void drop_queues(struct node *node)
     free(p);
   }
   node->proposals_tail = &node->proposals;
-  while (node->new_waiters || node->waiters) {
-    struct waiter **list =
-        node->new_waiters ? &node->new_waiters : &node->waiters;
-    struct waiter *w = *list;
-    *list = w->next;
-    if (w->gone) {
-      free(w);
-    } else {
-      w->status = RAFT_ELOST;
-      pthread_cond_signal(w->cond);
-    }
-  }
   pthread_mutex_unlock(&node->mutex);
+  reads_drop(node);
   node_drop_held(node);
 }
 
