@@ -410,7 +410,8 @@ int cluster_bootstrap(const char *file, int n, const char *const *options,
          registry_start(place.path, NULL, &node, answer) == 0;
   }
   if (ok) {
-    node_barrier(node, LEVEL_LINEARIZABLE, 5000, NULL, answer);
+    node_barrier(node, LEVEL_LINEARIZABLE, 5000 + identity.election_timeout_ms,
+                 NULL, answer);
     text_set(answer, "node %s of new cluster %016llx, listening on %s",
              identity.name, (unsigned long long)identity.cluster,
              identity.listen);

@@ -157,7 +157,7 @@ static void test_index_not_applied_yet(void **state)
 {
   struct reader readers[3];
   struct node *node = *state;
-  struct raft_read_result result = {.index = 7};
+  struct raft_read_result result = {.read = 1, .index = 7};
   for (unsigned i = 0; i < 3; i++)
     begin(node, &readers[i], i == 0 ? 9 : 0, PATIENCE_MS);
   until(node, &node->waiting, 1);
