@@ -264,7 +264,7 @@ int cluster_invite(struct node *node, const char *name, char **token,
   int rc = -1;
   if (status == ANSWER_OK && len == sizeof(index)) {
     memcpy(&index, data, sizeof(index));
-    rc = node_wait_applied(node, index, ASK_MS, error) ? -1 : 0;
+    rc = node_wait_applied(node, index, ASK_MS, NULL, &index, error) ? -1 : 0;
     if (rc) text_set(error, "not agreed on: no quorum");
   } else {
     text_set(error, "%s", data ? (const char *)data : "no answer");
@@ -401,6 +401,7 @@ static void join_answer(struct node *node, struct join *join)
   pack_text(&p, node->identity.ca);
   pack_u32(&p, node->identity.heartbeat_ms);
   pack_u32(&p, node->identity.election_timeout_ms);
+  pack_u8(&p, node->identity.lease);
   if (c)
     pack_blob(&p, c->data, c->len);
   else

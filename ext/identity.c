@@ -8,7 +8,7 @@
 **     name = n1               listen = host:port   advertise = host:port
 **     heartbeat_ms = 75       election_timeout_ms = 500
 **     log_keep_kib = 262144   snapshot_rate_kib = 0
-**     joining = 0
+**     lease = 0                joining = 0
 **     checksum = <16 hex>     XXH3-64 of all before it; the last line
 **
 ** It is replaced in one step, and read strictly: an unknown name, a missing or
@@ -22,7 +22,7 @@
 #include <xxhash.h>
 
 #define FILE_MAX 16384
-#define NAMES 12 /* lines of DIR/node before the checksum */
+#define NAMES 13 /* lines of DIR/node before the checksum */
 #define CHECKSUM "checksum = "
 
 bool identity_valid_name(const char *name)
@@ -52,11 +52,11 @@ int identity_write(const char *dir, const struct identity *i,
            "version = 1\ncluster = %016llx\nnode = %016llx\n"
            "incarnation = %016llx\nname = %s\nlisten = %s\nadvertise = %s\n"
            "heartbeat_ms = %u\nelection_timeout_ms = %u\njoining = %d\n"
-           "log_keep_kib = %u\nsnapshot_rate_kib = %u\n",
+           "log_keep_kib = %u\nsnapshot_rate_kib = %u\nlease = %d\n",
            (unsigned long long)i->cluster, (unsigned long long)i->id,
            (unsigned long long)i->incarnation, i->name, i->listen, i->advertise,
            i->heartbeat_ms, i->election_timeout_ms, i->joining, i->log_keep_kib,
-           i->snapshot_rate_kib);
+           i->snapshot_rate_kib, i->lease);
   size_t n = strlen(text);
   snprintf(text + n, sizeof(text) - n, CHECKSUM "%016llx\n",
            (unsigned long long)XXH3_64bits(text, n));
@@ -116,7 +116,8 @@ static bool take(struct identity *i, const char *name, const char *value,
       "version",     "cluster",      "node",
       "incarnation", "name",         "listen",
       "advertise",   "heartbeat_ms", "election_timeout_ms",
-      "joining",     "log_keep_kib", "snapshot_rate_kib"};
+      "joining",     "log_keep_kib", "snapshot_rate_kib",
+      "lease"};
   unsigned v = 0, k = 0;
   while (k < NAMES && strcmp(names[k], name) != 0)
     k++;
@@ -138,7 +139,7 @@ static bool take(struct identity *i, const char *name, const char *value,
   case 11: return number(value, UINT32_MAX, &i->snapshot_rate_kib);
   default:
     if (!number(value, 1, &v)) return false;
-    i->joining = v == 1;
+    *(k == 9 ? &i->joining : &i->lease) = v == 1;
     return true;
   }
 }

@@ -53,6 +53,12 @@ static bool take_kib(const char *value, unsigned *out)
   return true;
 }
 
+static bool take_switch(const char *value, bool *out)
+{
+  *out = strcmp(value, "on") == 0;
+  return *out || strcmp(value, "off") == 0;
+}
+
 static bool take_option(struct identity *i, const char *name, const char *value,
                         bool bootstrap, struct text *error)
 {
@@ -70,6 +76,8 @@ static bool take_option(struct identity *i, const char *name, const char *value,
     ok = take_ms(value, &i->heartbeat_ms);
   } else if (bootstrap && strcmp(name, "election_timeout_ms") == 0) {
     ok = take_ms(value, &i->election_timeout_ms);
+  } else if (bootstrap && strcmp(name, "lease") == 0) {
+    ok = take_switch(value, &i->lease);
   } else if (strcmp(name, "log_keep_kib") == 0) {
     ok = take_kib(value, &i->log_keep_kib);
   } else if (strcmp(name, "snapshot_rate_kib") == 0) {
@@ -402,7 +410,8 @@ int cluster_bootstrap(const char *file, int n, const char *const *options,
          registry_start(place.path, NULL, &node, answer) == 0;
   }
   if (ok) {
-    node_barrier(node, false, 5000, answer);
+    node_barrier(node, LEVEL_LINEARIZABLE, 5000 + identity.election_timeout_ms,
+                 NULL, answer);
     text_set(answer, "node %s of new cluster %016llx, listening on %s",
              identity.name, (unsigned long long)identity.cluster,
              identity.listen);
@@ -434,6 +443,7 @@ static bool parse_admission(const uint8_t *body, size_t len, struct identity *i,
   i->ca = strdup(parse_text(&p));
   i->heartbeat_ms = parse_u32(&p);
   i->election_timeout_ms = parse_u32(&p);
+  i->lease = parse_u8(&p) != 0;
   const uint8_t *c = parse_blob(&p, &n);
   if (parser_done(&p) && i->id && i->cert && i->ca &&
       raft_configuration_decode(c, n, &a->members) == 0)

@@ -26,8 +26,7 @@ SQLITE_EXTENSION_INIT3
 #define QUEUE_BYTES (4u << 20) /* proposals waiting for the loop */
 #define BATCH 64               /* proposals in one step */
 #define HAND_OVER_MS 30000
-#define SERVE_READ UINT64_MAX /* number of the node's own read request */
-#define TICK_MS 100           /* pace of cluster_tick() */
+#define TICK_MS 100 /* pace of cluster_tick() */
 
 /* ---- small things ------------------------------------------------------ */
 
@@ -170,81 +169,6 @@ bool node_post(struct node *node, struct task *task)
 }
 
 /* ---- application threads ----------------------------------------------- */
-
-static const char *no_leader_text(const struct node *node)
-{
-  if (node->stopping) return "the node is stopped";
-  if (node->failed) return "the node has failed: see quorate_events";
-  return node->view.leader ? "the leader does not answer"
-                           : "no leader: no quorum, or an election";
-}
-
-static int barrier_failed(struct node *node, struct text *reason)
-{
-  text_set(reason, "read refused: %s", no_leader_text(node));
-  node->reason = *reason;
-  return SQLITE_BUSY_TIMEOUT;
-}
-
-static int wait_serving(struct node *node, const struct timespec *end,
-                        struct text *reason)
-{
-  int rc = 0;
-  pthread_mutex_lock(&node->mutex);
-  while (!atomic_load(&node->serving) && !node->stopping && !node->failed)
-    if (pthread_cond_timedwait(&node->changed, &node->mutex, end) != 0) break;
-  if (!atomic_load(&node->serving)) rc = barrier_failed(node, reason);
-  pthread_mutex_unlock(&node->mutex);
-  return rc;
-}
-
-static int wait_for(struct node *node, raft_index index,
-                    const struct timespec *end, struct text *reason)
-{
-  pthread_cond_t cond;
-  struct waiter *w = calloc(1, sizeof(*w));
-  if (w == NULL) return SQLITE_NOMEM;
-  clock_condition(&cond);
-  w->cond = &cond;
-  w->index = index;
-  w->status = 1;
-  int rc = 0;
-  pthread_mutex_lock(&node->mutex);
-  if (index == 0) w->read = ++node->next_read;
-  if (node->stopping) {
-    rc = barrier_failed(node, reason);
-    free(w);
-  } else {
-    w->next = node->new_waiters;
-    node->new_waiters = w;
-    node_wake_held(node);
-    while (w->status == 1 && !node->stopping)
-      if (pthread_cond_timedwait(&cond, &node->mutex, end) != 0) break;
-    if (w->status != 0) rc = barrier_failed(node, reason);
-    if (w->status == 1)
-      w->gone = true; /* still on the loop's list, which frees it */
-    else
-      free(w);
-  }
-  pthread_mutex_unlock(&node->mutex);
-  pthread_cond_destroy(&cond);
-  return rc;
-}
-
-int node_barrier(struct node *node, bool local, uint64_t wait_ms,
-                 struct text *reason)
-{
-  struct timespec end = clock_deadline(wait_ms);
-  int rc = wait_serving(node, &end, reason);
-  return rc || local ? rc : wait_for(node, 0, &end, reason);
-}
-
-int node_wait_applied(struct node *node, raft_index index, uint64_t wait_ms,
-                      struct text *reason)
-{
-  struct timespec end = clock_deadline(wait_ms);
-  return wait_for(node, index, &end, reason);
-}
 
 static bool grant_lost(const struct node *node, const struct transaction *tx)
 {
@@ -478,84 +402,6 @@ static void update_view(struct node *node, bool configuration_changed)
                v.leader ? (leads ? "here" : name) : "unknown");
 }
 
-static void finish_waiter(struct node *node, struct waiter **at, int status)
-{
-  struct waiter *w = *at;
-  *at = w->next;
-  pthread_mutex_lock(&node->mutex);
-  if (w->gone) {
-    free(w);
-  } else {
-    w->status = status;
-    pthread_cond_signal(w->cond);
-  }
-  pthread_mutex_unlock(&node->mutex);
-}
-
-static void release_waiters(struct node *node)
-{
-  for (struct waiter **at = &node->waiters; *at;) {
-    struct waiter *w = *at;
-    if (w->index && w->index <= node->applied)
-      finish_waiter(node, at, 0);
-    else
-      at = &w->next;
-  }
-}
-
-static void take_read(struct node *node, const struct raft_read_result *r)
-{
-  if (r->read == SERVE_READ) {
-    node->asked_to_serve = false;
-    if (r->status == 0) node->serve_from = r->index;
-    return;
-  }
-  for (struct waiter *w = node->waiters; w; w = w->next) {
-    if (w->read != r->read) continue;
-    w->asked = false; /* when it failed: asked again */
-    if (r->status == 0) w->index = r->index ? r->index : 1;
-    return;
-  }
-}
-
-static void ask_reads(struct node *node)
-{
-  struct raft_event event = {.type = RAFT_EVENT_READ};
-  if (raft_leader(node->raft) == 0) return;
-  if (!atomic_load(&node->serving) && node->serve_from == 0 &&
-      !node->asked_to_serve && !node->failed && node->wal) {
-    node->asked_to_serve = true;
-    event.u.read.number = SERVE_READ;
-    node_step(node, &event);
-  }
-  for (struct waiter *w = node->waiters; w;) {
-    if (w->index != 0 || w->asked) {
-      w = w->next;
-      continue;
-    }
-    /* A step may release waiters: begin again after each. */
-    w->asked = true;
-    event.u.read.number = w->read;
-    node_step(node, &event);
-    w = node->waiters;
-  }
-}
-
-static void drop_gone(struct node *node)
-{
-  pthread_mutex_lock(&node->mutex);
-  for (struct waiter **at = &node->waiters; *at;) {
-    struct waiter *w = *at;
-    if (w->gone) {
-      *at = w->next;
-      free(w);
-    } else {
-      at = &w->next;
-    }
-  }
-  pthread_mutex_unlock(&node->mutex);
-}
-
 void node_progressed(struct node *node)
 {
   raft_index from;
@@ -581,7 +427,7 @@ void node_progressed(struct node *node)
   }
   atomic_store(&node->solo,
                can && node->view.role == RAFT_LEADER && node->view.voters == 1);
-  release_waiters(node);
+  reads_released(node);
 }
 
 static void load(struct node *node, const struct raft_load *load)
@@ -616,6 +462,7 @@ static void carry_out(struct node *node, const struct raft_effects *effects)
   raft_id snapshots[RAFT_MEMBERS_MAX];
   unsigned n_loads = 0, n_snapshots = 0;
 
+  reads_publish(node);
   if (effects->persist.seq != 0 &&
       store_submit(node->store, &effects->persist) != 0)
     node_fail(node, "no memory for the log");
@@ -626,8 +473,9 @@ static void carry_out(struct node *node, const struct raft_effects *effects)
   for (; n_snapshots < effects->n_snapshots && n_snapshots < RAFT_MEMBERS_MAX;
        n_snapshots++)
     snapshots[n_snapshots] = effects->snapshots[n_snapshots];
+  bool again = effects->role_changed;
   for (unsigned i = 0; i < effects->n_reads; i++)
-    take_read(node, &effects->reads[i]);
+    again = reads_take(node, &effects->reads[i]) || again;
   node->commit = effects->commit;
   bool reconfigured = effects->configuration_changed;
   bool progressed = effects->role_changed || effects->n_reads > 0;
@@ -639,16 +487,30 @@ static void carry_out(struct node *node, const struct raft_effects *effects)
   update_view(node, reconfigured);
   apply_committed(node);
   if (progressed) node_progressed(node);
+  if (again) reads_again(node);
   for (unsigned i = 0; i < n_loads; i++)
     load(node, &loads[i]);
   for (unsigned i = 0; i < n_snapshots; i++)
     snapshot_send(node, snapshots[i]);
 }
 
+/* The time for raft. */
+static uint64_t now_of(struct node *node)
+{
+  struct raft_effects effects;
+  uint64_t now;
+  if (reads_clock(node, &now)) return now;
+  struct raft_event event = {.type = RAFT_EVENT_CLOCK_DOUBT, .now = now};
+  if (raft_step(node->raft, &event, &effects) == RAFT_ENOMEM)
+    node_fail(node, "out of memory");
+  carry_out(node, &effects);
+  return now;
+}
+
 int node_step(struct node *node, struct raft_event *event)
 {
   struct raft_effects effects;
-  event->now = clock_monotonic_ms();
+  event->now = now_of(node);
   int rc = raft_step(node->raft, event, &effects);
   if (rc == RAFT_ENOMEM) node_fail(node, "out of memory");
   carry_out(node, &effects);
@@ -660,8 +522,8 @@ int node_propose(struct node *node, uint8_t type, struct raft_body *body,
 {
   struct raft_effects effects;
   raft_term term;
-  int rc = raft_propose(node->raft, clock_monotonic_ms(), type, body, index,
-                        &term, &effects);
+  int rc = raft_propose(node->raft, now_of(node), type, body, index, &term,
+                        &effects);
   carry_out(node, &effects);
   return rc;
 }
@@ -687,9 +549,7 @@ void node_begin_raft(struct node *node)
       raft_commit(node->raft); /* the log may hold less than before */
   node->disk_failed = false;
   node->compacted = 0;
-  node->asked_to_serve = false;
-  for (struct waiter *w = node->waiters; w; w = w->next)
-    w->asked = false;
+  reads_begin_raft(node);
 }
 
 /* ---- the loop ---------------------------------------------------------- */
@@ -724,6 +584,7 @@ static bool propose_batch(struct node *node)
   struct proposal *batch[BATCH];
   struct raft_proposal items[BATCH];
   struct raft_effects effects;
+  uint64_t now = now_of(node);
   pthread_mutex_lock(&node->mutex);
   unsigned n = take_batch(node, batch);
   pthread_mutex_unlock(&node->mutex);
@@ -732,8 +593,7 @@ static bool propose_batch(struct node *node)
     items[i].type = batch[i]->type;
     items[i].body = batch[i]->body;
   }
-  struct raft_event event = {.type = RAFT_EVENT_PROPOSE,
-                             .now = clock_monotonic_ms()};
+  struct raft_event event = {.type = RAFT_EVENT_PROPOSE, .now = now};
   event.u.propose.term = batch[0]->grant.term;
   event.u.propose.n = n;
   event.u.propose.items = items;
@@ -770,23 +630,6 @@ void node_run_tasks(struct node *node)
   }
 }
 
-static void take_waiters(struct node *node)
-{
-  pthread_mutex_lock(&node->mutex);
-  struct waiter *list = node->new_waiters;
-  node->new_waiters = NULL;
-  pthread_mutex_unlock(&node->mutex);
-  if (list == NULL) return;
-  while (list) {
-    struct waiter *w = list;
-    list = w->next;
-    w->next = node->waiters;
-    node->waiters = w;
-  }
-  ask_reads(node);
-  release_waiters(node);
-}
-
 static void arm_timer(struct node *node);
 
 /* After each event: what connections handed over goes on its way, the lock to
@@ -808,8 +651,7 @@ static void on_timer(uv_timer_t *timer)
   uint64_t now = clock_monotonic_ms();
   if (now - node->ticked >= TICK_MS) {
     node->ticked = now;
-    drop_gone(node);
-    ask_reads(node);
+    reads_ask(node);
     cluster_tick(node);
     snapshot_tick(node);
     fetch_tick(node);
@@ -825,9 +667,7 @@ static void on_timer(uv_timer_t *timer)
 static void arm_timer(struct node *node)
 {
   uint64_t ms = raft_next_deadline(node->raft);
-  bool busy = node->waiters || !atomic_load(&node->serving);
-  uint64_t most = busy ? 20 : TICK_MS;
-  if (ms > most) ms = most;
+  if (ms > TICK_MS) ms = TICK_MS;
   /* One that is due sooner stays: under steady traffic it would be put off for
      ever. */
   if (uv_is_active((uv_handle_t *)&node->timer) &&
@@ -860,7 +700,7 @@ void node_on_async(uv_async_t *async)
   take_durable(node);
   while (propose_batch(node))
     ;
-  take_waiters(node);
+  reads_ask(node);
   node_run_tasks(node);
   if (node->closing) return;
   go_on(node);

@@ -20,6 +20,7 @@
 #include "wal.h"
 
 #include <stdatomic.h>
+#include <sys/queue.h>
 #include <uv.h>
 
 #define TEXT_MAX 640
@@ -59,7 +60,9 @@ struct identity {
   char name[RAFT_NAME_MAX];
   char listen[RAFT_ADDRESS_MAX];
   char advertise[RAFT_ADDRESS_MAX];
+  /* the same on all nodes of a cluster */
   unsigned heartbeat_ms, election_timeout_ms;
+  bool lease;                 /* its leader may read by lease */
   unsigned log_keep_kib;      /* log kept for slow followers, at most */
   unsigned snapshot_rate_kib; /* a second, of snapshots given; 0: no limit */
   bool joining;               /* the first snapshot has not arrived yet */
@@ -188,15 +191,22 @@ struct write_place {
   bool slept, slept_until_turn; /* in its busy handler */
 };
 
-/* Somebody waits for a read index or for an index to be applied. */
+/* Somebody waits for a read index or for an index to be applied: reads.c. */
+TAILQ_HEAD(waiters, waiter);
 struct waiter {
-  struct waiter *next;
-  uint64_t read;    /* number of the read request; 0: waits for index only */
-  raft_index index; /* to be applied; 0: not known yet */
-  int status;       /* 1: waiting; 0: done; negative: RAFT_E... */
-  pthread_cond_t *cond;
-  bool asked; /* loop thread: the read request is with raft */
-  bool gone;  /* the waiting thread gave up; the loop frees it */
+  TAILQ_ENTRY(waiter) link;
+  struct waiters *list; /* that it is in; NULL: it is done */
+  raft_index index;     /* to be applied; 0: not known yet */
+  bool lease;           /* a read by lease will do */
+  int status;           /* 1: waiting; 0: done; negative: RAFT_E... */
+  pthread_cond_t cond;
+};
+
+/* What clocks have told so far; all zeros: nothing. Nanoseconds. */
+struct clock_watch {
+  bool known;
+  int64_t slept_least, slept_most; /* how long the machine has slept, ever */
+  uint64_t looked;                 /* ms */
 };
 
 struct applied_configuration {
@@ -286,8 +296,8 @@ struct node {
   struct proposal *proposals, **proposals_tail;
   size_t proposals_bytes;
   struct task *tasks, **tasks_tail;
-  struct waiter *new_waiters;
-  uint64_t next_read;
+  struct waiters unasked, asked, waiting;
+  uint64_t next_read, asked_read; /* numbers of read requests */
   raft_index applied;
   bool worker_wanted, worker_apply, worker_install, worker_reopen;
   uint64_t next_checkpoint; /* ms; not before, when one was in vain */
@@ -309,7 +319,7 @@ struct node {
   struct tls_context *tls;
   struct wal *wal; /* set before the node serves; NULL while joining */
   struct held_send *held, **held_tail;
-  struct waiter *waiters;
+  struct clock_watch clock_watch;
   raft_index commit, lead_from;
   uint64_t lead_since;    /* ms */
   raft_index *open_parts; /* PAGES entries of a transaction not yet whole */
@@ -350,7 +360,10 @@ struct node {
   _Atomic int hold;     /* enum hold: who must wait for a new WAL */
   _Atomic bool crowded; /* a writer would have to wait, or build on others */
   _Atomic bool serving; /* what is applied is fit to be read locally */
-  _Atomic bool solo;    /* leader of a one-voter cluster: reads need no
+  /* A lease of this node as the leader: until when, in ms of CLOCK_BOOTTIME, 0:
+     none; and the commit index, known to nobody before it is here. */
+  _Atomic uint64_t lease_until, lease_commit;
+  _Atomic bool solo; /* leader of a one-voter cluster: reads need no
                                round */
   /* Owned by the worker; before and after it, by who starts and stops. */
   const char *kept; /* who kept the newest checkpoint from being complete */
@@ -386,11 +399,6 @@ int node_step(struct node *node, struct raft_event *event);
 int node_propose(struct node *node, uint8_t type, struct raft_body *body,
                  raft_index *index);
 
-/* Application threads. Bound in ms. 0; or SQLITE_BUSY_TIMEOUT and reasons. */
-int node_barrier(struct node *node, bool local, uint64_t wait_ms,
-                 struct text *reason);
-int node_wait_applied(struct node *node, raft_index index, uint64_t wait_ms,
-                      struct text *reason);
 /* Hands a part of a transaction over, with its COMMIT the whole of it, which is
    the head then; takes the reference of body. -1: the grant is gone. */
 int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
@@ -483,6 +491,44 @@ int verify_run(struct node *node, const struct interrupt *interrupt,
 /* Loop thread: a setting was applied; is it the start of a verification? */
 void verify_apply(struct node *node, const struct raft_entry *entry);
 void verify_stop(struct node *node);
+
+/* ---- when a read may begin: reads.c ------------------------------------ */
+
+enum read_level { LEVEL_LINEARIZABLE = 0, LEVEL_LEASE, LEVEL_LOCAL };
+
+/* Application threads. Until what is applied may be read at a level, for at
+   most wait_ms. SQLITE_OK; SQLITE_BUSY_TIMEOUT or SQLITE_INTERRUPT, and *reason
+   says why. interrupt may be NULL. */
+int node_barrier(struct node *node, enum read_level level, uint64_t wait_ms,
+                 const struct interrupt *interrupt, struct text *reason);
+/* The same at level lease, without a wait or a round: whether it may. */
+bool node_leased(struct node *node);
+/* Until an entry is applied; *applied: the newest that is. 0, or -EINTR,
+   -ETIMEDOUT, -ESHUTDOWN and *reason says why. */
+int node_wait_applied(struct node *node, raft_index index, uint64_t wait_ms,
+                      const struct interrupt *interrupt, raft_index *applied,
+                      struct text *reason);
+/* The node's mutex held: one wait for a condition that goes with it, cut short
+   now and then to look for an interrupt (NULL: nobody interrupts). 0: look
+   again; -ETIMEDOUT: `end` is over; -EINTR. */
+int node_wait(struct node *node, pthread_cond_t *cond,
+              const struct timespec *end, const struct interrupt *interrupt);
+
+/* Loop thread. The time for raft; false: raft must doubt its clock first. */
+bool reads_clock(struct node *node, uint64_t *now);
+/* After each step, before its messages are sent. */
+void reads_publish(struct node *node);
+/* An answer of raft's; true: a next request may be made at once. */
+bool reads_take(struct node *node, const struct raft_read_result *result);
+/* Asks for all that are not asked for yet; and has the loop do so. */
+void reads_ask(struct node *node);
+void reads_again(struct node *node);
+/* Wakes those whose index is applied. */
+void reads_released(struct node *node);
+/* A new raft knows no request; a node that ends answers none. */
+void reads_begin_raft(struct node *node);
+void reads_drop(struct node *node);
+void reads_init(struct node *node);
 
 /* ---- interface of node.c to start.c ------------------------------------ */
 

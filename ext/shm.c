@@ -214,9 +214,10 @@ static enum asks asks_for(struct connection *c)
 static int barrier(struct connection *c)
 {
   struct node *node = c->node;
-  bool local = c->level == LEVEL_LOCAL;
+  struct interrupt interrupt = {vfs_interrupted, c};
   if (atomic_load(&node->solo)) return SQLITE_OK;
-  if (local && atomic_load(&node->serving)) return SQLITE_OK;
+  if (c->level == LEVEL_LOCAL && atomic_load(&node->serving)) return SQLITE_OK;
+  if (c->level == LEVEL_LEASE && node_leased(node)) return SQLITE_OK;
   pthread_mutex_lock(&node->mutex);
   bool leaderless = node->view.leader == 0 && !node->stopping;
   pthread_mutex_unlock(&node->mutex);
@@ -225,7 +226,7 @@ static int barrier(struct connection *c)
   unsigned wait = writer_patience(c, c->refused_read, ROUND_MS);
   if (asks == ASKS_SCHEMA && wait > 2 * node->identity.election_timeout_ms)
     wait = 2 * node->identity.election_timeout_ms;
-  int rc = node_barrier(node, local, wait, &c->reason);
+  int rc = node_barrier(node, c->level, wait, &interrupt, &c->reason);
   if (rc == SQLITE_BUSY_TIMEOUT) c->refused_read = clock_monotonic_ms();
   return rc == SQLITE_BUSY_TIMEOUT && asks_for(c) != ASKS_DATA ? SQLITE_OK : rc;
 }

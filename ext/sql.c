@@ -237,6 +237,41 @@ static void sql_verify(sqlite3_context *ctx, int n, sqlite3_value **values)
   run_long(ctx, verify_run);
 }
 
+#define WAIT_MAX_MS 3600000
+
+static void sql_wait(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  struct text reason, line;
+  raft_index applied;
+  sqlite3_int64 index = sqlite3_value_int64(values[0]);
+  sqlite3_int64 ms = n > 1 ? sqlite3_value_int64(values[1]) : 0;
+  if (sqlite3_value_numeric_type(values[0]) != SQLITE_INTEGER || index < 0) {
+    fail(ctx, name_of(ctx), "the index must be an integer, 0 or more");
+    return;
+  }
+  if (n > 1 && (sqlite3_value_numeric_type(values[1]) != SQLITE_INTEGER ||
+                ms < 0 || ms > WAIT_MAX_MS)) {
+    fail(ctx, name_of(ctx), "the wait must be 0 to 3600000 ms");
+    return;
+  }
+  struct connection *c = here(ctx);
+  if (c == NULL) return;
+  struct interrupt interrupt = {vfs_interrupted, c};
+  int rc = node_wait_applied(c->node, (raft_index)index,
+                             n > 1 ? (uint64_t)ms : c->write_wait, &interrupt,
+                             &applied, &reason);
+  if (rc == 0) {
+    sqlite3_result_int64(ctx, (sqlite3_int64)applied);
+  } else if (rc == -EINTR) {
+    sqlite3_result_error_code(ctx, SQLITE_INTERRUPT);
+  } else {
+    text_set(&line, "quorate_wait: %s", reason.s);
+    c->reason = line;
+    node_reason(c->node, "%s", line.s);
+    fail(ctx, name_of(ctx), reason.s);
+  }
+}
+
 /* ---- information ------------------------------------------------------- */
 
 static void sql_version(sqlite3_context *ctx, int n, sqlite3_value **values)
@@ -327,6 +362,8 @@ int sql_register(sqlite3 *db)
       {"quorate_checkpoint", 0, true, sql_checkpoint},
       {"quorate_backup", 1, true, sql_backup},
       {"quorate_verify", 0, true, sql_verify},
+      {"quorate_wait", 1, true, sql_wait},
+      {"quorate_wait", 2, true, sql_wait},
       {"quorate_version", 0, false, sql_version},
       {"quorate_role", 0, false, sql_role},
       {"quorate_leader", 0, false, sql_leader},

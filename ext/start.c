@@ -252,6 +252,9 @@ int start_raft(struct node *node, struct raft_recovered *recovered,
   options.incarnation = node->identity.incarnation;
   options.heartbeat_ms = node->identity.heartbeat_ms;
   options.election_timeout_ms = node->identity.election_timeout_ms;
+  options.lease = node->identity.lease;
+  /* The hint lets voters forget a leader whose lease still runs. */
+  if (options.lease) options.hint_jitter_ms = 0;
   if (getrandom(&options.seed, sizeof(options.seed), 0) < 0)
     options.seed = (uint64_t)clock_wall_ms() ^ node->identity.id;
   if (node->applied > recovered->commit) recovered->commit = node->applied;
@@ -352,6 +355,7 @@ static struct node *node_new(const char *path)
   atomic_store(&node->crowded, true);
   lock_init(node);
   node->started = node->sequence = (uint64_t)clock_wall_ms() << 20;
+  reads_init(node);
   node->path = strdup(path);
   if (node->path == NULL || asprintf(&node->dir, "%s-quorate", path) < 0) {
     node->dir = NULL;
@@ -554,19 +558,8 @@ static void drop_queues(struct node *node)
     free(p);
   }
   node->proposals_tail = &node->proposals;
-  while (node->new_waiters || node->waiters) {
-    struct waiter **list =
-        node->new_waiters ? &node->new_waiters : &node->waiters;
-    struct waiter *w = *list;
-    *list = w->next;
-    if (w->gone) {
-      free(w);
-    } else {
-      w->status = RAFT_ELOST;
-      pthread_cond_signal(w->cond);
-    }
-  }
   pthread_mutex_unlock(&node->mutex);
+  reads_drop(node);
   node_drop_held(node);
 }
 

@@ -202,15 +202,16 @@ static int db_unfetch(sqlite3_file *file, sqlite3_int64 offset, void *page)
   return c->real->pMethods->xUnfetch(c->real, offset, page);
 }
 
+static const char *const level_names[] = {"linearizable", "lease", "local"};
+
 bool vfs_parse_level(const char *text, enum read_level *level)
 {
-  if (sqlite3_stricmp(text, "linearizable") == 0)
-    *level = LEVEL_LINEARIZABLE;
-  else if (sqlite3_stricmp(text, "local") == 0)
-    *level = LEVEL_LOCAL;
-  else
-    return false;
-  return true;
+  for (int i = LEVEL_LINEARIZABLE; i <= LEVEL_LOCAL; i++)
+    if (sqlite3_stricmp(text, level_names[i]) == 0) {
+      *level = (enum read_level)i;
+      return true;
+    }
+  return false;
 }
 
 static bool parse_ms(const char *text, unsigned *out)
@@ -244,10 +245,10 @@ static int db_pragma(struct connection *c, char **args)
                   "one connection");
   if (sqlite3_stricmp(name, "quorate_consistency") == 0) {
     if (value && !vfs_parse_level(value, &c->level))
-      return answer(args, SQLITE_ERROR,
-                    "quorate_consistency: must be linearizable or local");
-    return answer(args, SQLITE_OK,
-                  c->level == LEVEL_LOCAL ? "local" : "linearizable");
+      return answer(
+          args, SQLITE_ERROR,
+          "quorate_consistency: must be linearizable, lease or local");
+    return answer(args, SQLITE_OK, level_names[c->level]);
   }
   if (sqlite3_stricmp(name, "quorate_write_wait") == 0) {
     if (value && !parse_ms(value, &c->write_wait))
@@ -544,6 +545,7 @@ int vfs_register(void)
   if (sqlite3_vfs_find("quorate")) return SQLITE_OK;
   below = sqlite3_vfs_find(NULL);
   if (below == NULL) return SQLITE_ERROR;
+  interrupt_learn();
   quorate_vfs.szOsFile = (int)header_size() + below->szOsFile;
   quorate_vfs.mxPathname = below->mxPathname;
   return sqlite3_vfs_register(&quorate_vfs, 1);

@@ -8,8 +8,6 @@
 
 #include <sqlite3ext.h>
 
-enum read_level { LEVEL_LINEARIZABLE = 0, LEVEL_LOCAL = 1 };
-
 /* How a connection's snapshot, which SQLite asks for by a READ lock, is given:
    nothing yet; the private index was just filled, and SQLite must come back;
    granted. See vfs_shm_lock() in shm.c. */
@@ -82,6 +80,15 @@ char *vfs_absolute(const char *path);
 bool vfs_read_versions(const char *path, uint8_t versions[2]);
 bool vfs_write_version(const char *path, uint8_t version);
 bool vfs_parse_level(const char *text, enum read_level *level);
+
+/* ---- interrupt.c ------------------------------------------------------- */
+
+/* Once, before there is a connection: learns how to tell. */
+void interrupt_learn(void);
+/* Whether sqlite3_interrupt() was called on the handle of a struct connection,
+   for `raised` of a struct interrupt. It calls nothing of SQLite and may be
+   asked anywhere, under any lock. Always false if that cannot be told. */
+bool vfs_interrupted(void *connection);
 
 /* ---- shm.c ------------------------------------------------------------- */
 

@@ -486,6 +486,15 @@ const struct raft_configuration *raft_configuration(const struct raft *raft,
 ** or, after an election timeout, with it leading as before.
 */
 raft_id raft_transferring(const struct raft *raft);
+/*
+** Leader: until when, exclusively and on the clock of the events, a read by
+** lease is answered at once if nothing happens meanwhile; 0: there is no lease.
+** Other threads may then answer such reads with the commit index themselves, if
+** the host publishes both after each step, before it sends a message of that
+** step, and they take both before they look at a clock, which must go on while
+** the machine sleeps.
+*/
+uint64_t raft_lease_until(const struct raft *raft);
 /* ms until the next deadline of this node (heartbeat, election). */
 uint64_t raft_next_deadline(const struct raft *raft);
 

@@ -125,18 +125,28 @@ static void begin_round(struct raft *r)
   r->lead.round_began[r->read_round % RAFT_ROUNDS] = r->now;
 }
 
-static bool lease_holds(const struct raft *r)
+/* When the lease ends, if nothing happens before; 0: there is none. */
+static uint64_t lease_end(const struct raft *r)
 {
   const struct raft_leadership *lead = &r->lead;
-  uint64_t round = confirmed_round(r), lasts;
+  uint64_t round, lasts;
 
-  if (!r->options.lease || lead->lease_void || r->commit < lead->start)
-    return false;
+  if (r->role != RAFT_LEADER || !r->options.lease || lead->lease_void ||
+      r->commit < lead->start)
+    return 0;
+  round = confirmed_round(r);
   if (round < lead->first_round || r->read_round - round >= RAFT_ROUNDS)
-    return false;
+    return 0;
   lasts = (uint64_t)r->options.election_timeout_ms *
           (MUTANT(41) ? 130 : 100 - r->options.clock_drift_percent) / 100;
-  return r->now - lead->round_began[round % RAFT_ROUNDS] < lasts;
+  return lead->round_began[round % RAFT_ROUNDS] + lasts;
+}
+
+uint64_t raft_lease_until(const struct raft *r)
+{
+  uint64_t end = lease_end(r);
+
+  return r->now < end ? end : 0;
 }
 
 void raft_reads_advance(struct raft *r)
@@ -186,7 +196,7 @@ static void ask_leader(struct raft *r)
 
 void raft_reads_ask(struct raft *r, uint64_t read, bool lease)
 {
-  if (r->role == RAFT_LEADER && lease && lease_holds(r)) {
+  if (lease && raft_lease_until(r) > 0) {
     raft_out_read(r, read, 0, r->commit);
     return;
   }

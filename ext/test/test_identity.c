@@ -17,6 +17,7 @@ static const struct identity sample = {.cluster = 0x0123456789abcdefu,
                                        .advertise = "host.example:7001",
                                        .heartbeat_ms = 50,
                                        .election_timeout_ms = 500,
+                                       .lease = true,
                                        .log_keep_kib = 4096,
                                        .snapshot_rate_kib = 77};
 
@@ -74,6 +75,7 @@ static void test_round_trip(void **state)
     assert_string_equal(i.advertise, sample.advertise);
     assert_int_equal(i.heartbeat_ms, 50);
     assert_int_equal(i.election_timeout_ms, 500);
+    assert_true(i.lease);
     assert_int_equal(i.joining, joining);
     assert_int_equal(i.log_keep_kib, 4096);
     assert_int_equal(i.snapshot_rate_kib, 77);
@@ -146,7 +148,7 @@ static void test_damaged_key(void **state)
 
 /* ---- the strict parser ------------------------------------------------- */
 
-#define LINES 12 /* before the checksum */
+#define LINES 13 /* before the checksum */
 
 struct lines {
   char line[LINES + 1][600];
@@ -264,9 +266,12 @@ static void test_malformed_values(void **state)
       {10, "log_keep_kib = "},
       {10, "log_keep_kib = -1"},
       {11, "snapshot_rate_kib = 1e3"},
-      {12, "comment = none"},
-      {12, " = "},
-      {12, "#"},
+      {12, "lease = 2"},
+      {12, "lease = on"},
+      {12, "lease = "},
+      {13, "comment = none"},
+      {13, " = "},
+      {13, "#"},
   };
   struct lines whole, l;
   write_sample(*state, false);

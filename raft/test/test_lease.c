@@ -29,14 +29,18 @@ static struct world *leasing(unsigned n)
   return w;
 }
 
-/* Whether a read on id is answered at once, and rightly. */
+/* Whether a read on id is answered at once, and rightly. The host is told the
+   same. */
 static bool reads_at_once(struct world *w, raft_id id)
 {
   static uint64_t number = 1000;
   unsigned before = node(w, id)->n_reads;
+  bool lease;
 
   read_by_lease(w, id, ++number);
-  if (node(w, id)->n_reads == before) return false;
+  lease = raft_lease_until(core(w, id)) > local_time(w, id);
+  assert_int_equal(lease, node(w, id)->n_reads > before);
+  if (!lease) return false;
   assert_int_equal(last_read(w, id)->read, number);
   assert_int_equal(last_read(w, id)->status, 0);
   assert_true(last_read(w, id)->index >= w->max_committed);
@@ -243,6 +247,36 @@ static void test_expiry(void **state)
   pass(w, 1);
   assert_false(reads_at_once(w, 1));
   assert_true(is_leader(w, 1));
+  world_free(w);
+}
+
+/* What a host is told lasts as long as a lease does, and not after a step that
+   ends it. */
+static void test_until(void **state)
+{
+  struct world *w = leasing(3);
+  uint64_t sent, until;
+
+  (void)state;
+  sent = w->now;
+  beat(w, 1);
+  until = raft_lease_until(core(w, 1));
+  assert_in_range(until, sent + 400, w->now + 400);
+  assert_int_equal(raft_lease_until(core(w, 2)), 0); /* no leader */
+  cut_off(w, 1);
+  pass(w, (unsigned)(until - 1 - w->now));
+  assert_true(reads_at_once(w, 1));
+  assert_int_equal(raft_lease_until(core(w, 1)), until);
+  pass(w, 1);
+  tick(w, 1);
+  assert_int_equal(raft_lease_until(core(w, 1)), 0);
+  mend(w);
+  beat(w, 1);
+  assert_true(raft_lease_until(core(w, 1)) > w->now);
+  /* The step that sends TIMEOUT_NOW says so, before it is sent. */
+  assert_int_equal(transfer(w, 1, 2), 0);
+  assert_int_equal(count(w, 1, 2, RAFT_TIMEOUT_NOW), 1);
+  assert_int_equal(raft_lease_until(core(w, 1)), 0);
   world_free(w);
 }
 
@@ -530,6 +564,7 @@ int main(void)
       cmocka_unit_test(test_follower),
       cmocka_unit_test(test_change_of_configuration),
       cmocka_unit_test(test_expiry),
+      cmocka_unit_test(test_until),
       cmocka_unit_test(test_many_rounds),
       cmocka_unit_test(test_void_after_transfer),
       cmocka_unit_test(test_not_void_before_it_is_told),
