@@ -150,8 +150,10 @@ static int apply_commit(struct node *node, const struct raft_entry *entry)
     return 0;
   }
   if (tx) {
-    node->n_open = 0;
-    return confirm_own(node, tx, entry);
+    int rc = confirm_own(node, tx, entry);
+    /* Without room it comes here again, and needs its parts. */
+    if (rc == 0) node->n_open = 0;
+    return rc;
   }
   apply_reject_before(node, entry->term);
   if (head.part > 0) {
