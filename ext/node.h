@@ -146,6 +146,8 @@ struct node_limits {
   uint32_t restart_frames;    /* a WAL this long begins anew */
   uint32_t quiet_frames;      /* may be left to copy in a quiet moment */
   uint32_t quiet_ms;          /* without a write: time to tidy up */
+  uint32_t stall_ms;          /* a join waits without any progress */
+  uint32_t fate_ms;           /* longest wait for the fate of a commit */
 };
 extern struct node_limits node_limits;
 
@@ -363,6 +365,11 @@ int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
    and says why. */
 void node_fail(struct node *node, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+/* The log could not be written or synced, for another reason than want of room:
+   the node takes part in nothing until it is started anew. Any thread. */
+bool node_log_failed(const struct node *node);
+#define NODE_LOG_FAILED                                                        \
+  "the log has failed: see quorate_events, then stop and start the node"
 /* Loop thread: the applied index moved, or may be able to. */
 void node_progressed(struct node *node);
 /* Under the node's mutex: tells a transaction its fate and takes it off the

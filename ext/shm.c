@@ -288,6 +288,7 @@ static const char *cannot_write(struct node *node)
 {
   if (node->stopping) return "the node is stopping";
   if (node->failed) return "the node has failed: see quorate_events";
+  if (node_log_failed(node)) return NODE_LOG_FAILED;
   if (node->view.role == RAFT_LEADER && !node->can_write)
     return "the leader is still applying what was committed before";
   if (node->can_write) return NULL;
