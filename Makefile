@@ -13,6 +13,8 @@
 #   make mutants       whether tests notice planted mistakes; MUTANTS='53 7'
 #   make crash         states that a loss of power may leave of a node, 10000 of
 #                      them; STATES=n CRASHFLAGS='--seed 7 --workload three'
+#   make fault         each call on files of a node fails, one after the other;
+#                      FAULTFLAGS='--scene join --error EIO'
 #   make bench-storage figures of joining, catching up, restarts; MIB=1024
 #   make check-style   formatter, warnings of both compilers, house rules
 #   make SAN=address,undefined ...   the same with sanitizers; or SAN=thread
@@ -109,6 +111,16 @@ STATES    ?= 10000
 $(CRASH): $(CRASH_OBJ) $(NEED_ext)
 	$(CC) -o $@ $^ $(LDFLAGS) $(LIBS) $(LIBS_ext)
 
+# Each call on files that fails once, or from then on: by itself a sample.
+FAULT     := $(B)/ext/test/fault/fault
+FAULT_OBJ := $(call objs,ext/test/fault) \
+             $(filter-out %/crash.o %/workload.o,$(CRASH_OBJ))
+$(FAULT): $(FAULT_OBJ) $(NEED_ext)
+	$(CC) -o $@ $^ $(LDFLAGS) $(LIBS) $(LIBS_ext)
+
+fault: $(FAULT)
+	@$(FAULT) --all $(FAULTFLAGS)
+
 crash: $(CRASH)
 	@$(CRASH) --states $(STATES) $(CRASHFLAGS)
 
@@ -125,8 +137,8 @@ SUITE_ENV = QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' \
 
 # Unit tests and suites in one run with one summary, all of them even if some
 # fail.
-test: all $(UNITS) $(if $(SAN),,$(CRASH))
-	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(if $(SAN),,$(CRASH)) $(if $(SAN),,\
+test: all $(UNITS) $(if $(SAN),,$(CRASH) $(FAULT))
+	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(if $(SAN),,$(CRASH) $(FAULT) \
 	  raft/sim/mutants-sample) $(wildcard sql-tests/*.test)
 
 SUITES ?= $(notdir $(basename $(wildcard sql-tests/*.test)))
@@ -174,7 +186,7 @@ bench-storage: all
 	@QUORATE_TEST_DIR='$(CURDIR)/$(B)/storage' $(SUITE_ENV) \
 	  tclsh sql-tests/storage.tcl $(MIB)
 
-compile: all $(UNITS) $(BENCH) $(SIM) $(CRASH)
+compile: all $(UNITS) $(BENCH) $(SIM) $(CRASH) $(FAULT)
 
 coverage:
 	@$(MAKE) --no-print-directory COVERAGE=1 reach
@@ -192,7 +204,7 @@ check-style:
 clean:
 	rm -rf build
 
-.PHONY: all sim soak mutants mutants-sample crash unit test suites demo bench bench-storage \
+.PHONY: all sim soak mutants mutants-sample crash fault unit test suites demo bench bench-storage \
         compile coverage reach check-style \
         clean \
         $(addprefix unit-,$(ROOMS))
