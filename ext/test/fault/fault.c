@@ -152,7 +152,7 @@ static int ask(enum call call, int fd, const char *path, int flags)
     return p->lasting && strncmp(disk, name, 3) == 0 ? p->error : 0;
   }
   snprintf(what, sizeof(what), "%s %s", name_of(call, flags), name);
-  if (p->only && strcmp(p->only, what) != 0) return 0;
+  if (p->only && strncmp(p->only, what, strlen(p->only)) != 0) return 0;
   if (atomic_fetch_add(&told->calls, 1) + 1 != p->at) return 0;
   memcpy(told->what, what, sizeof(what));
   atomic_store(&told->fired, true);

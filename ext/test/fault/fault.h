@@ -27,7 +27,7 @@ struct point {
   int error;
   bool lasting;     /* the disk stays so until the scene ends */
   bool killed;      /* then the process; else the nodes have to go on */
-  const char *only; /* such calls are counted: "sync n1/app.db"; NULL: all */
+  const char *only; /* what so begins is counted: "sync n1/"; NULL: all */
 };
 
 /* What processes of one worker tell each other. */
