@@ -15,6 +15,8 @@
 #                      them; STATES=n CRASHFLAGS='--seed 7 --workload three'
 #   make kill          kill -9 of nodes under load, and nothing lost; KILLS=300
 #                      SEED=n (`make test` runs a sample)
+#   make fault         each call on files of a node fails, one after the other;
+#                      FAULTFLAGS='--scene join --error EIO'
 #   make bench-storage figures of joining, catching up, restarts; MIB=1024
 #   make check-style   formatter, warnings of both compilers, house rules
 #   make SAN=address,undefined ...   the same with sanitizers; or SAN=thread
@@ -111,6 +113,16 @@ STATES    ?= 10000
 $(CRASH): $(CRASH_OBJ) $(NEED_ext)
 	$(CC) -o $@ $^ $(LDFLAGS) $(LIBS) $(LIBS_ext)
 
+# Each call on files that fails once, or from then on: by itself a sample.
+FAULT     := $(B)/ext/test/fault/fault
+FAULT_OBJ := $(call objs,ext/test/fault) \
+             $(filter-out %/crash.o %/workload.o,$(CRASH_OBJ))
+$(FAULT): $(FAULT_OBJ) $(NEED_ext)
+	$(CC) -o $@ $^ $(LDFLAGS) $(LIBS) $(LIBS_ext)
+
+fault: $(FAULT)
+	@$(FAULT) --all $(FAULTFLAGS)
+
 crash: $(CRASH)
 	@$(CRASH) --states $(STATES) $(CRASHFLAGS)
 
@@ -127,8 +139,8 @@ SUITE_ENV = QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' \
 
 # Unit tests and suites in one run with one summary, all of them even if some
 # fail.
-test: all $(UNITS) $(if $(SAN),,$(CRASH))
-	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(if $(SAN),,$(CRASH)) $(if $(SAN),,\
+test: all $(UNITS) $(if $(SAN),,$(CRASH) $(FAULT))
+	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(if $(SAN),,$(CRASH) $(FAULT) \
 	  raft/sim/mutants-sample) $(wildcard sql-tests/*.test)
 
 SUITES ?= $(notdir $(basename $(wildcard sql-tests/*.test)))
@@ -182,7 +194,7 @@ bench-storage: all
 	@QUORATE_TEST_DIR='$(CURDIR)/$(B)/storage' $(SUITE_ENV) \
 	  tclsh sql-tests/storage.tcl $(MIB)
 
-compile: all $(UNITS) $(BENCH) $(SIM) $(CRASH)
+compile: all $(UNITS) $(BENCH) $(SIM) $(CRASH) $(FAULT)
 
 coverage:
 	@$(MAKE) --no-print-directory COVERAGE=1 reach
@@ -200,6 +212,6 @@ check-style:
 clean:
 	rm -rf build
 
-.PHONY: all sim soak mutants mutants-sample crash unit test suites kill demo bench \
-        bench-storage compile coverage reach check-style clean \
+.PHONY: all sim soak mutants mutants-sample crash fault unit test suites kill \
+        demo bench bench-storage compile coverage reach check-style clean \
         $(addprefix unit-,$(ROOMS))

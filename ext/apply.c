@@ -177,8 +177,10 @@ static int apply_commit(struct node *node, const struct raft_entry *entry)
     return 0;
   }
   if (tx) {
-    node->n_open = 0;
-    return confirm_own(node, tx, entry);
+    int rc = confirm_own(node, tx, entry);
+    /* Without room it comes here again, and needs its parts. */
+    if (rc == 0) node->n_open = 0;
+    return rc;
   }
   /* Another node has the lock since (lock.c, L3): what came before is
      settled. */

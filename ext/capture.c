@@ -25,8 +25,6 @@ SQLITE_EXTENSION_INIT3
 #include <errno.h>
 #include <stdio.h>
 
-#define WAIT_MS 30000 /* longest wait for the fate of a commit */
-
 bool capture_revoked(struct connection *c)
 {
   return atomic_load(&c->node->wal->epoch) != c->epoch;
@@ -48,7 +46,7 @@ int capture_may_read(struct connection *c)
   if (c->writing) return SQLITE_OK;
   if (c->reserved && !c->kept) writer_leave(c);
   if (!c->ahead) return SQLITE_OK;
-  end = clock_deadline(WAIT_MS);
+  end = clock_deadline(node_limits.fate_ms);
   pthread_mutex_lock(&node->mutex);
   node->watchers++;
   for (bool in_time = true; c->ahead && in_time && !capture_revoked(c);) {
@@ -363,6 +361,19 @@ void capture_finish(struct connection *c)
 
 /* ---- fate -------------------------------------------------------------- */
 
+/* Mutex held. */
+static void say_unknown(struct connection *c, enum tx_state state)
+{
+  const struct node *node = c->node;
+  const char *why = state == TX_UNKNOWN     ? "the node was stopped"
+                    : node->failed          ? "the node has failed"
+                    : node_log_failed(node) ? NODE_LOG_FAILED
+                                            : "no quorum answered in 30 s";
+  text_set(&c->reason,
+           "outcome unknown: %s; the node settles it when there is a quorum",
+           why);
+}
+
 int capture_wait(struct connection *c)
 {
   struct node *node = c->node;
@@ -376,20 +387,16 @@ int capture_wait(struct connection *c)
                : SQLITE_OK;
   }
   c->tx = NULL;
-  end = clock_deadline(WAIT_MS);
+  end = clock_deadline(node_limits.fate_ms);
   pthread_mutex_lock(&node->mutex);
-  while (tx->state == TX_WAITING)
+  while (tx->state == TX_WAITING && !node->failed && !node_log_failed(node))
     if (pthread_cond_timedwait(&tx->cond, &node->mutex, &end) != 0) break;
   enum tx_state state = tx->state;
   tx->abandoned = state == TX_WAITING;
+  if (tx->abandoned || state == TX_UNKNOWN) say_unknown(c, state);
   pthread_mutex_unlock(&node->mutex);
   if (state == TX_WAITING || state == TX_UNKNOWN) {
     if (state == TX_UNKNOWN) transaction_free(tx);
-    text_set(&c->reason,
-             "outcome unknown: %s; the node settles it when there "
-             "is a quorum",
-             state == TX_UNKNOWN ? "the node was stopped"
-                                 : "no quorum answered in 30 s");
     node_reason(node, "%s", c->reason.s);
     return VFS_UNKNOWN;
   }

@@ -179,6 +179,8 @@ static int check_use(struct node *node, struct text *error)
   for (const struct wal_reader *r = end->next; r != end; r = r->next)
     used = used || !r->of_node;
   pthread_mutex_unlock(&node->wal->mutex);
+  if (used && node_log_failed(node)) /* what is in flight stays so */
+    return refuse(error, node->path, NODE_LOG_FAILED);
   if (used)
     return refuse(error, node->path,
                   "a connection of this process is in a transaction, or "

@@ -21,7 +21,6 @@
 SQLITE_EXTENSION_INIT3
 
 #define JOIN_TIMEOUT_MS 15000 /* for the leader's answer */
-#define STALL_MS 30000        /* without any progress of the first snapshot */
 #define REDIRECTS 5
 
 /* ---- options ----------------------------------------------------------- */
@@ -183,7 +182,7 @@ struct place {
   char *parent;
   bool existed; /* the database file */
   bool was_wal; /* and was in WAL mode */
-  bool fenced;  /* its write version is 3 now, by us */
+  bool fenced;  /* its write version may be 3 now, by us */
 };
 
 static void place_clear(struct place *place)
@@ -192,6 +191,21 @@ static void place_clear(struct place *place)
   free(place->dir);
   free(place->fresh);
   free(place->parent);
+}
+
+/* What is in the way: a node, or what a join left that could not tidy up. */
+static void explain_directory(const struct place *place, struct text *error)
+{
+  struct identity identity;
+  struct text ignored;
+  if (identity_read(place->dir, &identity, &ignored) == 0 && identity.joining)
+    text_set(error,
+             "%s: joining is under way, or was not finished: then delete it "
+             "and %s, and join again",
+             place->dir, place->path);
+  else
+    text_set(error, "%s exists: this file is a node already", place->dir);
+  identity_clear(&identity);
 }
 
 static bool place_find(const char *file, struct place *place,
@@ -223,7 +237,7 @@ static bool place_find(const char *file, struct place *place,
     return false;
   }
   if (stat(place->dir, &st) == 0) {
-    text_set(error, "%s exists: this file is a node already", place->dir);
+    explain_directory(place, error);
     return false;
   }
   if (stat(place->path, &st) == 0) {
@@ -290,10 +304,27 @@ static bool run(sqlite3 *db, const char *sql, const char *want,
 /* Fences the file: to others it can only be read from here on. */
 static bool fence(struct place *place, struct text *error)
 {
-  place->fenced = vfs_write_version(place->path, 3);
-  if (!place->fenced)
-    text_set(error, "%s: its header cannot be written", place->path);
-  return place->fenced;
+  place->fenced = true; /* it may be written and not synced */
+  if (vfs_write_version(place->path, 3)) return true;
+  text_set(error, "%s: its header cannot be written", place->path);
+  return false;
+}
+
+/* A journal that could not be removed would be rolled back into the file by
+   whoever opens it next. */
+static bool no_journal(const struct place *place, struct text *error)
+{
+  struct stat st;
+  char *name = NULL;
+  bool ok = asprintf(&name, "%s-journal", place->path) >= 0;
+  if (!ok) {
+    text_set(error, "out of memory");
+    return false;
+  }
+  ok = stat(name, &st) != 0 && errno == ENOENT;
+  if (!ok) text_set(error, "%s: cannot be removed", name);
+  free(name);
+  return ok;
 }
 
 /* Brings the file, or a new one, into WAL mode with everything in it, while
@@ -324,7 +355,7 @@ static bool convert(struct place *place, struct text *error)
             run(db, "PRAGMA journal_mode=WAL", "wal", &detail);
   sqlite3_close(db);
   if (!ok) text_set(error, "%s: %s", place->path, detail.s);
-  return ok;
+  return ok && no_journal(place, error);
 }
 
 static bool make_first_identity(struct identity *i, char **ca_key,
@@ -517,15 +548,21 @@ static bool wait_for_admission(struct node *node, struct text *error)
     pthread_mutex_lock(&node->mutex);
     progress += node->applied;
     bool failed = node->failed;
+    struct text reason = node->reason;
     pthread_mutex_unlock(&node->mutex);
+    if (!failed && node_log_failed(node)) {
+      failed = true;
+      text_set(&reason, "its log could not be written: %s",
+               errno_text(-atomic_load(&node->disk_status)).s);
+    }
     uint64_t now = clock_monotonic_ms();
     if (progress != seen) last = now;
     seen = progress;
-    if (failed || now - last > STALL_MS) {
+    if (failed || now - last > node_limits.stall_ms) {
       text_set(error,
                failed ? "the node failed: %s"
                       : "no snapshot from the leader in time%s",
-               failed ? node->reason.s : "");
+               failed ? reason.s : "");
       return false;
     }
     nanosleep(&pause, NULL);

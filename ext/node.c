@@ -74,13 +74,26 @@ struct timespec clock_deadline(uint64_t ms)
   return t;
 }
 
+bool node_log_failed(const struct node *node)
+{
+  int status = atomic_load(&node->disk_status);
+  return status != 0 && status != -ENOSPC;
+}
+
+void node_keep_reason(struct node *node, const struct text *reason)
+{
+  if (!node->failed && !node_log_failed(node)) node->reason = *reason;
+}
+
 void node_reason(struct node *node, const char *format, ...)
 {
+  struct text reason;
   va_list args;
-  pthread_mutex_lock(&node->mutex);
   va_start(args, format);
-  vsnprintf(node->reason.s, sizeof(node->reason.s), format, args);
+  vsnprintf(reason.s, sizeof(reason.s), format, args);
   va_end(args);
+  pthread_mutex_lock(&node->mutex);
+  node_keep_reason(node, &reason);
   pthread_mutex_unlock(&node->mutex);
 }
 
@@ -462,10 +475,14 @@ static void carry_out(struct node *node, const struct raft_effects *effects)
   raft_id snapshots[RAFT_MEMBERS_MAX];
   unsigned n_loads = 0, n_snapshots = 0;
 
+  int rc = 0;
   reads_publish(node);
-  if (effects->persist.seq != 0 &&
-      store_submit(node->store, &effects->persist) != 0)
-    node_fail(node, "no memory for the log");
+  if (effects->persist.seq != 0)
+    rc = store_submit(node->store, &effects->persist);
+  /* Any other error is that of a log that has failed before: it tells that by
+     itself, and take_durable() knows what to do. */
+  if (rc == -ENOMEM || rc == -EINVAL)
+    node_fail(node, "the log takes no entry: %s", errno_text(-rc).s);
   for (unsigned i = 0; i < effects->n_sends; i++)
     send_or_hold(node, &effects->sends[i]);
   for (; n_loads < effects->n_loads && n_loads < RAFT_MEMBERS_MAX; n_loads++)
@@ -676,6 +693,18 @@ static void arm_timer(struct node *node)
   uv_timer_start(&node->timer, on_timer, ms ? ms : 1, 0);
 }
 
+/* Nothing becomes durable here any more, so nothing is confirmed: who waits for
+   that is told now. */
+static void give_up_waiting(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
+  if (!node->failed) text_set(&node->reason, "%s", NODE_LOG_FAILED);
+  for (struct transaction *tx = node->inflight; tx; tx = tx->next)
+    pthread_cond_signal(&tx->cond);
+  pthread_cond_broadcast(&node->changed);
+  pthread_mutex_unlock(&node->mutex);
+}
+
 static void take_durable(struct node *node)
 {
   struct raft_event event = {.type = RAFT_EVENT_PERSISTED};
@@ -691,6 +720,7 @@ static void take_durable(struct node *node)
     node->disk_failed = true;
     event.type = RAFT_EVENT_DISK_FAILED;
     node_step(node, &event);
+    if (node_log_failed(node)) give_up_waiting(node);
   }
 }
 

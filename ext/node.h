@@ -159,6 +159,8 @@ struct node_limits {
   uint32_t restart_frames;    /* a WAL this long begins anew */
   uint32_t quiet_frames;      /* may be left to copy in a quiet moment */
   uint32_t quiet_ms;          /* without a write: time to tidy up */
+  uint32_t stall_ms;          /* a join waits without any progress */
+  uint32_t fate_ms;           /* longest wait for the fate of a commit */
 };
 extern struct node_limits node_limits;
 
@@ -408,6 +410,11 @@ int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
    and says why. */
 void node_fail(struct node *node, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+/* The log could not be written or synced, for another reason than want of room:
+   the node takes part in nothing until it is started anew. Any thread. */
+bool node_log_failed(const struct node *node);
+#define NODE_LOG_FAILED                                                        \
+  "the log has failed: see quorate_events, then stop and start the node"
 /* Loop thread: the applied index moved, or may be able to; or this node got the
    lock. */
 void node_progressed(struct node *node);
@@ -432,6 +439,9 @@ void node_abandon(struct node *node);
 /* Says why something was refused: kept for quorate_last_error(). */
 void node_reason(struct node *node, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+/* The same with the node's mutex held. Why a node has failed stays: all else
+   follows from it. */
+void node_keep_reason(struct node *node, const struct text *reason);
 
 /* ---- who writes: writer.c ---------------------------------------------- */
 

@@ -201,6 +201,7 @@ static const char *in_vain(const struct node *node, raft_index index)
 {
   if (node->stopping) return "the node is stopped";
   if (node->failed) return "the node has failed: see quorate_events";
+  if (node_log_failed(node)) return NODE_LOG_FAILED;
   if (node->view.leader == 0) return "no leader: no quorum, or an election";
   return index ? "this node has not caught up" : "the leader does not answer";
 }
@@ -227,7 +228,7 @@ int node_barrier(struct node *node, enum read_level level, uint64_t wait_ms,
   if (rc) {
     text_set(reason, "read %s: %s", rc == -EINTR ? "interrupted" : "refused",
              in_vain(node, index));
-    node->reason = *reason;
+    node_keep_reason(node, reason);
   }
   pthread_mutex_unlock(&node->mutex);
   return rc == 0        ? SQLITE_OK

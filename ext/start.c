@@ -51,7 +51,9 @@ struct node_limits node_limits = {.segment_bytes = 8u << 20,
                                   .checkpoint_frames = 1000,
                                   .restart_frames = 1000,
                                   .quiet_frames = 200,
-                                  .quiet_ms = 5000};
+                                  .quiet_ms = 5000,
+                                  .stall_ms = 30000,
+                                  .fate_ms = 30000};
 
 /* ---- files ------------------------------------------------------------- */
 

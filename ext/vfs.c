@@ -16,8 +16,10 @@ SQLITE_EXTENSION_INIT3
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static sqlite3_vfs *below; /* the VFS that was the default */
 
@@ -349,6 +351,26 @@ static const char *forbidden(const char *name)
   return NULL;
 }
 
+/* Opens a file with the VFS below. That takes any failure to open it for
+   writing as the lack of a right, and opens it to be read: then a connection
+   could not write for as long as it lives, because of one moment's error. */
+static int open_real(const char *name, sqlite3_file *real, int flags,
+                     int *out_flags)
+{
+  int out = 0;
+  int rc = below->xOpen(below, name, real, flags, &out);
+  if (rc == SQLITE_OK && (flags & SQLITE_OPEN_READWRITE) &&
+      (out & SQLITE_OPEN_READONLY) &&
+      faccessat(AT_FDCWD, name, W_OK, AT_EACCESS) == 0) {
+    sqlite3_log(SQLITE_CANTOPEN, "quorate: %s: cannot be opened for writing",
+                name);
+    rc = SQLITE_CANTOPEN;
+  }
+  if (rc != SQLITE_OK && real->pMethods) real->pMethods->xClose(real);
+  if (out_flags) *out_flags = out;
+  return rc;
+}
+
 static int open_database(struct node *node, const char *name,
                          sqlite3_file *file, int flags, int *out_flags)
 {
@@ -366,11 +388,8 @@ static int open_database(struct node *node, const char *name,
   if (rc != SQLITE_OK) return rc;
   c->node = node;
   c->real = real_space(file);
-  rc = below->xOpen(below, name, c->real, flags, out_flags);
-  if (rc != SQLITE_OK) {
-    if (c->real->pMethods) c->real->pMethods->xClose(c->real);
-    return rc;
-  }
+  rc = open_real(name, c->real, flags, out_flags);
+  if (rc != SQLITE_OK) return rc;
   clock_condition(&c->place.cond);
   c->base.pMethods = &connection_methods;
   return SQLITE_OK;
@@ -383,13 +402,9 @@ static int open_wal(struct connection *c, const char *name, sqlite3_file *file,
   w->base.pMethods = NULL;
   w->connection = c;
   w->real = real_space(file);
-  int rc = below->xOpen(below, name, w->real, flags, out_flags);
-  if (rc != SQLITE_OK) {
-    if (w->real->pMethods) w->real->pMethods->xClose(w->real);
-    return rc;
-  }
-  w->base.pMethods = &wal_methods;
-  return SQLITE_OK;
+  int rc = open_real(name, w->real, flags, out_flags);
+  if (rc == SQLITE_OK) w->base.pMethods = &wal_methods;
+  return rc;
 }
 
 static int vfs_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *file,

@@ -56,14 +56,13 @@ static uint8_t *grow_shm(void *ctx, unsigned i)
   struct wal *wal = ctx;
   uint64_t size = 0, end = (uint64_t)(i + 1) * WALINDEX_REGION;
   uint8_t zero[4096] = {0};
-  if (wal->io->size(wal->io->ctx, wal->shm, &size) != 0) return NULL;
+  wal->grow_rc = wal->io->size(wal->io->ctx, wal->shm, &size);
   /* Written, not only truncated to: a hole on a full disk would be a SIGBUS
      when it is touched. */
-  for (; size < end; size = (size / 4096 + 1) * 4096) {
-    size_t n = 4096 - size % 4096;
-    if (wal->io->pwrite(wal->io->ctx, wal->shm, zero, n, size) != 0)
-      return NULL;
-  }
+  for (; wal->grow_rc == 0 && size < end; size = (size / 4096 + 1) * 4096)
+    wal->grow_rc =
+        wal->io->pwrite(wal->io->ctx, wal->shm, zero, 4096 - size % 4096, size);
+  if (wal->grow_rc) return NULL;
   void *at = mmap(NULL, WALINDEX_REGION, PROT_READ | PROT_WRITE, MAP_SHARED,
                   wal->shm, (off_t)(end - WALINDEX_REGION));
   return at == MAP_FAILED ? NULL : at;
@@ -504,7 +503,7 @@ static int publish(struct wal *wal, const struct walindex_header *header,
   for (uint32_t f = wal->confirmed.mx_frame + 1; f <= header->mx_frame; f++)
     if (walindex_append(&wal->index, f, wal_pgno(wal, f)) != 0) {
       walindex_rewind(&wal->index, wal->confirmed.mx_frame);
-      return -ENOMEM;
+      return wal->grow_rc ? wal->grow_rc : -ENOMEM;
     }
   pthread_mutex_lock(&wal->mutex);
   walindex_publish(&wal->index, header);

@@ -59,6 +59,7 @@ struct wal {
   uint32_t page_size;
   pthread_mutex_t mutex, file_mutex;
   struct walindex index; /* the real -shm; belongs to the applying thread */
+  int grow_rc;           /* why it could not grow; likewise */
   struct walindex_info *info; /* in it, for the checkpointer */
   uint32_t **frames; /* page numbers, in blocks of 4096; up to the head */
   uint64_t generation;

@@ -40,6 +40,7 @@ const char *writer_refusal(const struct node *node)
 {
   if (node->stopping) return "the node is stopping";
   if (node->failed) return "the node has failed: see quorate_events";
+  if (node_log_failed(node)) return NODE_LOG_FAILED;
   if (node->can_write) return NULL;
   if (node->view.leader == 0) return "no leader: no quorum, or an election";
   if (node->view.role == RAFT_LEADER && node->applied < node->lead_from)
@@ -73,9 +74,8 @@ void writer_recall(struct node *node)
 bool writer_is_over(const struct node *node)
 {
   /* A lock that may not be used yet is kept for those that wait for it. */
-  return node->writer == NULL &&
-         ((node->can_write && node->recall_left == 0) ||
-          count_waiting(node) == 0);
+  return node->writer == NULL && ((node->can_write && node->recall_left == 0) ||
+                                  count_waiting(node) == 0);
 }
 
 void writer_note(struct node *node)

@@ -698,6 +698,32 @@ static void test_faults(void **state)
 
 /* A restart that failed leaves the old beginning: a crash after it, with a
    reader that stays, is none that a start refuses. */
+/* A disk without room says so, whichever file it is that has to grow: such an
+   entry is applied later, any other error is the end. */
+static void test_index_without_room(void **state)
+{
+  struct world w;
+  bool met = false;
+  world_init(&w, state, 512);
+  world_open(&w);
+  world_step(&w, "CREATE TABLE big(v)");
+  world_step(&w, "INSERT INTO big VALUES(zeroblob(90000))");
+  uint32_t regions = w.wal->index.n_regions;
+  while (!met && w.wal->index.n_regions == regions) {
+    w.spy.fail_kind = 's';
+    w.index++;
+    int rc = world_append(&w, true);
+    met = w.spy.fired > 0;
+    assert_int_equal(rc, met ? -ENOSPC : 0);
+  }
+  assert_true(met);
+  w.spy.fail_kind = 0;
+  assert_int_equal(world_append(&w, true), 0);
+  assert_true(w.wal->index.n_regions > regions);
+  world_check(&w);
+  world_free(&w);
+}
+
 static void test_failed_restart(void **state)
 {
   struct world w;
@@ -789,6 +815,7 @@ int main(void)
       IN_DIR(test_refusals),
       IN_DIR(test_foreign_writer),
       IN_DIR(test_faults),
+      IN_DIR(test_index_without_room),
       IN_DIR(test_failed_restart),
       IN_DIR(test_checkpoint_while_applying),
   };

@@ -22,6 +22,7 @@ struct spy {
   char trace
       [256]; /* W, D write; w, d sync; n sync names; t truncate the database; F floor */
   long countdown; /* the operation at 1 fails; 0: none does */
+  char fail_kind; /* writes to these files find no room */
   unsigned fired;
   void (*on_write)(struct spy *spy, char kind, const uint8_t *data, size_t n,
                    uint64_t offset);
@@ -69,6 +70,10 @@ static inline int spy_pwrite(void *ctx, int fd, const void *buf, size_t n,
   struct spy *s = ctx;
   char kind = spy_kind(s, fd);
   int rc = spy_fault(s);
+  if (kind && kind == s->fail_kind) {
+    s->fired++;
+    rc = -ENOSPC;
+  }
   if (rc) return rc;
   if (kind != 's') spy_note(s, kind == 'w' ? 'W' : 'D');
   if (s->on_write) s->on_write(s, kind, buf, n, offset);

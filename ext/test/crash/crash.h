@@ -92,6 +92,27 @@ void record_mark(enum mark mark, uint64_t a, uint64_t b, const char *text);
 void record_power(struct record *record, uint64_t seed);
 /* The process ends here, between two operations, as if killed. */
 void record_kill(void) __attribute__((noreturn));
+/* Calls on files, as far as they are made to fail (test/fault). */
+enum call {
+  CALL_OPEN,
+  CALL_READ,
+  CALL_WRITE,
+  CALL_TRUNCATE,
+  CALL_SYNC,
+  CALL_SIZE,
+  CALL_MAP,
+  CALL_RENAME,
+  CALL_UNLINK,
+  CALL_MKDIR,
+  CALL_LIST
+};
+/* Asked before each of them, one at a time. The file is `path`, from directory
+   fd on, or (NULL) an open one; flags: of open(2),
+   or how many bytes are written. An errno value: the call
+   fails with it and nothing is done; 0: it is made. */
+typedef int fault_fn(enum call call, int fd, const char *path, int flags);
+/* NULL: no more. */
+void record_faults(fault_fn *fault);
 /* Network ports are this process's own: see bind() in record.c. */
 unsigned record_port(unsigned port);
 void record_free(struct record *record);
@@ -203,5 +224,8 @@ struct check {
 };
 /* In a process of its own. True, or false and why. */
 bool check_state(const struct check *check);
+/* The same of nodes that run in this process; what is there afterwards, too. */
+bool check_running(const struct check *check, const struct world *world,
+                   uint64_t *n, uint64_t *digest);
 
 #endif

@@ -12,6 +12,9 @@
 ** -shm is made anew) is seen before the next operation is written down, as a
 ** write of its first bytes.
 **
+** A call may also be made to fail: whoever wants that is asked before each one,
+** under the same lock (test/fault).
+**
 ** Ports: a process that listens on a port gets another one from the system, and
 ** whoever connects to the first in this process is taken to the second. So
 ** any number of processes can have nodes with the same addresses.
@@ -19,6 +22,8 @@
 #include "crash.h"
 
 #include <arpa/inet.h>
+#include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -43,6 +48,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct record *to;
+static fault_fn *ask;
 static uint32_t file_of[FDS]; /* number of an open file; 0: not ours */
 
 struct map {
@@ -92,6 +98,21 @@ void record_to(struct record *record)
   pthread_mutex_lock(&lock);
   to = record;
   pthread_mutex_unlock(&lock);
+}
+
+void record_faults(fault_fn *fault)
+{
+  pthread_mutex_lock(&lock);
+  ask = fault;
+  pthread_mutex_unlock(&lock);
+}
+
+/* The lock is held. True: the call is not made, errno says why. */
+static bool fails(enum call call, int fd, const char *path, int flags)
+{
+  int error = ask ? ask(call, fd, path, flags) : 0;
+  if (error) errno = error;
+  return error != 0;
 }
 
 static void append(uint8_t kind, uint8_t mark, uint32_t file, uint64_t a,
@@ -194,7 +215,9 @@ static bool ends_in(const char *path, const char *end)
 static int do_open(const char *path, int flags, mode_t mode)
 {
   bool on = enter();
-  int fd = (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+  int fd = fails(CALL_OPEN, AT_FDCWD, path, flags)
+               ? -1
+               : (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
   const char *name = on && fd >= 0 ? ours(path) : NULL;
   if (fd >= 0 && fd < FDS) file_of[fd] = 0;
   if (name) {
@@ -225,6 +248,21 @@ VISIBLE int open64(const char *path, int flags, ...)
   return do_open(path, flags, mode);
 }
 
+/* Not written down: only a backup is made in that way. */
+VISIBLE int openat(int dir, const char *path, int flags, ...)
+{
+  va_list args;
+  va_start(args, flags);
+  mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(args, mode_t) : 0;
+  va_end(args);
+  enter();
+  int fd = fails(CALL_OPEN, dir, path, flags)
+               ? -1
+               : (int)syscall(SYS_openat, dir, path, flags, mode);
+  leave();
+  return fd;
+}
+
 VISIBLE int close(int fd)
 {
   enter();
@@ -239,7 +277,9 @@ VISIBLE int close(int fd)
 static ssize_t do_write(int fd, const void *buf, size_t n, off_t offset)
 {
   bool on = enter();
-  ssize_t rc = syscall(SYS_pwrite64, fd, buf, n, offset);
+  ssize_t rc = fails(CALL_WRITE, fd, NULL, (int)n)
+                   ? -1
+                   : syscall(SYS_pwrite64, fd, buf, n, offset);
   uint32_t file = on && rc > 0 ? number_of(fd) : 0;
   if (file)
     append(OP_WRITE, 0, file, (uint64_t)offset, 0, NULL, buf, (size_t)rc);
@@ -272,6 +312,26 @@ VISIBLE ssize_t pwritev(int fd, const struct iovec *iov, int n, off_t offset)
   return rc;
 }
 
+static ssize_t do_read(int fd, void *buf, size_t n, off_t offset)
+{
+  enter();
+  ssize_t rc = fails(CALL_READ, fd, NULL, 0)
+                   ? -1
+                   : syscall(SYS_pread64, fd, buf, n, offset);
+  leave();
+  return rc;
+}
+
+VISIBLE ssize_t pread(int fd, void *buf, size_t n, off_t offset)
+{
+  return do_read(fd, buf, n, offset);
+}
+
+VISIBLE ssize_t pread64(int fd, void *buf, size_t n, off_t offset)
+{
+  return do_read(fd, buf, n, offset);
+}
+
 VISIBLE ssize_t write(int fd, const void *buf, size_t n)
 {
   if (number_of(fd)) die("a write without an offset is not recorded");
@@ -281,7 +341,9 @@ VISIBLE ssize_t write(int fd, const void *buf, size_t n)
 static int do_truncate(int fd, off_t size)
 {
   bool on = enter();
-  int rc = (int)syscall(SYS_ftruncate, fd, size);
+  int rc = fails(CALL_TRUNCATE, fd, NULL, 0)
+               ? -1
+               : (int)syscall(SYS_ftruncate, fd, size);
   uint32_t file = on && rc == 0 ? number_of(fd) : 0;
   if (file) append(OP_SIZE, 0, file, (uint64_t)size, 0, NULL, NULL, 0);
   leave();
@@ -300,10 +362,12 @@ VISIBLE int ftruncate64(int fd, off_t size)
 
 static int do_sync(int fd)
 {
-  if (enter() && number_of(fd))
+  bool on = enter();
+  int rc = fails(CALL_SYNC, fd, NULL, 0) ? -1 : 0;
+  if (on && rc == 0 && number_of(fd))
     append(OP_SYNC, 0, number_of(fd), 0, 0, NULL, NULL, 0);
   leave();
-  return 0;
+  return rc;
 }
 
 VISIBLE int fsync(int fd)
@@ -316,10 +380,31 @@ VISIBLE int fdatasync(int fd)
   return do_sync(fd);
 }
 
+static int do_stat(int fd, struct stat *st)
+{
+  enter();
+  int rc = fails(CALL_SIZE, fd, NULL, 0) ? -1 : (int)syscall(SYS_fstat, fd, st);
+  leave();
+  return rc;
+}
+
+VISIBLE int fstat(int fd, struct stat *st)
+{
+  return do_stat(fd, st);
+}
+
+/* The two structures are one here. */
+VISIBLE int fstat64(int fd, struct stat64 *st)
+{
+  return do_stat(fd, (struct stat *)(void *)st);
+}
+
 static void *do_map(void *at, size_t n, int prot, int flags, int fd, off_t off)
 {
   bool on = enter();
-  void *map = (void *)syscall(SYS_mmap, at, n, prot, flags, fd, off);
+  void *map = fd >= 0 && fails(CALL_MAP, fd, NULL, 0)
+                  ? MAP_FAILED
+                  : (void *)syscall(SYS_mmap, at, n, prot, flags, fd, off);
   uint32_t file = on && map != MAP_FAILED ? number_of(fd) : 0;
   if (file && control_files[file % MAPS] == file)
     for (unsigned i = 0; i < MAPS; i++)
@@ -358,7 +443,10 @@ VISIBLE int munmap(void *at, size_t n)
 VISIBLE int rename(const char *from, const char *to_path)
 {
   bool on = enter();
-  int rc = (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to_path, 0);
+  int rc =
+      fails(CALL_RENAME, AT_FDCWD, to_path, 0)
+          ? -1
+          : (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to_path, 0);
   const char *a = on && rc == 0 ? ours(from) : NULL;
   const char *b = a ? ours(to_path) : NULL;
   if (b) append(OP_RENAME, 0, 0, 0, 0, a, b, strlen(b) + 1);
@@ -366,32 +454,55 @@ VISIBLE int rename(const char *from, const char *to_path)
   return rc;
 }
 
-static int do_name(const char *path, long rc, enum op_kind kind, bool on)
+/* Not written down: only a backup gets its name in that way. */
+VISIBLE int linkat(int from_dir, const char *from, int to_dir,
+                   const char *to_path, int flags)
 {
+  enter();
+  int rc =
+      fails(CALL_RENAME, to_dir, to_path, 0)
+          ? -1
+          : (int)syscall(SYS_linkat, from_dir, from, to_dir, to_path, flags);
+  leave();
+  return rc;
+}
+
+VISIBLE DIR *opendir(const char *path)
+{
+  DIR *(*real)(const char *);
+  *(void **)&real = dlsym(RTLD_NEXT, "opendir");
+  enter();
+  DIR *dir = fails(CALL_LIST, AT_FDCWD, path, 0) ? NULL : real(path);
+  leave();
+  return dir;
+}
+
+static int do_name(const char *path, enum call call, long number, int how,
+                   enum op_kind kind)
+{
+  bool on = enter();
+  int rc = fails(call, AT_FDCWD, path, 0)
+               ? -1
+               : (int)syscall(number, AT_FDCWD, path, how);
   const char *name = on && rc == 0 ? ours(path) : NULL;
   if (name) append((uint8_t)kind, 0, 0, 0, 0, name, NULL, 0);
   leave();
-  return (int)rc;
+  return rc;
 }
 
 VISIBLE int unlink(const char *path)
 {
-  bool on = enter();
-  return do_name(path, syscall(SYS_unlinkat, AT_FDCWD, path, 0), OP_UNLINK, on);
+  return do_name(path, CALL_UNLINK, SYS_unlinkat, 0, OP_UNLINK);
 }
 
 VISIBLE int mkdir(const char *path, mode_t mode)
 {
-  bool on = enter();
-  return do_name(path, syscall(SYS_mkdirat, AT_FDCWD, path, mode), OP_MKDIR,
-                 on);
+  return do_name(path, CALL_MKDIR, SYS_mkdirat, (int)mode, OP_MKDIR);
 }
 
 VISIBLE int rmdir(const char *path)
 {
-  bool on = enter();
-  return do_name(path, syscall(SYS_unlinkat, AT_FDCWD, path, AT_REMOVEDIR),
-                 OP_RMDIR, on);
+  return do_name(path, CALL_UNLINK, SYS_unlinkat, AT_REMOVEDIR, OP_RMDIR);
 }
 
 /* ---- ports ------------------------------------------------------------- */

@@ -26,7 +26,9 @@ void world_setup(void)
                                      .checkpoint_frames = 40,
                                      .restart_frames = 40,
                                      .quiet_frames = 16,
-                                     .quiet_ms = 20};
+                                     .quiet_ms = 20,
+                                     .stall_ms = 30000,
+                                     .fate_ms = 30000};
   /* The way in which the extension is given SQLite's functions; that it wants
      to stay loaded counts as a failure there. */
   sqlite3_auto_extension((void (*)(void))sqlite3_quorate_init);
