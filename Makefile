@@ -17,7 +17,9 @@
 #                      SEED=n (`make test` runs a sample)
 #   make fault         each call on files of a node fails, one after the other;
 #                      FAULTFLAGS='--scene join --error EIO'
-#   make bench-storage figures of joining, catching up, restarts; MIB=1024
+#   make bench-storage figures of joining, catching up, restarts, transactions
+#                      of any size, memory, disk; MIB=1024 DIR=/big/disk
+#                      PARTS='database large small'
 #   make check-style   formatter, warnings of both compilers, house rules
 #   make SAN=address,undefined ...   the same with sanitizers; or SAN=thread
 #   make CC=clang ...  the same with another compiler, WERROR=1 with warnings
@@ -187,12 +189,15 @@ mutants:
 mutants-sample:
 	@sh raft/sim/mutants-sample
 
-# Joining, catching up, latency meanwhile, restarts: of a database of MIB.
-MIB ?= 1024
+# Joining, catching up, latency meanwhile, restarts, of a database of MIB;
+# transactions of MIB; or what a million small ones leave.
+MIB   ?= 1024
+PARTS ?= database large
+DIR   ?= $(CURDIR)/$(B)/storage
 bench-storage: all
-	@mkdir -p $(B)/storage/pids
-	@QUORATE_TEST_DIR='$(CURDIR)/$(B)/storage' $(SUITE_ENV) \
-	  tclsh sql-tests/storage.tcl $(MIB)
+	@mkdir -p '$(DIR)/pids'
+	@QUORATE_TEST_DIR='$(DIR)' $(SUITE_ENV) \
+	  tclsh sql-tests/storage.tcl $(MIB) $(PARTS)
 
 compile: all $(UNITS) $(BENCH) $(SIM) $(CRASH) $(FAULT)
 

@@ -27,6 +27,7 @@
 SQLITE_EXTENSION_INIT3
 
 #include <assert.h>
+#include <stdio.h>
 
 #define HOLD_MS 5000 /* longest wait for a new WAL */
 #define ROUND_MS 200 /* time for the leader to answer */
@@ -317,9 +318,27 @@ static int begin_write(struct connection *c)
   return SQLITE_OK;
 }
 
+/* sqlite3_backup_step() takes the write lock and then finds out that the page
+   sizes differ: all that it says is SQLITE_READONLY. It is the one that writes
+   without a statement. */
+static void note_failed_copy(struct connection *c)
+{
+  char text[TEXT_MAX];
+  if (c->n_pending > 0 || c->db == NULL || *c->db == NULL ||
+      !sqlite3_get_autocommit(*c->db) || wants_to_write(c))
+    return;
+  snprintf(text, sizeof(text),
+           "nothing was copied: what is restored into this database must have "
+           "its page size, %u bytes",
+           c->node->wal->page_size);
+  sqlite3_log(SQLITE_READONLY, "quorate: %s: %s", c->node->path, text);
+  refuse(c, SQLITE_READONLY, text);
+}
+
 static void end_write(struct connection *c)
 {
   if (!c->writing) return;
+  note_failed_copy(c);
   capture_finish(c);
   if (c->n_pending > 0) c->spoiled = true;
   c->writing = false;

@@ -839,6 +839,16 @@ static int replace_generation(struct wal *wal, struct walindex_header *header)
   return rc;
 }
 
+/* What a large transaction took is given back; some of it will be written
+   again soon. An error is told, but the new generation is in force. */
+static int shorten(struct wal *wal)
+{
+  uint64_t size;
+  int rc = wal->io->size(wal->io->ctx, wal->file, &size);
+  if (rc || size <= WAL_KEEP) return rc;
+  return wal->io->truncate(wal->io->ctx, wal->file, WAL_KEEP);
+}
+
 int wal_restart(struct wal *wal)
 {
   struct walindex_header header;
@@ -858,6 +868,7 @@ int wal_restart(struct wal *wal)
     rc = enter_generation(wal, &header);
     pthread_mutex_unlock(&wal->mutex);
   }
+  if (rc == 0) rc = shorten(wal);
   wal_lock(wal->shm, F_UNLCK, SHM_READ(1), 4);
   return rc;
 }

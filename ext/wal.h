@@ -186,8 +186,9 @@ struct wal_checkpointed {
    written. */
 int wal_checkpoint(struct wal *wal, int (*floor)(void *ctx, raft_index index),
                    void *ctx, struct wal_checkpointed *done);
-/* Begins a new generation; nothing may be appended or in flight meanwhile.
-   -EBUSY: a reader uses the WAL. */
+/* Begins a new generation; nothing may be appended or in flight meanwhile. Of
+   a longer file WAL_KEEP bytes are left. -EBUSY: a reader uses the WAL. */
+#define WAL_KEEP (32u << 20)
 int wal_restart(struct wal *wal);
 
 #endif

@@ -23,6 +23,8 @@
 #   cluster_end                kills everything, removes the nodes' files
 #   wait_until CONDITION ?MS?  polls an expr; an error counts as false
 #   sha3 FILE, pages FILE      checksum of the content; of every page
+#   memory_mark NAME, memory_peak NAME      a process's memory, and its peak
+#                              since then, MiB
 #   finish                     the last command of every suite
 #
 # Every wait has an end; times are for a machine that is busy with other
@@ -503,6 +505,25 @@ proc compare_nodes {} {
     return same
   }
   return "differ: [dict values $sums]"
+}
+
+# Present memory of a node's process, MiB, from which its peak counts anew; and
+# that peak.
+proc memory_mark {name} {
+  set f [open /proc/$::proc($name,pid)/clear_refs w]
+  puts $f 5
+  close $f
+  return [memory_of $name VmRSS]
+}
+
+proc memory_peak {name} { memory_of $name VmHWM }
+
+proc memory_of {name field} {
+  set f [open /proc/$::proc($name,pid)/status]
+  set text [read $f]
+  close $f
+  regexp "$field:\\s+(\\d+)" $text - kib
+  return [expr {$kib / 1024}]
 }
 
 # ---- the end ---------------------------------------------------------------

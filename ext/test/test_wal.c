@@ -230,6 +230,37 @@ static void test_control_comes_first(void **state)
 
 /* ---- checkpoint and restart -------------------------------------------- */
 
+static uint64_t wal_size(const struct world *w)
+{
+  uint64_t size = 0;
+  assert_int_equal(w->wal->io->size(w->wal->io->ctx, w->wal->file, &size), 0);
+  return size;
+}
+
+/* The room of a very large transaction is given back, that of others kept. */
+static void test_restart_shortens(void **state)
+{
+  struct world w;
+  world_init(&w, state, 4096);
+  world_open(&w);
+  open_reader(&w);
+  world_step(&w, FILL(300, 700));
+  world_checkpoint_full(&w);
+  uint64_t size = wal_size(&w);
+  assert_int_equal(wal_restart(w.wal), 0);
+  assert_int_equal(wal_size(&w), size);
+  world_step(&w, FILL(300, 700));
+  assert_int_equal(ftruncate(w.wal->file, 3 * (off_t)WAL_KEEP), 0);
+  world_checkpoint_full(&w);
+  assert_int_equal(wal_size(&w), 3 * (uint64_t)WAL_KEEP);
+  assert_int_equal(wal_restart(w.wal), 0);
+  assert_int_equal(wal_size(&w), WAL_KEEP);
+  agree(&w);
+  world_step(&w, FILL(300, 700));
+  agree(&w);
+  world_free(&w);
+}
+
 static void test_checkpoint(void **state)
 {
   struct world w;
@@ -816,6 +847,7 @@ int main(void)
       IN_DIR(test_foreign_writer),
       IN_DIR(test_faults),
       IN_DIR(test_index_without_room),
+      IN_DIR(test_restart_shortens),
       IN_DIR(test_failed_restart),
       IN_DIR(test_checkpoint_while_applying),
   };
