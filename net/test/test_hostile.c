@@ -270,7 +270,7 @@ static void headers_after_the_handshake(void **state)
       {{0, 0, 0, 0, NET_FRAME_JOIN, 1, 0, 0}, "is not allowed here"},
       {{7, 0, 0, 0, NET_FRAME_FETCH, 1, 0, 0, 1, 2, 3, 4, 5, 6, 7},
        "a malformed call"},
-      {{0, 0, 0, 0, 6, 1, 0, 0}, "unknown frame type 6"},
+      {{0, 0, 0, 0, 7, 1, 0, 0}, "unknown frame type 7"},
       {{0, 0, 0, 0, 99, 1, 0, 0}, "unknown frame type 99"},
       {{0, 0, 0, 0, NET_FRAME_RAFT, 2, 0, 0}, "unknown frame version 2"},
       {{0, 0, 0, 0, NET_FRAME_RAFT, 1, 1, 0}, "unknown frame flags"},

@@ -45,6 +45,48 @@ static void each_message_arrives(void **state)
   pair_close(&p);
 }
 
+/* Posts: in order, of any length up to the bound, from either side. */
+static unsigned posts;
+static size_t posted_bytes;
+
+static void count_post(void *ctx, raft_id from, const uint8_t *body, size_t len)
+{
+  (void)ctx;
+  assert_int_equal(from, 1);
+  assert_int_equal(body[0], posts % 256);
+  assert_int_equal(body[len - 1], (posts + 1) % 256);
+  posts++;
+  posted_bytes += len;
+}
+
+static void posts_arrive_in_order(void **state)
+{
+  static uint8_t middle[NET_POST_MAX];
+  static const size_t lengths[] = {0, 1, 1000, 100000, NET_POST_MAX - 2, 7};
+  size_t sum = 0;
+  struct pair p;
+
+  (void)state;
+  posts = 0;
+  posted_bytes = 0;
+  pair_open(&p);
+  p.b.net->callbacks.posted = count_post;
+  for (unsigned i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+    uint8_t first = (uint8_t)i, last = (uint8_t)(i + 1);
+    struct iovec parts[3] = {{&first, 1}, {middle, lengths[i]}, {&last, 1}};
+
+    assert_true(net_post(p.a.net, 2, parts, 3));
+    sum += lengths[i] + 2;
+    parts[1].iov_len = NET_POST_MAX - 1;
+    assert_false(net_post(p.a.net, 2, parts, 3));
+    assert_false(net_post(p.a.net, 3, parts, 1));
+  }
+  net_flush(p.a.net);
+  UNTIL(&p.loop, posts == sizeof lengths / sizeof *lengths);
+  assert_int_equal(posted_bytes, sum);
+  pair_close(&p);
+}
+
 static void large_appends_arrive_intact(void **state)
 {
   struct raft_entry entries[4];
@@ -444,6 +486,7 @@ int main(void)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(each_message_arrives),
+      cmocka_unit_test(posts_arrive_in_order),
       cmocka_unit_test(large_appends_arrive_intact),
       cmocka_unit_test(small_things_arrive_in_order),
       cmocka_unit_test(too_much_is_dropped),
