@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 #define ANSWER_SECONDS 120 /* longest time for any answer */
-#define SETTLE_SECONDS 30
+#define SETTLE_SECONDS 60
 
 const char *const worker_names[WORKERS] = {"stock", "one", "a",
                                            "b",     "c",   "echo"};

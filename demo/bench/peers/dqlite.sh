@@ -1,6 +1,9 @@
 # Sourced by run: dqlite through its own benchmark, kvwrite, which runs in the
 # leader's process; a new cluster for each number of workers.
 
+# Time enough to see, while it runs, that all three vote.
+dqlite_seconds=$((seconds + 5))
+
 dqlite_voters() {
   [ "$(timeout 5 dqlite -s "127.0.0.1:$1" bench .cluster | grep -c voter)" = 3 ]
 }
@@ -14,7 +17,7 @@ dqlite_measure() {
   p3=$("$bench" --free-port)
   node "$base/1.log" dqlite-benchmark --db "127.0.0.1:$p1" --driver \
     --cluster-timeout 30 --cluster "127.0.0.1:$p1,127.0.0.1:$p2,127.0.0.1:$p3" \
-    -D "$base/1" --duration "$seconds" --workers "$1" --key-size 32 \
+    -D "$base/1" --duration "$dqlite_seconds" --workers "$1" --key-size 32 \
     --value-size 100
   driver=${pids##* }
   # Who joins needs somebody to ask.
@@ -26,14 +29,14 @@ dqlite_measure() {
   done
   # All three must vote, or it replicates to fewer than it seems.
   until_true dqlite_voters "$p1" || {
-    refuse dqlite "$1" "no three voters: $(tail -n 1 "$base/1.log")"
+    refuse dqlite "$1" "no three voters: $(last "$base/1.log")"
     return
   }
   wait "$driver" # it ends by itself
   pids=$(echo " $pids " | sed "s/ $driver / /")
   set -- "$1" "$base"/1/*/results/*
   [ -f "$2" ] || {
-    refuse dqlite "$1" "no results: $(tail -n 1 "$base/1.log")"
+    refuse dqlite "$1" "no results: $(last "$base/1.log")"
     return
   }
   dqlite_report "$@"
@@ -46,10 +49,12 @@ dqlite_report() {
   shift
   done=$(cat "$@" | awk '$1 == "n" { n += $2 } END { print n + 0 }')
   failed=$(cat "$@" | awk '$1 == "n_err" { n += $2 } END { print n + 0 }')
-  rate=$(awk -v n="$done" -v s="$seconds" 'BEGIN { printf "%.1f", n / s }')
+  rate=$(echo "$done $dqlite_seconds" | awk '{ printf "%.1f", $1 / $2 }')
   latencies=$(cat "$@" | awk '$1 ~ /^[0-9]+$/ && $2 ~ /^[0-9.]+$/ && NF == 2 {
                                 print $2 }' | quantiles 1)
-  echo "dqlite|$workers|$rate|$latencies|$failed more failed: locked"
+  note=''
+  [ "$failed" = 0 ] || note="|$failed more attempts failed"
+  echo "dqlite|$workers|$rate|$latencies$note"
 }
 
 dqlite() {

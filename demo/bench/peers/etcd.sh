@@ -3,7 +3,7 @@
 
 # Its line of `endpoint status` says true where it is asked who leads.
 etcd_leader() {
-  etcd_port=$(ETCDCTL_API=3 timeout 5 etcdctl --endpoints="$etcd_all" \
+  etcd_port=$(ETCDCTL_API=3 timeout 3 etcdctl --endpoints="$etcd_all" \
     endpoint status 2>/dev/null |
     awk -F', ' '$5 == "true" { sub(/.*:/, "", $1); print $1 }')
   [ -n "$etcd_port" ]
@@ -32,7 +32,7 @@ etcd_start() {
 etcd_cluster() {
   installed etcd '1 16 64' etcd-server etcd-client || return
   if ! etcd_start; then
-    refuse etcd '1 16 64' "no leader: $(tail -n 1 "$dir/etcd1.log")"
+    refuse etcd '1 16 64' "no leader: $(last "$dir/etcd1.log")"
     return
   fi
   for clients in 1 16 64; do
@@ -40,7 +40,7 @@ etcd_cluster() {
       >"$dir/etcd.out" 2>"$dir/etcd.err"; then
       echo "etcd|$clients|$(tr ' ' '|' <"$dir/etcd.out")"
     else
-      refuse etcd "$clients" "$(tail -n 1 "$dir/etcd.err")"
+      refuse etcd "$clients" "$(last "$dir/etcd.err")"
     fi
   done
 }

@@ -58,7 +58,7 @@ pg_measure() {
     -M prepared -c "$1" -j "$([ "$1" = 1 ] && echo 1 || echo 2)" \
     -T "$seconds" -l --log-prefix="$dir/pg/run/log" -h 127.0.0.1 \
     -p "$pg_port" postgres >"$dir/pg/run/out" 2>&1 || {
-    refuse postgresql "$1" "$(tail -n 1 "$dir/pg/run/out")"
+    refuse postgresql "$1" "$(last "$dir/pg/run/out")"
     return
   }
   rate=$(sed -n 's/^tps = \([0-9.]*\).*/\1/p' "$dir/pg/run/out")
@@ -81,7 +81,7 @@ postgresql() {
   echo "INSERT INTO t(v) VALUES(decode(repeat('ab', 100), 'hex'));" \
     >"$dir/pg/insert.sql"
   if ! pg_start >"$dir/pg.log" 2>&1; then
-    refuse postgresql '1 16 64' "$(tail -n 1 "$dir/pg.log")"
+    refuse postgresql '1 16 64' "$(last "$dir/pg.log")"
     return
   fi
   for clients in 1 16 64; do
