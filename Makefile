@@ -6,7 +6,8 @@
 #   make test          everything that must hold (sql-tests/run likewise)
 #   make unit          only the C tests
 #   make suites        only the Tcl suites; SUITES='session errors' for some
-#   make bench         timings, as ratios to stock SQLite
+#   make bench         timings, as ratios to stock SQLite; PEERS=1 adds other
+#                      databases; BENCHFLAGS="--only 'leader 1' --seconds 9"
 #   make coverage      what the unit tests and the simulator reach of raft/
 #   make sim           the simulator; SEEDS=n SEED=first SIMFLAGS=--trace
 #   make soak          an hour of it, from a random seed
@@ -169,7 +170,8 @@ $(BENCH): $(BENCH_OBJ)
 	$(CC) -o $@ $^ $(LDFLAGS) -lsqlite3 -pthread
 
 bench: all $(BENCH)
-	@$(BENCH) $(B)/quorate.so
+	@$(BENCH) $(B)/quorate.so $(if $(PEERS),--peers demo/bench/peers/run) \
+	  $(BENCHFLAGS)
 
 # One seed is one history: see raft/sim/README.md.
 SIM  := $(B)/raft/sim/sim
