@@ -330,8 +330,8 @@ static bool compare_all(struct run *r, unsigned leader)
     uint64_t n, digest;
     sqlite3 *db = r->world.db[i];
     if (db == NULL) continue;
-    if (node_wait_applied(world_node(&r->world, i), index, LEADER_MS,
-                          &reason) != 0)
+    if (node_wait_applied(world_node(&r->world, i), index, LEADER_MS, NULL,
+                          &index, &reason) != 0)
       return fail(r, "node %u does not catch up: %s", i, reason.s);
     if (i != leader) world_exec(db, "PRAGMA quorate_consistency=local");
     int rc = world_digest(db, &n, &digest);
