@@ -328,10 +328,11 @@ static bool compare_all(struct run *r, unsigned leader)
   pthread_mutex_unlock(&from->mutex);
   for (unsigned i = 1; i <= r->world.nodes; i++) {
     uint64_t n, digest;
+    raft_index applied;
     sqlite3 *db = r->world.db[i];
     if (db == NULL) continue;
-    if (node_wait_applied(world_node(&r->world, i), index, LEADER_MS,
-                          &reason) != 0)
+    if (node_wait_applied(world_node(&r->world, i), index, LEADER_MS, NULL,
+                          &applied, &reason) != 0)
       return fail(r, "node %u does not catch up: %s", i, reason.s);
     if (i != leader) world_exec(db, "PRAGMA quorate_consistency=local");
     int rc = world_digest(db, &n, &digest);
