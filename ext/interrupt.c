@@ -17,7 +17,7 @@
 
 SQLITE_EXTENSION_INIT3
 
-static size_t flag; /* which word of a connection; 0: not known */
+static _Atomic size_t flag; /* which word of a connection; 0: not known */
 
 static int word(sqlite3 *db, size_t i)
 {
@@ -44,8 +44,10 @@ static size_t find(sqlite3 *db)
 
 void interrupt_learn(void)
 {
+  static atomic_flag begun = ATOMIC_FLAG_INIT;
   sqlite3 *db = NULL;
   sqlite3_stmt *stmt = NULL;
+  if (atomic_flag_test_and_set(&begun)) return;
   if (sqlite3_open_v2(":memory:", &db,
                       SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE |
                           SQLITE_OPEN_PRIVATECACHE,

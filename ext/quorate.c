@@ -60,6 +60,7 @@ static int init(sqlite3 *db, char **error, const sqlite3_api_routines *api)
         sqlite3_mprintf("quorate: cannot register: %s", sqlite3_errstr(rc));
     return rc;
   }
+  interrupt_learn();
   pthread_mutex_lock(&loading);
   rc = sqlite3_auto_extension((void (*)(void))sql_auto);
   if (rc == SQLITE_OK) rc = vfs_register();

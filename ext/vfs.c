@@ -560,7 +560,6 @@ int vfs_register(void)
   if (sqlite3_vfs_find("quorate")) return SQLITE_OK;
   below = sqlite3_vfs_find(NULL);
   if (below == NULL) return SQLITE_ERROR;
-  interrupt_learn();
   quorate_vfs.szOsFile = (int)header_size() + below->szOsFile;
   quorate_vfs.mxPathname = below->mxPathname;
   return sqlite3_vfs_register(&quorate_vfs, 1);

@@ -83,7 +83,9 @@ bool vfs_parse_level(const char *text, enum read_level *level);
 
 /* ---- interrupt.c ------------------------------------------------------- */
 
-/* Once, before there is a connection: learns how to tell. */
+/* Before there is a connection, once whoever calls: learns how to tell. It opens
+   a connection itself, and so may come back here through an automatic
+   extension: no lock may be held. */
 void interrupt_learn(void);
 /* Whether sqlite3_interrupt() was called on the handle of a struct connection,
    for `raised` of a struct interrupt. It calls nothing of SQLite and may be
