@@ -43,12 +43,12 @@ void peers_add_voters(struct peers *peers, const struct raft_configuration *c,
 
 static bool parse(char *text, struct peers *peers)
 {
-  char sum[17], *save = NULL;
+  char sum[18], *save = NULL;
   char *last = strstr(text, CHECKSUM);
   if (last == NULL) return false;
-  snprintf(sum, sizeof(sum), "%016llx",
+  snprintf(sum, sizeof(sum), "%016llx\n",
            (unsigned long long)XXH3_64bits(text, (size_t)(last - text)));
-  if (strncmp(last + strlen(CHECKSUM), sum, 16) != 0) return false;
+  if (strcmp(last + strlen(CHECKSUM), sum) != 0) return false;
   *last = 0;
   for (char *line = strtok_r(text, "\n", &save); line;
        line = strtok_r(NULL, "\n", &save)) {
@@ -68,7 +68,8 @@ bool peers_read(const char *dir, struct peers *peers)
   char *path = peers_path(dir);
   if (path == NULL) return false;
   int rc = io_read_file(&io_posix, path, FILE_MAX, &data, &len);
-  bool ok = rc == 0 && parse((char *)data, peers);
+  bool ok =
+      rc == 0 && strlen((char *)data) == len && parse((char *)data, peers);
   free(data);
   free(path);
   return ok;
