@@ -134,7 +134,9 @@ static bool exclude(struct rebuild *r, struct text *error)
   int pid = 0;
   r->lock = node_lock(r->dir, &pid, error);
   if (r->lock == -EWOULDBLOCK)
-    text_set(error, "%s: the node runs in process %d: stop it there first",
+    text_set(error,
+             "%s: the node runs in process %d: stop it there, and close its "
+             "connections, first",
              r->path, pid);
   if (r->lock < 0) return false;
   r->db = open(r->path, O_RDWR | O_CLOEXEC);
@@ -190,17 +192,19 @@ static bool find_peers(struct rebuild *r, struct text *error)
   store_checkpoint_clear(&cp);
   if (r->peers.n > 0) return true;
   if (r->certain)
-    text_set(error,
-             "%s: as far as is known here, no other node of its cluster has a "
-             "vote: there is none to rebuild it from. "
-             "SELECT quorate_detach('%s') keeps the data. If there is one: "
-             "SELECT quorate_rebuild('%s', 'peer', 'HOST:PORT')",
-             r->path, r->path, r->path);
+    sqlite3_snprintf(
+        sizeof(error->s), error->s,
+        "%s: as far as is known here, no other node of its cluster has a vote: "
+        "there is none to rebuild it from. SELECT quorate_detach(%Q) keeps the "
+        "data. If there is one: SELECT quorate_rebuild(%Q, 'peer', "
+        "'HOST:PORT')",
+        r->path, r->path, r->path);
   else
-    text_set(error,
-             "%s: where the other nodes are cannot be read here: name one of "
-             "them: SELECT quorate_rebuild('%s', 'peer', 'HOST:PORT')",
-             r->dir, r->path);
+    sqlite3_snprintf(
+        sizeof(error->s), error->s,
+        "%s: where the other nodes are cannot be read here: name one of them: "
+        "SELECT quorate_rebuild(%Q, 'peer', 'HOST:PORT')",
+        r->dir, r->path);
   return false;
 }
 
