@@ -445,6 +445,11 @@ void *worker_main(void *arg)
       pthread_mutex_unlock(&node->mutex);
       full_reopen(node);
       pthread_mutex_lock(&node->mutex);
+    } else if (node->worker_peers) {
+      node->worker_peers = false;
+      pthread_mutex_unlock(&node->mutex);
+      peers_keep(node);
+      pthread_mutex_lock(&node->mutex);
     } else if (node->worker_wanted) {
       pthread_mutex_unlock(&node->mutex);
       checkpoint_and_restart(node);

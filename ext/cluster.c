@@ -23,6 +23,9 @@ SQLITE_EXTENSION_INIT3
 #define JOIN_MS 10000
 #define SILENT_MS 3000 /* without a sign of life */
 
+static const char not_a_member[] =
+    "no member any more: another node may have taken its place";
+
 /* Whom an answer goes to: another node, or a thread of this process. */
 struct answer_to {
   struct net_request *request;
@@ -34,11 +37,11 @@ struct join {
   struct join *next;
   struct net_request *request;
   raft_term term;
-  raft_index index; /* 0: an older learner of that name goes first */
+  raft_index index; /* of its configuration; 0: not proposed yet */
   raft_index removed;
   uint64_t deadline;
   struct raft_member member;
-  char *cert;
+  char *cert; /* NULL: it has one, and is proposed already (rebuild.c) */
 };
 
 /* ---- questions of application threads ---------------------------------- */
@@ -340,16 +343,35 @@ static struct join *make_join(struct node *node, const char *name,
   return join;
 }
 
+static int propose_changes(struct node *node, unsigned n,
+                           const struct raft_change *changes, raft_index *index)
+{
+  struct raft_event event = {.type = RAFT_EVENT_CHANGE};
+  event.u.change.n = n;
+  event.u.change.items = changes;
+  int rc = node_step(node, &event);
+  raft_configuration(node->raft, index);
+  return rc;
+}
+
 static int propose_change(struct node *node, uint8_t type, raft_id id,
                           const struct raft_member *member, raft_index *index)
 {
   struct raft_change change = {.type = type, .id = id, .member = member};
-  struct raft_event event = {.type = RAFT_EVENT_CHANGE};
-  event.u.change.n = 1;
-  event.u.change.items = &change;
-  int rc = node_step(node, &event);
-  raft_configuration(node->raft, index);
-  return rc;
+  return propose_changes(node, 1, &change, index);
+}
+
+/* To be answered when its member is agreed on. */
+static void begin_join(struct node *node, struct join *join,
+                       struct answer_to to)
+{
+  bool leads;
+  raft_state(node->raft, &join->term, &leads);
+  join->request = to.request;
+  join->deadline = clock_monotonic_ms() + JOIN_MS;
+  join->next = node->joins;
+  node->joins = join;
+  cluster_tick(node);
 }
 
 static void handle_join(struct node *node, struct parser *p,
@@ -380,14 +402,8 @@ static void handle_join(struct node *node, struct parser *p,
     refuse(to, why);
     return;
   }
-  bool leads;
-  raft_state(node->raft, &join->term, &leads);
-  join->request = to.request;
-  join->deadline = clock_monotonic_ms() + JOIN_MS;
   join->removed = known ? old.id : 0;
-  join->next = node->joins;
-  node->joins = join;
-  cluster_tick(node);
+  begin_join(node, join, to);
 }
 
 static void join_answer(struct node *node, struct join *join)
@@ -397,7 +413,7 @@ static void join_answer(struct node *node, struct join *join)
       raft_configuration_encode(raft_configuration(node->raft, NULL));
   pack_u64(&p, join->member.id);
   pack_u64(&p, join->member.incarnation);
-  pack_text(&p, join->cert);
+  pack_text(&p, join->cert ? join->cert : ""); /* rebuilt: it has one */
   pack_text(&p, node->identity.ca);
   pack_u32(&p, node->identity.heartbeat_ms);
   pack_u32(&p, node->identity.election_timeout_ms);
@@ -412,8 +428,9 @@ static void join_answer(struct node *node, struct join *join)
     net_reply(join->request, ANSWER_OK, p.data, p.len);
   raft_body_unref(c);
   free(p.data);
-  events_add(&node->events, "%s joined from %s", join->member.name,
-             join->member.address);
+  events_add(&node->events,
+             join->cert ? "%s joined from %s" : "%s is rebuilt at %s",
+             join->member.name, join->member.address);
 }
 
 /* Takes the next step of a join. True: it is over. */
@@ -447,6 +464,113 @@ static bool join_step(struct node *node, struct join *join)
   if (node->applied < join->index) return false;
   join_answer(node, join);
   return true;
+}
+
+/* ---- a node that is rebuilt, the leader's side -------------------------- */
+
+/* A certificate for whom the asker will be: somebody new, whom nobody lets in
+   before it is a member. */
+static void handle_renew(struct node *node, raft_id from, struct parser *p,
+                         struct answer_to to)
+{
+  struct tls_error error = {""};
+  const char *csr = parse_text(p);
+  const struct raft_member *old =
+      raft_configuration_find(raft_configuration(node->raft, NULL), from);
+  if (!parser_done(p) || old == NULL) {
+    refuse(to, old ? "malformed request" : not_a_member);
+    return;
+  }
+  struct join *join = make_join(node, old->name, old->address, csr, &error);
+  struct packer packed = {0};
+  if (join) {
+    pack_u64(&packed, join->member.id);
+    pack_u64(&packed, join->member.incarnation);
+    pack_text(&packed, join->cert);
+  }
+  if (join && !packed.bad)
+    answer(to, ANSWER_OK, packed.data, packed.len);
+  else
+    refuse(to, join ? "out of memory" : error.text);
+  free(packed.data);
+  join_free(join);
+}
+
+/* One change: the asker is no member any more, whom it will be is a learner.
+   What the asker has lost, votes and entries, was lost by somebody who has no
+   say from then on. It need not be silent for that: it asks for itself. */
+static void handle_replace(struct node *node, raft_id from, struct parser *p,
+                           struct answer_to to)
+{
+  struct raft_member fresh = {.role = RAFT_LEARNER};
+  raft_index index;
+  fresh.id = parse_u64(p);
+  fresh.incarnation = parse_u64(p);
+  const char *address = parse_text(p);
+  const struct raft_configuration *c = raft_configuration(node->raft, NULL);
+  const struct raft_member *old = raft_configuration_find(c, from);
+  const struct raft_member *known = raft_configuration_find(c, fresh.id);
+  if (!parser_done(p) || fresh.id == 0 || strlen(address) >= RAFT_ADDRESS_MAX) {
+    refuse(to, "malformed request");
+    return;
+  }
+  if (known && known->incarnation == fresh.incarnation) {
+    answer(to, ANSWER_OK, NULL, 0); /* asked before */
+    return;
+  }
+  if (old == NULL || old->role == RAFT_LEAVING) {
+    refuse(to, not_a_member);
+    return;
+  }
+  fresh.priority = old->priority;
+  memcpy(fresh.name, old->name, sizeof(fresh.name));
+  snprintf(fresh.address, sizeof(fresh.address), "%s", address);
+  struct raft_change changes[2] = {
+      {.type = RAFT_REMOVE, .id = from},
+      {.type = RAFT_ADD_LEARNER, .member = &fresh}};
+  int rc = propose_changes(node, 2, changes, &index);
+  if (rc) {
+    refuse(to, raft_strerror(rc));
+    return;
+  }
+  events_add(&node->events, "%s asks to be rebuilt: its old self goes",
+             fresh.name);
+  answer(to, ANSWER_OK, NULL, 0);
+}
+
+/* Is the asker a member, agreed on? */
+static void handle_admitted(struct node *node, raft_id from, struct parser *p,
+                            struct answer_to to)
+{
+  raft_index index;
+  const struct raft_configuration *c = raft_configuration(node->raft, &index);
+  const struct raft_member *m = raft_configuration_find(c, from);
+  struct join *join = NULL;
+  const char *why = NULL;
+  if (!parser_done(p))
+    why = "malformed request";
+  else if (m == NULL || m->role == RAFT_LEAVING)
+    why = not_a_member;
+  else if ((join = calloc(1, sizeof(*join))) == NULL)
+    why = "out of memory";
+  if (why) {
+    refuse(to, why);
+    return;
+  }
+  join->member = *m;
+  join->index = index;
+  begin_join(node, join, to);
+}
+
+static bool handle_rebuild(struct node *node, raft_id from, struct parser p,
+                           struct answer_to to)
+{
+  switch (parse_u8(&p)) {
+  case ASK_RENEW: handle_renew(node, from, &p, to); return true;
+  case ASK_REPLACE: handle_replace(node, from, &p, to); return true;
+  case ASK_ADMITTED: handle_admitted(node, from, &p, to); return true;
+  default: return false;
+  }
 }
 
 /* ---- members ----------------------------------------------------------- */
@@ -622,12 +746,13 @@ void cluster_request(void *ctx, raft_id from, const uint8_t *body, size_t len,
     return;
   }
   /* Whoever has no certificate yet may only ask to join. */
-  if (from != 0)
-    handle(node, p, to);
-  else if (parse_u8(&p) == ASK_JOIN)
+  if (from != 0) {
+    if (!handle_rebuild(node, from, p, to)) handle(node, p, to);
+  } else if (parse_u8(&p) == ASK_JOIN) {
     handle_join(node, &p, to);
-  else
+  } else {
     refuse(to, "unknown request");
+  }
 }
 
 static void promote_learners(struct node *node)

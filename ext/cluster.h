@@ -1,6 +1,6 @@
 /*
-** cluster.h: the interfaces of cluster.c, join.c, verify.c and detach.c to each
-** other.
+** cluster.h: the interfaces of cluster.c, join.c, rebuild.c, verify.c and
+** detach.c to each other.
 */
 #ifndef EXT_CLUSTER_H
 #define EXT_CLUSTER_H
@@ -12,13 +12,17 @@
 /* Status of an answer between nodes. */
 enum { ANSWER_OK = 0, ANSWER_REFUSED = 1, ANSWER_REDIRECT = 2 };
 
-/* What is asked; ASK_CHECKSUM of any node, the others of the leader. */
+/* What is asked; ASK_CHECKSUM of any node, the others of the leader. The last
+   three by a node that does not run: see rebuild.c. */
 enum {
   ASK_JOIN = 1,
   ASK_INVITE = 2,
   ASK_MEMBERS = 3,
   ASK_VERIFY = 4,
-  ASK_CHECKSUM = 5
+  ASK_CHECKSUM = 5,
+  ASK_RENEW = 6,
+  ASK_REPLACE = 7,
+  ASK_ADMITTED = 8
 };
 
 /* Application threads: asks the leader; takes body's memory. *data is
@@ -39,8 +43,39 @@ int cluster_collect(struct node *node, struct question *q, uint8_t **data,
 const char *verify_begin(struct node *node, struct packer *answer);
 void verify_tell(struct node *node, struct parser *p, struct packer *answer);
 
-/* join.c: removes a node's directory: its files and those in its folders. */
+/* ---- join.c to detach.c and rebuild.c ---------------------------------- */
+
+#define JOIN_TIMEOUT_MS 15000 /* for the leader's answer */
+#define REDIRECTS 5
+
+/* Removes a node's directory: its files and those in its folders. */
 void cluster_remove_directory(const char *dir);
+/* "host:port"; port_needed: not 0. */
+bool cluster_address_ok(const char *address, bool port_needed);
+/* Whether it can be listened on: to be known before anything is made. */
+bool cluster_address_free(const char *address, struct text *error);
+/* Starts a node whose identity says `joining`, and waits until it has the
+   database and is a voter. */
+bool cluster_first_run(const char *path,
+                       const struct raft_configuration *members,
+                       struct text *error);
+
+/* ---- peers.c ----------------------------------------------------------- */
+
+#define PEERS_MAX 64
+
+struct peers {
+  unsigned n;
+  char at[PEERS_MAX][RAFT_ADDRESS_MAX];
+};
+void peers_add(struct peers *peers, const char *address);
+/* The voters but `self`. */
+void peers_add_voters(struct peers *peers, const struct raft_configuration *c,
+                      raft_id self);
+/* Adds what DIR/peers has. False: it cannot be read. */
+bool peers_read(const char *dir, struct peers *peers);
+int peers_write(const struct io *io, const char *dir,
+                const struct raft_configuration *c, raft_id self);
 
 /* ---- detach.c to registry.c and join.c --------------------------------- */
 
@@ -49,7 +84,9 @@ void cluster_remove_directory(const char *dir);
 int detach_node(struct node *node, struct text *answer);
 /* The same without the node, which cannot start: `why`. */
 int detach_files(const char *path, const struct text *why, struct text *answer);
-/* The same where the directory is gone; the second also ends what an earlier
+/* Who else has the file open; `db` is a descriptor of it. */
+int detach_check_others(int db, const char *path, struct text *error);
+/* detach_files() where the directory is gone; the second also ends what an earlier
    detach began. */
 int detach_orphan(const char *path, struct text *error);
 int detach_rest(const char *path, struct text *answer);

@@ -44,28 +44,26 @@ static int refuse(struct text *error, const char *path, const char *why)
 
 /* ---- the files --------------------------------------------------------- */
 
-/* Who else has the file open, before anything is done about it. */
-static int check_others(const struct wal *wal, struct text *error)
+int detach_check_others(int db, const char *path, struct text *error)
 {
   struct flock lock = {
       .l_type = F_WRLCK, .l_start = WAL_DB_LOCKS, .l_len = WAL_DB_LOCKS_SIZE};
-  if (fcntl(wal->db, F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK)
-    return 0;
+  if (fcntl(db, F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) return 0;
   if (lock.l_pid > 0 && lock.l_pid != getpid())
-    text_set(error, "%s: process %d has it open: close it there first",
-             wal->path, (int)lock.l_pid);
+    text_set(error, "%s: process %d has it open: close it there first", path,
+             (int)lock.l_pid);
   else
     text_set(error,
              "%s: it is open, by another process or since before the "
              "extension was loaded: close it there first",
-             wal->path);
+             path);
   return -EBUSY;
 }
 
 /* The file is ours alone until wal_close() or release(). */
 static int exclude(struct wal *wal, struct text *error)
 {
-  int rc = check_others(wal, error);
+  int rc = detach_check_others(wal->db, wal->path, error);
   if (rc) return rc;
   pthread_mutex_lock(&wal->mutex);
   bool used = wal->readers.next != &wal->readers;
@@ -185,7 +183,7 @@ static int check_use(struct node *node, struct text *error)
     return refuse(error, node->path,
                   "a connection of this process is in a transaction, or "
                   "copies it");
-  return check_others(node->wal, error);
+  return detach_check_others(node->wal->db, node->path, error);
 }
 
 static void say_detached(struct node *node, raft_index index,

@@ -20,12 +20,10 @@
 
 SQLITE_EXTENSION_INIT3
 
-#define JOIN_TIMEOUT_MS 15000 /* for the leader's answer */
-#define REDIRECTS 5
 
 /* ---- options ----------------------------------------------------------- */
 
-static bool address_ok(const char *address, bool port_needed)
+bool cluster_address_ok(const char *address, bool port_needed)
 {
   char host[RAFT_ADDRESS_MAX], port[16];
   if (strlen(address) >= RAFT_ADDRESS_MAX ||
@@ -63,10 +61,10 @@ static bool take_option(struct identity *i, const char *name, const char *value,
 {
   bool ok = true;
   if (strcmp(name, "listen") == 0) {
-    ok = address_ok(value, true);
+    ok = cluster_address_ok(value, true);
     if (ok) snprintf(i->listen, sizeof(i->listen), "%s", value);
   } else if (strcmp(name, "advertise") == 0) {
-    ok = address_ok(value, true);
+    ok = cluster_address_ok(value, true);
     if (ok) snprintf(i->advertise, sizeof(i->advertise), "%s", value);
   } else if (bootstrap && strcmp(name, "name") == 0) {
     ok = identity_valid_name(value);
@@ -123,8 +121,7 @@ static bool take_options(struct identity *i, int n, const char *const *options,
   return true;
 }
 
-/* Tries to bind the address, before anything is made or a token is used. */
-static bool address_free(const char *address, struct text *error)
+bool cluster_address_free(const char *address, struct text *error)
 {
   char host[RAFT_ADDRESS_MAX], port[16];
   struct addrinfo hints = {.ai_socktype = SOCK_STREAM,
@@ -158,12 +155,11 @@ static void remove_one(void *ctx, const char *name)
     unlink(path);
 }
 
-/* Removes a node's directory: its files and the files in its folders. */
 void cluster_remove_directory(const char *dir)
 {
-  static const char *const folders[] = {"log", "incoming"};
+  static const char *const folders[] = {"log", "incoming", "rebuild"};
   char path[4096];
-  for (unsigned i = 0; i < 2; i++) {
+  for (unsigned i = 0; i < 3; i++) {
     if ((size_t)snprintf(path, sizeof(path), "%s/%s", dir, folders[i]) >=
         sizeof(path))
       continue;
@@ -429,7 +425,7 @@ int cluster_bootstrap(const char *file, int n, const char *const *options,
   bool begun = false;
   bool ok = take_options(&identity, n, options, true, answer) &&
             place_find(file, &place, answer) &&
-            address_free(identity.listen, answer);
+            cluster_address_free(identity.listen, answer);
   if (ok) {
     begun = true;
     ok = make_first_identity(&identity, &ca_key, answer) &&
@@ -570,15 +566,16 @@ static bool wait_for_admission(struct node *node, struct text *error)
   return true;
 }
 
-static bool run_first_time(const struct place *place, const struct admission *a,
-                           struct text *error)
+bool cluster_first_run(const char *path,
+                       const struct raft_configuration *members,
+                       struct text *error)
 {
   struct node *node = NULL;
   struct text ignored;
-  if (registry_start(place->path, &a->members, &node, error) != 0) return false;
+  if (registry_start(path, members, &node, error) != 0) return false;
   bool ok = wait_for_admission(node, error);
   registry_release(node);
-  if (!ok) registry_stop(place->path, false, &ignored);
+  if (!ok) registry_stop(path, false, &ignored);
   return ok;
 }
 
@@ -602,7 +599,7 @@ int cluster_join(const char *file, const char *text, int n,
              place.path);
     ok = false;
   }
-  ok = ok && address_free(identity.listen, answer);
+  ok = ok && cluster_address_free(identity.listen, answer);
   if (ok) {
     begun = true;
     identity.cluster = token.cluster;
@@ -612,7 +609,7 @@ int cluster_join(const char *file, const char *text, int n,
          ask_to_join(&token, &identity, &admission, answer) &&
          identity_write(place.fresh, &identity, answer) == 0 &&
          finish_directory(&place, answer) &&
-         run_first_time(&place, &admission, answer);
+         cluster_first_run(place.path, &admission.members, answer);
   }
   if (ok) {
     text_set(answer, "node %s of cluster %016llx, listening on %s",

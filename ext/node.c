@@ -401,7 +401,11 @@ static void update_view(struct node *node, bool configuration_changed)
   }
   pthread_mutex_lock(&node->mutex);
   node->view = v;
-  if (configuration_changed && c->n > 0) node->members = *c;
+  if (configuration_changed && c->n > 0) {
+    node->members = *c;
+    node->worker_peers = true;
+    pthread_cond_signal(&node->worker_cond);
+  }
   if (was.role != v.role || was.leader != v.leader || was.term != v.term)
     pthread_cond_broadcast(&node->changed);
   const struct raft_member *leader = node_member(node, v.leader);

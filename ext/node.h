@@ -302,6 +302,7 @@ struct node {
   uint64_t next_read, asked_read; /* numbers of read requests */
   raft_index applied;
   bool worker_wanted, worker_apply, worker_install, worker_reopen;
+  bool worker_peers;
   uint64_t next_checkpoint; /* ms; not before, when one was in vain */
   unsigned in_vain;         /* that many times in a row */
   /* checkpoints that somebody asked for, and the last one's outcome */
@@ -388,6 +389,16 @@ void node_stop(struct node *node, bool clean);
    be freed in any case. */
 int node_open_files(const char *path, struct node **out, raft_index *confirmed,
                     struct text *error);
+
+/* The lock that says which process hosts the node of `path`: a descriptor, to
+   be given back with node_unlock(); -EWOULDBLOCK and *pid: another has it; or
+   another negated errno value and *error says why. */
+int node_lock(const char *dir, int *pid, struct text *error);
+void node_unlock(int fd);
+/* Appends how a damaged node is rebuilt: by itself, or (not able: its identity
+   is damaged) by whoever joins again. */
+void node_advise(const char *path, const char *name, bool able,
+                 struct text *error);
 
 /* Any thread: runs task->run on the loop thread, once. False: it has ended. */
 bool node_post(struct node *node, struct task *task);
@@ -601,6 +612,9 @@ void checkpoint_compact(struct node *node);
 int checkpoint_now(struct node *node, const struct interrupt *interrupt,
                    struct text *answer);
 
+/* Worker: the file `peers` names the members as they are now: peers.c. */
+void peers_keep(struct node *node);
+
 /* ---- snapshots: snapshot.c, fetch.c (loop thread) ----------------------- */
 
 /* Offers one to a peer that needs entries which the log no longer has. */
@@ -637,6 +651,10 @@ int cluster_bootstrap(const char *path, int argc, const char *const *options,
                       struct text *answer);
 int cluster_join(const char *path, const char *token, int argc,
                  const char *const *options, struct text *answer);
+/* Brings a node back that cannot start, or whose joining was not finished, with
+   what the others have: rebuild.c. 0 or -1. */
+int cluster_rebuild(const char *path, int argc, const char *const *options,
+                    struct text *answer);
 int cluster_invite(struct node *node, const char *name, char **token,
                    struct text *error);
 void cluster_request(void *node, raft_id from, const uint8_t *body, size_t len,

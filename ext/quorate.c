@@ -33,6 +33,10 @@
 **     sqlite> .open n2/app.db
 **     sqlite> SELECT v FROM t;
 **
+** A node that does not open because a file of it is damaged:
+**
+**     sqlite> SELECT quorate_rebuild('n2/app.db');   -- from the others
+**
 ** LIMITATIONS
 **
 ** Writes are taken by the leader; one transaction is agreed on at a time; one

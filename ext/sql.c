@@ -88,6 +88,37 @@ static void sql_bootstrap(sqlite3_context *ctx, int n, sqlite3_value **values)
   finish(ctx, rc, &answer);
 }
 
+/* The database of an argument, by the path that the registry knows; free it.
+   NULL: an SQL error is set. */
+static char *path_argument(sqlite3_context *ctx, sqlite3_value *value)
+{
+  struct text error;
+  const char *file = text_argument(ctx, value, "the file");
+  char *path = file ? vfs_absolute(file) : NULL;
+  if (file && path == NULL) {
+    text_set(&error, "%s: no such path", file);
+    fail(ctx, name_of(ctx), error.s);
+  }
+  return path;
+}
+
+static void sql_rebuild(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  const char *options[OPTIONS_MAX];
+  struct text answer = {""};
+  if (n < 1) {
+    fail(ctx, name_of(ctx), "the file is missing");
+    return;
+  }
+  char *path = path_argument(ctx, values[0]);
+  if (path == NULL) return;
+  if (take_options(ctx, n - 1, values + 1, options)) {
+    int rc = cluster_rebuild(path, n - 1, options, &answer);
+    finish(ctx, rc ? SQLITE_ERROR : SQLITE_OK, &answer);
+  }
+  free(path);
+}
+
 static void sql_join(sqlite3_context *ctx, int n, sqlite3_value **values)
 {
   const char *options[OPTIONS_MAX], *file, *token;
@@ -118,20 +149,6 @@ static void sql_invite(sqlite3_context *ctx, int n, sqlite3_value **values)
   }
   sqlite3_result_text(ctx, token, -1, SQLITE_TRANSIENT);
   tls_free_text(token);
-}
-
-/* The database of an argument, by the path that the registry knows; free it.
-   NULL: an SQL error is set. */
-static char *path_argument(sqlite3_context *ctx, sqlite3_value *value)
-{
-  struct text error;
-  const char *file = text_argument(ctx, value, "the file");
-  char *path = file ? vfs_absolute(file) : NULL;
-  if (file && path == NULL) {
-    text_set(&error, "%s: no such path", file);
-    fail(ctx, name_of(ctx), error.s);
-  }
-  return path;
 }
 
 static void sql_stop(sqlite3_context *ctx, int n, sqlite3_value **values)
@@ -357,6 +374,7 @@ int sql_register(sqlite3 *db)
       {"quorate_bootstrap", -1, true, sql_bootstrap},
       {"quorate_join", -1, true, sql_join},
       {"quorate_invite", 1, true, sql_invite},
+      {"quorate_rebuild", -1, true, sql_rebuild},
       {"quorate_stop", 1, true, sql_stop},
       {"quorate_detach", 1, true, sql_detach},
       {"quorate_checkpoint", 0, true, sql_checkpoint},

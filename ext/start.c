@@ -121,33 +121,46 @@ static void fill_low_descriptors(void)
   if (fd >= 3) close(fd);
 }
 
-static int take_lock(struct node *node, struct text *error)
+int node_lock(const char *dir, int *pid, struct text *error)
 {
-  char *path = in_dir(node, "lock"), pid[24];
-  if (path == NULL) return -ENOMEM;
-  int rc = 0;
-  node->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-  if (node->lock_fd < 0) {
+  char *path = NULL, digits[24];
+  if (asprintf(&path, "%s/lock", dir) < 0) return -ENOMEM;
+  int rc = 0, fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  if (fd < 0) {
     rc = -errno;
-    text_set(error, "%s: %s", path, errno_text(-rc).s);
-  } else if (flock(node->lock_fd, LOCK_EX | LOCK_NB) != 0) {
-    ssize_t n = pread(node->lock_fd, pid, sizeof(pid) - 1, 0);
-    pid[n > 0 ? n : 0] = 0;
-    text_set(error,
-             "%s: the node runs in process %d: this process can only "
-             "read",
-             node->path, atoi(pid));
+  } else if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    ssize_t n = pread(fd, digits, sizeof(digits) - 1, 0);
+    digits[n > 0 ? n : 0] = 0;
+    *pid = atoi(digits);
     rc = -EWOULDBLOCK;
   } else {
-    int n = snprintf(pid, sizeof(pid), "%d\n", (int)getpid());
-    if (ftruncate(node->lock_fd, 0) != 0 ||
-        pwrite(node->lock_fd, pid, (size_t)n, 0) != n) {
+    int n = snprintf(digits, sizeof(digits), "%d\n", (int)getpid());
+    if (ftruncate(fd, 0) != 0 || pwrite(fd, digits, (size_t)n, 0) != n)
       rc = -errno;
-      text_set(error, "%s: %s", path, errno_text(-rc).s);
-    }
   }
+  if (rc) text_set(error, "%s: %s", path, errno_text(-rc).s);
+  if (rc && fd >= 0) close(fd);
   free(path);
-  return rc;
+  return rc ? rc : fd;
+}
+
+void node_unlock(int fd)
+{
+  if (fd < 0) return;
+  /* A forked child may hold a copy: closing alone would not release it. */
+  flock(fd, LOCK_UN);
+  close(fd);
+}
+
+static int take_lock(struct node *node, struct text *error)
+{
+  int pid = 0;
+  node->lock_fd = node_lock(node->dir, &pid, error);
+  if (node->lock_fd == -EWOULDBLOCK)
+    text_set(error,
+             "%s: the node runs in process %d: this process can only read",
+             node->path, pid);
+  return node->lock_fd < 0 ? node->lock_fd : 0;
 }
 
 /* ---- state ------------------------------------------------------------- */
@@ -368,14 +381,37 @@ static struct node *node_new(const char *path)
 }
 
 /* What is damaged is not repaired by guessing: the others have it all. */
-static void advise_rebuild(const struct node *node, struct text *error)
+void node_advise(const char *path, const char *name, bool able,
+                 struct text *error)
 {
   size_t n = strlen(error->s);
-  snprintf(error->s + n, sizeof(error->s) - n,
-           "; to rebuild this node, delete %s and %s*, and join again as %s, "
-           "with a new invitation",
-           node->dir, node->path,
-           node->identity.name[0] ? node->identity.name : "the same name");
+  if (able)
+    sqlite3_snprintf((int)(sizeof(error->s) - n), error->s + n,
+                     "; to rebuild this node from the others: "
+                     "SELECT quorate_rebuild(%Q)",
+                     path);
+  else
+    snprintf(error->s + n, sizeof(error->s) - n,
+             "; to rebuild this node, delete %s-quorate and %s*, and join "
+             "again as %s, with a new invitation",
+             path, path, name[0] ? name : "the same name");
+}
+
+static void advise_joining(const struct node *node, struct text *error)
+{
+  text_set(error, "%s: joining was not finished", node->dir);
+  size_t n = strlen(error->s);
+  sqlite3_snprintf((int)(sizeof(error->s) - n), error->s + n,
+                   ": SELECT quorate_rebuild(%Q) goes on with it", node->path);
+}
+
+/* A certificate or key that is of no use, unless a rebuilding was cut off. */
+static void advise_identity(const struct node *node, struct text *error)
+{
+  char *path = in_dir(node, "rebuild/node");
+  node_advise(node->path, node->identity.name, path && access(path, F_OK) == 0,
+              error);
+  free(path);
 }
 
 /* Everything that can be refused, before any thread runs. */
@@ -385,13 +421,13 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
   struct raft_recovered recovered = {0};
   raft_index confirmed = 0;
   int rc = identity_read(node->dir, &node->identity, error);
-  if (rc == 0) rc = take_lock(node, error);
+  if (rc == -EBADMSG || rc == -ENOENT)
+    node_advise(node->path, "", false, error);
+  if (rc) return rc;
+  rc = take_lock(node, error);
   if (rc == 0 && node->identity.joining && peers == NULL) {
-    text_set(error,
-             "%s: joining was not finished: delete it and %s, and join "
-             "again",
-             node->dir, node->path);
-    rc = -EINVAL;
+    advise_joining(node, error);
+    return -EINVAL;
   }
   if (rc == 0) rc = open_control(node, &confirmed, error);
   if (rc == 0) rc = open_log(node, &recovered, error);
@@ -401,9 +437,12 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
     rc =
         recover_database(node, &node->checkpoint, &recovered, confirmed, error);
   if (rc == 0) rc = start_raft(node, &recovered, error);
-  if (rc == -EBADMSG) advise_rebuild(node, error);
+  if (rc == -EBADMSG || rc == -ENOENT)
+    node_advise(node->path, node->identity.name, true, error);
   if (rc == 0) rc = init_loop(node, error);
-  if (rc == 0) rc = open_network(node, error);
+  if (rc) return rc;
+  rc = open_network(node, error);
+  if (rc == -EBADMSG) advise_identity(node, error);
   return rc;
 }
 
@@ -609,11 +648,7 @@ void node_free(struct node *node)
   wal_close(node->wal, node->clean);
   tls_context_unref(node->tls);
   if (node->control_map) munmap(node->control_map, 4096);
-  if (node->lock_fd >= 0) {
-    /* A forked child may hold a copy: closing alone would not release it. */
-    flock(node->lock_fd, LOCK_UN);
-    close(node->lock_fd);
-  }
+  node_unlock(node->lock_fd);
   settings_clear(&node->settings);
   store_checkpoint_clear(&node->checkpoint);
   while (node->history) {

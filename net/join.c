@@ -1,5 +1,7 @@
 /*
-** join.c: one join request, on a loop of its own, for a caller who waits.
+** join.c: one request to an address, on a loop of its own, for a caller who
+** waits: to join, of a node that has no certificate yet, or a call, of one that
+** has one and does not run.
 **
 ** It runs on a thread of the application. libuv writes without MSG_NOSIGNAL,
 ** so SIGPIPE is blocked meanwhile, and one that came from here is taken away
@@ -16,6 +18,7 @@
 struct join {
   struct net_hub hub; /* first: see join_gone() */
   uv_timer_t limit;
+  uint8_t type; /* NET_FRAME_JOIN or NET_FRAME_CALL */
   const char *address;
   const void *request;
   size_t len;
@@ -70,11 +73,17 @@ static void over(struct join *join)
 static void join_ready(struct net_connection *c)
 {
   struct join *join = c->owner;
-  struct iovec part = {.iov_base = (void *)(uintptr_t)join->request,
-                       .iov_len = join->len};
+  uint8_t head[NET_CALL_HEAD] = {0}; /* the answer has this number too */
+  struct iovec parts[2] = {
+      {.iov_base = head, .iov_len = sizeof head},
+      {.iov_base = (void *)(uintptr_t)join->request, .iov_len = join->len}};
+  bool call = join->type == NET_FRAME_CALL;
 
   c->reader.allowed = NET_ALLOW(NET_FRAME_ANSWER);
-  if (!net_connection_send(c, NET_FRAME_JOIN, &part, 1))
+  /* What a member still has to say to the node that we were. */
+  if (call) c->reader.allowed |= NET_ALLOW(NET_FRAME_RAFT);
+  if (!net_connection_send(c, join->type, call ? parts : parts + 1,
+                           call ? 2 : 1))
     net_connection_end(c, NET_FAILED, "out of memory");
 }
 
@@ -84,6 +93,7 @@ static void join_frame(struct net_connection *c, const struct net_frame *frame)
   const uint8_t *body;
   uint64_t id;
 
+  if (frame->type == NET_FRAME_RAFT) return;
   if (!net_read_answer(frame, &id, &join->status, &body, &join->body_len)) {
     net_connection_end(c, NET_FAILED, "a malformed answer");
     return;
@@ -165,9 +175,10 @@ static int join_with(struct join *join, struct tls_context *tls,
   return join->status;
 }
 
-int net_join(struct tls_context *tls, const char *address, const void *request,
-             size_t len, unsigned timeout_ms, uint8_t **body, size_t *body_len,
-             struct net_error *error)
+static int ask_once(enum net_frame_type type, struct tls_context *tls,
+                    const char *address, const void *request, size_t len,
+                    unsigned timeout_ms, uint8_t **body, size_t *body_len,
+                    struct net_error *error)
 {
   struct join *join;
   struct quiet quiet;
@@ -175,10 +186,10 @@ int net_join(struct tls_context *tls, const char *address, const void *request,
 
   *body = NULL;
   *body_len = 0;
-  if (len > NET_REQUEST_MAX)
-    return net_fail(error, "the join request is too long");
+  if (len > NET_REQUEST_MAX) return net_fail(error, "the request is too long");
   join = calloc(1, sizeof *join);
   if (!join) return net_fail(error, "out of memory");
+  join->type = (uint8_t)type;
   join->address = address;
   join->request = request;
   join->len = len;
@@ -191,4 +202,20 @@ int net_join(struct tls_context *tls, const char *address, const void *request,
   }
   free(join);
   return status;
+}
+
+int net_join(struct tls_context *tls, const char *address, const void *request,
+             size_t len, unsigned timeout_ms, uint8_t **body, size_t *body_len,
+             struct net_error *error)
+{
+  return ask_once(NET_FRAME_JOIN, tls, address, request, len, timeout_ms, body,
+                  body_len, error);
+}
+
+int net_call_once(struct tls_context *tls, const char *address,
+                  const void *request, size_t len, unsigned timeout_ms,
+                  uint8_t **body, size_t *body_len, struct net_error *error)
+{
+  return ask_once(NET_FRAME_CALL, tls, address, request, len, timeout_ms, body,
+                  body_len, error);
 }

@@ -151,6 +151,10 @@ bool net_peer_status(const struct net *net, raft_id peer,
 int net_join(struct tls_context *joiner, const char *address,
              const void *request, size_t len, unsigned timeout_ms,
              uint8_t **body, size_t *body_len, struct net_error *error);
+/* The same with a call, by a node that has a certificate and does not run. */
+int net_call_once(struct tls_context *member, const char *address,
+                  const void *request, size_t len, unsigned timeout_ms,
+                  uint8_t **body, size_t *body_len, struct net_error *error);
 
 /* Splits "host:port" or "[v6]:port". False: not of that form. */
 bool net_split_address(const char *address, char *host, size_t host_size,

@@ -1,6 +1,6 @@
 /*
 ** test_call.c: calls and their answers, requests that outlive their
-** connections, and join requests.
+** connections, and requests without a net.
 */
 #include "common.h"
 
@@ -250,7 +250,7 @@ struct asker {
   size_t body_len;
   struct net_error error;
   uint64_t took;
-  bool raise_before, pipe_after;
+  bool call, raise_before, pipe_after;
   _Atomic bool over;
 };
 
@@ -270,13 +270,23 @@ static void *ask(void *arg)
 
   memset(request, 'j', sizeof request);
   if (asker->raise_before) pthread_kill(pthread_self(), SIGPIPE);
-  asker->status = net_join(asker->tls, asker->address, request, asker->len,
-                           asker->timeout_ms, &asker->body, &asker->body_len,
-                           &asker->error);
+  asker->status = (asker->call ? net_call_once : net_join)(
+      asker->tls, asker->address, request, asker->len, asker->timeout_ms,
+      &asker->body, &asker->body_len, &asker->error);
   asker->pipe_after = pipe_pending();
   asker->took = net_now() - begin;
   asker->over = true;
   return NULL;
+}
+
+static void asker_run(struct asker *asker, struct tls_context *tls,
+                      const char *address)
+{
+  asker->tls = tls;
+  asker->address = address;
+  asker->timeout_ms = 10000;
+  asker->len = 100;
+  assert_int_equal(pthread_create(&asker->thread, NULL, ask, asker), 0);
 }
 
 static void asker_start(struct asker *asker, struct tls_context *tls,
@@ -284,11 +294,15 @@ static void asker_start(struct asker *asker, struct tls_context *tls,
 {
   memset(asker, 0, sizeof *asker);
   asker->raise_before = raise_before;
-  asker->tls = tls;
-  asker->address = address;
-  asker->timeout_ms = 10000;
-  asker->len = 100;
-  assert_int_equal(pthread_create(&asker->thread, NULL, ask, asker), 0);
+  asker_run(asker, tls, address);
+}
+
+/* Calls as node 3. */
+static void caller_start(struct asker *asker, const char *address)
+{
+  memset(asker, 0, sizeof *asker);
+  asker->call = true;
+  asker_run(asker, tls_context_ref(identity(3)), address);
 }
 
 static void asker_end(struct asker *asker)
@@ -315,6 +329,55 @@ static void a_join_is_answered(void **state)
   assert_int_equal(p.a.request_len, 100);
   asker_end(&asker);
   UNTIL(&p.loop, p.a.net->unverified == 0);
+  pair_close(&p);
+}
+
+/* The other side takes it for the node of that certificate, and may still have
+   something to say to that. */
+static void a_call_without_a_net(void **state)
+{
+  struct raft_message late = {.type = RAFT_HEARTBEAT_RESPONSE,
+                              .from = 1,
+                              .to = 3,
+                              .incarnation = 1,
+                              .term = 1};
+  struct asker asker;
+  struct pair p;
+
+  (void)state;
+  pair_open(&p);
+  p.a.hold = true;
+  caller_start(&asker, net_listening(p.a.net));
+  UNTIL(&p.loop, p.a.held);
+  assert_int_equal(p.a.request_from, 3);
+  assert_int_equal(p.a.request_len, 100);
+  assert_true(net_send(p.a.net, &late));
+  net_flush(p.a.net);
+  net_reply(p.a.held, 2, "pong", 4);
+  p.a.held = NULL;
+  UNTIL(&p.loop, asker.over);
+  if (asker.status < 0) fail_msg("%s", asker.error.text);
+  assert_int_equal(asker.status, 2);
+  assert_int_equal(asker.body_len, 4);
+  assert_memory_equal(asker.body, "pong", 4);
+  asker_end(&asker);
+  pair_close(&p);
+}
+
+static void a_call_of_one_who_is_no_member(void **state)
+{
+  struct asker asker;
+  struct pair p;
+
+  (void)state;
+  pair_open(&p);
+  p.a.banned[3] = true;
+  caller_start(&asker, net_listening(p.a.net));
+  UNTIL(&p.loop, asker.over);
+  assert_int_equal(asker.status, -1);
+  assert_non_null(strstr(asker.error.text, "closed by the other side"));
+  assert_int_equal(p.a.requests, 0);
+  asker_end(&asker);
   pair_close(&p);
 }
 
@@ -454,6 +517,8 @@ int main(void)
       cmocka_unit_test(the_net_dies),
       cmocka_unit_test(the_caller_closes),
       cmocka_unit_test(a_join_is_answered),
+      cmocka_unit_test(a_call_without_a_net),
+      cmocka_unit_test(a_call_of_one_who_is_no_member),
       cmocka_unit_test(a_join_by_name_and_of_full_length),
       cmocka_unit_test(a_join_with_the_wrong_fingerprint),
       cmocka_unit_test(a_join_that_nobody_answers),
