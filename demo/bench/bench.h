@@ -106,6 +106,9 @@ void process_clean_up(void);
 const char *process_directory(void);
 void process_sync(void);
 
+/* How long it takes there to append a page and sync it, the median. */
+double process_sync_ms(void);
+
 pid_t process_pid(int which);
 
 /* A program whose output can be read from the descriptor returned; it gets

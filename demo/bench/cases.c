@@ -12,7 +12,7 @@
 
 #define SIDES 4
 #define ROWS 6
-#define ROUNDS 5
+#define ROUNDS 7
 
 enum who { NOBODY, PLAIN, SINGLE, LEADER, FOLLOWER, EACH };
 enum figure { RATE, P50_MS, P99_MS, P50_US };

@@ -20,6 +20,7 @@
 
 #define ANSWER_SECONDS 120 /* longest time for any answer */
 #define SETTLE_SECONDS 60
+#define SYNCS 101
 
 const char *const worker_names[WORKERS] = {"stock", "one", "a",
                                            "b",     "c",   "echo"};
@@ -273,6 +274,23 @@ void process_sync(void)
   int fd = open(directory, O_RDONLY | O_DIRECTORY);
   if (fd < 0 || syncfs(fd)) die("%s: %s", directory, strerror(errno));
   close(fd);
+}
+
+double process_sync_ms(void)
+{
+  char path[sizeof directory + 8], page[4096] = {0};
+  double ms[SYNCS];
+  snprintf(path, sizeof path, "%s/sync", directory);
+  int fd = open(path, O_CREAT | O_WRONLY | O_TRUNC, 0600);
+  for (int i = 0; i < SYNCS; i++) {
+    double began = now_s();
+    if (fd < 0 || write(fd, page, sizeof page) != sizeof page || fdatasync(fd))
+      die("%s: %s", path, strerror(errno));
+    ms[i] = (now_s() - began) * 1e3;
+  }
+  close(fd);
+  unlink(path);
+  return median(ms, SYNCS);
 }
 
 pid_t process_pid(int which)
