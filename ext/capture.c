@@ -354,6 +354,7 @@ void capture_finish(struct connection *c)
     pthread_mutex_lock(&c->node->mutex);
     if (c->tx->state == TX_OPEN) c->tx->state = TX_REJECTED;
     pthread_mutex_unlock(&c->node->mutex);
+    bell_ring(&c->tx->bell, 1);
   }
   free(images);
   walindex_info(&c->index)->read_mark[1] = now->mx_frame;
@@ -361,14 +362,25 @@ void capture_finish(struct connection *c)
 
 /* ---- fate -------------------------------------------------------------- */
 
-/* Mutex held. */
+/* Nobody waits for it any more, unless it is settled by now. */
+static enum tx_state give_up(struct connection *c, struct transaction *tx)
+{
+  pthread_mutex_lock(&c->node->mutex);
+  enum tx_state state = tx->state;
+  tx->abandoned = state == TX_WAITING;
+  pthread_mutex_unlock(&c->node->mutex);
+  return state;
+}
+
 static void say_unknown(struct connection *c, enum tx_state state)
 {
-  const struct node *node = c->node;
+  struct node *node = c->node;
+  pthread_mutex_lock(&node->mutex);
   const char *why = state == TX_UNKNOWN     ? "the node was stopped"
                     : node->failed          ? "the node has failed"
                     : node_log_failed(node) ? NODE_LOG_FAILED
                                             : "no quorum answered in 30 s";
+  pthread_mutex_unlock(&node->mutex);
   text_set(&c->reason,
            "outcome unknown: %s; the node settles it when there is a quorum",
            why);
@@ -388,14 +400,10 @@ int capture_wait(struct connection *c)
   }
   c->tx = NULL;
   end = clock_deadline(node_limits.fate_ms);
-  pthread_mutex_lock(&node->mutex);
-  while (tx->state == TX_WAITING && !node->failed && !node_log_failed(node))
-    if (pthread_cond_timedwait(&tx->cond, &node->mutex, &end) != 0) break;
-  enum tx_state state = tx->state;
-  tx->abandoned = state == TX_WAITING;
-  if (tx->abandoned || state == TX_UNKNOWN) say_unknown(c, state);
-  pthread_mutex_unlock(&node->mutex);
+  bool settled = bell_wait(&tx->bell, &end) == 1;
+  enum tx_state state = settled ? tx->state : give_up(c, tx);
   if (state == TX_WAITING || state == TX_UNKNOWN) {
+    say_unknown(c, state);
     if (state == TX_UNKNOWN) transaction_free(tx);
     node_reason(node, "%s", c->reason.s);
     return VFS_UNKNOWN;

@@ -428,6 +428,7 @@ int checkpoint_now(struct node *node, const struct interrupt *interrupt,
 void *worker_main(void *arg)
 {
   struct node *node = arg;
+  pthread_setname_np(pthread_self(), "quorate worker");
   pthread_mutex_lock(&node->mutex);
   while (!node->stopping) {
     if (node->worker_apply) {

@@ -16,10 +16,13 @@
 #include <assert.h>
 #include <ctype.h>
 #include <errno.h>
+#include <linux/futex.h>
 #include <sqlite3ext.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 SQLITE_EXTENSION_INIT3
 
@@ -97,6 +100,23 @@ void node_reason(struct node *node, const char *format, ...)
   pthread_mutex_unlock(&node->mutex);
 }
 
+uint32_t bell_wait(struct bell *bell, const struct timespec *end)
+{
+  bool in_time = true;
+  uint32_t how;
+  while ((how = atomic_load(&bell->rung)) == 0 && in_time)
+    in_time = syscall(SYS_futex, &bell->rung, FUTEX_WAIT_BITSET_PRIVATE, 0, end,
+                      NULL, FUTEX_BITSET_MATCH_ANY) == 0 ||
+              errno != ETIMEDOUT;
+  return how;
+}
+
+void bell_ring(struct bell *bell, uint32_t how)
+{
+  atomic_store(&bell->rung, how);
+  syscall(SYS_futex, &bell->rung, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
 void clock_condition(pthread_cond_t *cond)
 {
   pthread_condattr_t attr;
@@ -110,7 +130,6 @@ struct transaction *transaction_new(void)
 {
   struct transaction *tx = calloc(1, sizeof(*tx));
   if (tx == NULL) return NULL;
-  clock_condition(&tx->cond);
   tx->state = TX_OPEN;
   return tx;
 }
@@ -118,7 +137,6 @@ struct transaction *transaction_new(void)
 void transaction_free(struct transaction *tx)
 {
   if (tx == NULL) return;
-  pthread_cond_destroy(&tx->cond);
   free(tx->pages);
   free(tx);
 }
@@ -140,7 +158,7 @@ void node_settle(struct node *node, struct transaction *tx, enum tx_state state)
   tx->state = state;
   if (node->inflight == NULL) {
     wal_settle(node->wal);
-    if (node->drained) pthread_cond_signal(node->drained);
+    if (node->drained) bell_ring(node->drained, 1);
     writer_note(node);
   }
   /* The checkpointer may be waiting for a moment without any. */
@@ -150,7 +168,7 @@ void node_settle(struct node *node, struct transaction *tx, enum tx_state state)
   if (tx->abandoned)
     transaction_free(tx);
   else
-    pthread_cond_signal(&tx->cond);
+    bell_ring(&tx->bell, 1);
 }
 
 /* Mutex held, so that the loop cannot close the handle meanwhile. */
@@ -653,14 +671,14 @@ void node_run_tasks(struct node *node)
 
 static void arm_timer(struct node *node);
 
-/* After each event: what connections handed over goes on its way, the lock to
-   whom it is due, messages to the kernel. */
+/* After each event: what connections handed over goes on its way, and the lock
+   to whom it is due. Messages go to the kernel before the loop sleeps, those of
+   all events that it woke up for together. */
 static void go_on(struct node *node)
 {
   while (propose_batch(node))
     ;
   lock_pump(node);
-  net_flush(node->net);
   arm_timer(node);
 }
 
@@ -704,7 +722,7 @@ static void give_up_waiting(struct node *node)
   pthread_mutex_lock(&node->mutex);
   if (!node->failed) text_set(&node->reason, "%s", NODE_LOG_FAILED);
   for (struct transaction *tx = node->inflight; tx; tx = tx->next)
-    pthread_cond_signal(&tx->cond);
+    bell_ring(&tx->bell, 2);
   pthread_cond_broadcast(&node->changed);
   pthread_mutex_unlock(&node->mutex);
 }

@@ -52,6 +52,15 @@ int64_t clock_wall_ms(void);
 void clock_condition(pthread_cond_t *cond);
 struct timespec clock_deadline(uint64_t ms);
 
+/* One thread waits for another without a mutex between them: a futex. Whoever
+   rings touches it last; then the memory may go. */
+struct bell {
+  _Atomic uint32_t rung;
+};
+/* How it was rung, not 0; or 0 at `end` of the monotonic clock. */
+uint32_t bell_wait(struct bell *bell, const struct timespec *end);
+void bell_ring(struct bell *bell, uint32_t how);
+
 /* ---- identity: identity.c ---------------------------------------------- */
 
 /* The file DIR/node and the certificates beside it. */
@@ -101,9 +110,9 @@ struct transaction {
   uint64_t position;  /* of its COMMIT, under a borrowed lock: lock.c */
   struct walindex_header header; /* after it */
   uint32_t *pages;               /* page numbers of its frames */
-  pthread_cond_t cond;           /* with the node's mutex: the state changed */
-  enum tx_state state;           /* node mutex */
-  bool abandoned;                /* nobody waits any more; node mutex */
+  struct bell bell;    /* 1: the state is final; 2: do not wait for it */
+  enum tx_state state; /* node mutex, until it is final */
+  bool abandoned;      /* nobody waits any more; node mutex */
 };
 struct transaction *transaction_new(void);
 void transaction_free(struct transaction *tx);
@@ -187,7 +196,7 @@ struct write_place {
   struct write_place *next;
   struct connection *connection;
   pthread_t thread;
-  pthread_cond_t cond;
+  struct bell bell;             /* rung when there is something to look at */
   bool waiting;                 /* would notice its turn at once */
   bool granted;                 /* its turn has come */
   bool slept, slept_until_turn; /* in its busy handler */
@@ -292,7 +301,7 @@ struct node {
   pthread_t writer_thread;
   uint64_t writer_since;      /* ms */
   struct write_place *places; /* who wants to be next */
-  pthread_cond_t *drained;    /* who waits for nothing to be in flight */
+  struct bell *drained;    /* who waits for nothing to be in flight */
   unsigned watchers;          /* that wait for something to be confirmed */
   struct transaction *inflight, **inflight_tail;
   struct proposal *proposals, **proposals_tail;

@@ -319,6 +319,7 @@ static int open_network(struct node *node, struct text *error)
 static void *loop_main(void *arg)
 {
   struct node *node = arg;
+  pthread_setname_np(pthread_self(), "quorate loop");
   uv_update_time(&node->loop);
   node_begin_loop(node);
   uv_run(&node->loop, UV_RUN_DEFAULT);

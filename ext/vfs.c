@@ -151,7 +151,6 @@ static int db_close(sqlite3_file *file)
   vfs_shm_unmap(file, 0);
   int rc = c->real->pMethods->xClose(c->real);
   free(c->pending);
-  pthread_cond_destroy(&c->place.cond);
   registry_release(c->node);
   return rc;
 }
@@ -390,7 +389,6 @@ static int open_database(struct node *node, const char *name,
   c->real = real_space(file);
   rc = open_real(name, c->real, flags, out_flags);
   if (rc != SQLITE_OK) return rc;
-  clock_condition(&c->place.cond);
   c->base.pMethods = &connection_methods;
   return SQLITE_OK;
 }

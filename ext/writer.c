@@ -121,7 +121,7 @@ void writer_next(struct node *node)
     place->granted = true;
     give(node, place->connection);
     node->writer_thread = place->thread;
-    pthread_cond_signal(&place->cond);
+    bell_ring(&place->bell, 1);
   } else if (node->recalled && node->writer == NULL) {
     node_wake_held(node); /* to give the lock back */
   }
@@ -131,7 +131,7 @@ void writer_next(struct node *node)
 void writer_wake(struct node *node)
 {
   for (struct write_place *place = node->places; place; place = place->next)
-    pthread_cond_signal(&place->cond);
+    bell_ring(&place->bell, 1);
   writer_next(node);
 }
 
@@ -161,6 +161,16 @@ static bool is_held(const struct node *node)
           node->quiet == QUIET_GRANTED);
 }
 
+static bool wait_bell(struct node *node, struct bell *bell,
+                      const struct timespec *end)
+{
+  atomic_store(&bell->rung, 0);
+  pthread_mutex_unlock(&node->mutex);
+  bool rung = bell_wait(bell, end) != 0;
+  pthread_mutex_lock(&node->mutex);
+  return rung;
+}
+
 /* Waits to be given the turn, until `end`, and while `goes_on`. False: it is
    past `end`. Mutex held. */
 static bool wait_here(struct node *node, struct write_place *place,
@@ -172,7 +182,7 @@ static bool wait_here(struct node *node, struct write_place *place,
   writer_next(node);
   while (in_time && !place->granted && !node->stopping &&
          (goes_on == NULL || goes_on(node)))
-    in_time = pthread_cond_timedwait(&place->cond, &node->mutex, end) == 0;
+    in_time = wait_bell(node, &place->bell, end);
   place->waiting = false;
   return in_time;
 }
@@ -313,10 +323,9 @@ int writer_take_drained(struct connection *c)
   enqueue(node, &c->place);
   wait_here(node, &c->place, &end, NULL);
   if (c->place.granted) {
-    node->drained = &c->place.cond;
+    node->drained = &c->place.bell;
     while (node->inflight && node->writer == c && !node->stopping)
-      if (pthread_cond_timedwait(&c->place.cond, &node->mutex, &end) != 0)
-        break;
+      if (!wait_bell(node, &c->place.bell, &end)) break;
     node->drained = NULL;
   } else {
     leave_queue(node, &c->place);

@@ -285,6 +285,7 @@ static void *log_main(void *arg)
 {
   struct store *store = arg;
 
+  pthread_setname_np(pthread_self(), "quorate log");
   while (!store->stopped) {
     if (run_batch(store)) continue;
     if (store->rested || store->status)
