@@ -21,6 +21,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#define TOGETHER 64 /* small transactions in one write of frames */
+
 bool tx_parse(const struct raft_body *body, uint32_t page_size,
               struct tx_head *head, const uint32_t **pgnos,
               const uint8_t **pages)
@@ -423,6 +425,59 @@ static void fold_late(struct node *node, raft_index limit)
   pthread_mutex_unlock(&node->mutex);
 }
 
+/* A small transaction of another node is appended, to be published with those
+   after it. False: it is none, or *rc. */
+static bool stage(struct node *node, const struct raft_entry *entry, bool first,
+                  int *rc)
+{
+  struct tx_head head;
+  const uint32_t *pgnos;
+  const uint8_t *pages;
+  if (entry->type != RAFT_COMMIT || node->n_open || node->wal == NULL ||
+      !tx_parse(entry->body, node->wal->page_size, &head, &pgnos, &pages) ||
+      head.n_page == 0 || head.part != 0 || own(node, entry, &head))
+    return false;
+  if (first) {
+    apply_reject_all(node);
+    wal_append_start(node->wal);
+  }
+  *rc = append_part(node->wal, entry->body, head.n_page);
+  if (*rc == 0) *rc = wal_append_end(node->wal, head.n_page, entry->index);
+  return *rc == 0;
+}
+
+static void set_applied(struct node *node, raft_index index)
+{
+  pthread_mutex_lock(&node->mutex);
+  node->applied = index;
+  pthread_mutex_unlock(&node->mutex);
+}
+
+/* Applies entries up to `limit` that can be published together; or one. */
+static int apply_some(struct node *node, raft_index limit)
+{
+  raft_index at = node->applied;
+  struct raft_entry entry;
+  int rc = 0;
+  bool staged = true;
+  while (staged && at < limit && at - node->applied < TOGETHER) {
+    rc = get_entry(node, at + 1, &entry);
+    if (rc) break;
+    staged = stage(node, &entry, at == node->applied, &rc);
+    if (staged) at++;
+    if (!staged && rc == 0 && at == node->applied) {
+      rc = apply_entry(node, &entry);
+      if (rc == 0 && !node->apply_busy) set_applied(node, at + 1);
+      raft_body_unref(entry.body);
+      return rc;
+    }
+    raft_body_unref(entry.body);
+  }
+  if (rc == 0) rc = wal_append_publish(node->wal);
+  if (rc == 0) set_applied(node, at);
+  return rc;
+}
+
 void apply_committed(struct node *node)
 {
   raft_index durable = raft_durable(node->raft);
@@ -436,21 +491,13 @@ void apply_committed(struct node *node)
   if (node->wal && node->applied < limit) fetch_drop(node);
   while (node->applied < limit && !node->apply_busy && !node->failed &&
          !node->apply_full) {
-    struct raft_entry entry;
-    int rc = get_entry(node, node->applied + 1, &entry);
-    if (rc == 0) {
-      rc = apply_entry(node, &entry);
-      raft_body_unref(entry.body);
-    }
+    int rc = apply_some(node, limit);
     if (rc) {
       not_applied(node, rc);
       return;
     }
     if (node->apply_busy) break; /* a large one: counted when it is done */
     any = true;
-    pthread_mutex_lock(&node->mutex);
-    node->applied = entry.index;
-    pthread_mutex_unlock(&node->mutex);
   }
   if (any) after_apply(node);
 }

@@ -25,6 +25,8 @@ SQLITE_EXTENSION_INIT3
 #include <errno.h>
 #include <stdio.h>
 
+#define KEPT_BYTES (64u << 10) /* of frames kept for their hand-over */
+
 bool capture_revoked(struct connection *c)
 {
   return atomic_load(&c->node->wal->epoch) != c->epoch;
@@ -104,31 +106,72 @@ static void invert_salts(uint8_t header[WAL_FRAME_HEADER])
     header[i] = (uint8_t)~header[i];
 }
 
+static size_t frame_size(const struct wal *wal)
+{
+  return WAL_FRAME_HEADER + wal->page_size;
+}
+
+/* How many frames of a transaction are kept in memory for its hand-over. */
+static uint32_t kept_most(const struct wal *wal)
+{
+  size_t most = KEPT_BYTES / frame_size(wal);
+  return most ? (uint32_t)most : 1;
+}
+
+/* Where frame i of the transaction is kept; those that are not have one place
+   together, for as long as they are being written. NULL: no memory. */
+static uint8_t *place_of(struct connection *c, uint32_t i)
+{
+  const struct wal *wal = c->node->wal;
+  uint32_t most = kept_most(wal), at = i < most ? i : most;
+  if (at >= c->cap_copies) {
+    uint32_t cap = c->cap_copies ? c->cap_copies * 2 : 4;
+    if (cap > most + 1 || at >= cap) cap = most + 1;
+    uint8_t *grown = realloc(c->copies, cap * frame_size(wal));
+    if (grown == NULL) return NULL;
+    c->copies = grown;
+    c->cap_copies = cap;
+  }
+  return c->copies + at * frame_size(wal);
+}
+
 static int write_header(struct connection *c, sqlite3_file *real,
                         const uint8_t *data, sqlite3_int64 offset,
                         uint32_t frame)
 {
   static const uint8_t zeros[16];
-  uint8_t header[WAL_FRAME_HEADER];
+  uint32_t had = c->n_pending, i = frame - c->given.mx_frame - 1;
   int rc = set_pending(c, frame, get_be32(data));
   if (rc != SQLITE_OK) return rc;
-  memcpy(header, data, sizeof(header));
+  uint8_t *header = place_of(c, i);
+  if (header == NULL) return SQLITE_IOERR_NOMEM;
+  memcpy(header, data, WAL_FRAME_HEADER);
   /* SQLite means to compute it later; see first_to_rewrite(). */
-  uint32_t i = frame - c->given.mx_frame - 1;
   if (memcmp(data + 8, zeros, sizeof(zeros)) == 0 && i < c->blank) c->blank = i;
   if (get_be32(data + 4) != 0) invert_salts(header);
-  return real->pMethods->xWrite(real, header, sizeof(header), offset);
+  c->headed = c->n_pending > had ? frame : 0;
+  /* A new frame is written with its page, which comes next. */
+  if (c->headed) return SQLITE_OK;
+  return real->pMethods->xWrite(real, header, WAL_FRAME_HEADER, offset);
 }
 
 static int write_page(struct connection *c, sqlite3_file *real,
                       const uint8_t *data, int n, sqlite3_int64 offset,
                       uint32_t frame)
 {
-  int rc = real->pMethods->xWrite(real, data, n, offset);
-  if (rc != SQLITE_OK || pgno_of(c, frame) != 1 || n < 20) return rc;
-  /* The database is in WAL mode for all, and writable for nobody else. */
-  const uint8_t versions[2] = {3, 2};
-  return real->pMethods->xWrite(real, versions, 2, offset + 18);
+  uint8_t *header = place_of(c, frame - c->given.mx_frame - 1);
+  if (header == NULL) return SQLITE_IOERR_NOMEM;
+  uint8_t *page = header + WAL_FRAME_HEADER;
+  memcpy(page, data, (size_t)n);
+  if (pgno_of(c, frame) == 1) {
+    /* The database is in WAL mode for all, and writable for nobody else. */
+    page[18] = 3;
+    page[19] = 2;
+  }
+  if (c->headed != frame) return real->pMethods->xWrite(real, page, n, offset);
+  c->headed = 0;
+  return real->pMethods->xWrite(real, header, n + (int)WAL_FRAME_HEADER,
+                                offset - WAL_FRAME_HEADER);
 }
 
 int capture_write(struct connection *c, sqlite3_file *real, const void *data,
@@ -261,7 +304,21 @@ static int rewrite_chain(struct connection *c, uint32_t n,
   return rc;
 }
 
-/* One part: `count` images from `images`, read back from -wal. */
+static bool read_page(const struct connection *c, uint32_t frame, uint8_t *page)
+{
+  const struct wal *wal = c->node->wal;
+  uint32_t i = frame - c->given.mx_frame - 1;
+  if (i < kept_most(wal)) {
+    memcpy(page, c->copies + i * frame_size(wal) + WAL_FRAME_HEADER,
+           wal->page_size);
+    return true;
+  }
+  return wal->io->pread(wal->io->ctx, wal->file, page, wal->page_size,
+                        wal_offset(wal, frame) + WAL_FRAME_HEADER) ==
+         (ssize_t)wal->page_size;
+}
+
+/* One part: `count` images from `images`, as they were written. */
 static struct raft_body *make_part(struct connection *c,
                                    const struct wal_image *images,
                                    uint32_t count, const struct tx_head *head)
@@ -275,11 +332,8 @@ static struct raft_body *make_part(struct connection *c,
   memcpy(body->data, head, sizeof(*head));
   for (uint32_t i = 0; i < count; i++) {
     memcpy(body->data + sizeof(*head) + (size_t)i * 4, &images[i].pgno, 4);
-    if (wal->io->pread(wal->io->ctx, wal->file,
-                       body->data + offset + (size_t)i * wal->page_size,
-                       wal->page_size,
-                       wal_offset(wal, images[i].frame) + WAL_FRAME_HEADER) !=
-        (ssize_t)wal->page_size) {
+    if (!read_page(c, images[i].frame,
+                   body->data + offset + (size_t)i * wal->page_size)) {
       raft_body_unref(body);
       return NULL;
     }

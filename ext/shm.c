@@ -313,7 +313,7 @@ static int begin_write(struct connection *c)
   if (rc != SQLITE_OK) return rc;
   c->before = *walindex_header(&c->index);
   c->writing = true;
-  c->n_pending = 0;
+  c->n_pending = c->headed = 0;
   c->blank = UINT32_MAX;
   return SQLITE_OK;
 }

@@ -151,6 +151,7 @@ static int db_close(sqlite3_file *file)
   vfs_shm_unmap(file, 0);
   int rc = c->real->pMethods->xClose(c->real);
   free(c->pending);
+  free(c->copies);
   registry_release(c->node);
   return rc;
 }

@@ -528,6 +528,7 @@ void wal_append_start(struct wal *wal)
   wal->out_offset = wal_offset(wal, wal->append_frame + 1);
   wal->out_len = 0;
   wal->held_pgno = 0;
+  wal->append_index = 0;
 }
 
 static int flush_out(struct wal *wal)
@@ -570,18 +571,29 @@ int wal_append_page(struct wal *wal, uint32_t pgno, const uint8_t *page)
   return rc;
 }
 
-int wal_append_commit(struct wal *wal, uint32_t n_page, raft_index index)
+int wal_append_end(struct wal *wal, uint32_t n_page, raft_index index)
 {
-  if (wal->held_pgno == 0) {
-    wal_advance(wal, index);
+  uint32_t pgno = wal->held_pgno;
+  if (pgno != 0) {
+    announce(wal, index);
+    wal->held_pgno = 0;
+    wal->append_n_page = n_page;
+  }
+  wal->append_index = index;
+  return pgno ? append_frame(wal, pgno, wal->held, n_page) : 0;
+}
+
+int wal_append_publish(struct wal *wal)
+{
+  raft_index index = wal->append_index;
+  if (wal->append_frame == wal->confirmed.mx_frame) {
+    if (index) wal_advance(wal, index);
     return 0;
   }
-  announce(wal, index);
-  int rc = append_frame(wal, wal->held_pgno, wal->held, n_page);
-  if (rc == 0) rc = flush_out(wal);
+  int rc = flush_out(wal);
   if (rc) return rc;
-  struct walindex_header header =
-      next_header(wal, wal->append_frame, n_page, wal->append_chain);
+  struct walindex_header header = next_header(
+      wal, wal->append_frame, wal->append_n_page, wal->append_chain);
   pthread_mutex_lock(&wal->mutex);
   rc = set_pgnos(wal, wal->confirmed.mx_frame + 1, header.mx_frame,
                  wal->append_pages);
@@ -589,6 +601,12 @@ int wal_append_commit(struct wal *wal, uint32_t n_page, raft_index index)
   if (rc == 0) rc = publish(wal, &header, index);
   if (rc == 0) wal_settle(wal);
   return rc;
+}
+
+int wal_append_commit(struct wal *wal, uint32_t n_page, raft_index index)
+{
+  int rc = wal_append_end(wal, n_page, index);
+  return rc ? rc : wal_append_publish(wal);
 }
 
 int wal_hand_over(struct wal *wal, uint64_t epoch,

@@ -83,6 +83,8 @@ struct wal {
   uint32_t append_cap;
   uint8_t *held; /* the newest page, until it is known whether it is the last */
   uint32_t held_pgno;
+  uint32_t append_n_page;  /* after the last transaction that has its end */
+  raft_index append_index; /* its entry; 0: none */
 };
 
 /* What was found in the way of opening. */
@@ -121,6 +123,10 @@ static inline uint64_t wal_offset(const struct wal *wal, uint32_t frame)
 void wal_append_start(struct wal *wal);
 int wal_append_page(struct wal *wal, uint32_t pgno, const uint8_t *page);
 int wal_append_commit(struct wal *wal, uint32_t n_page, raft_index index);
+/* Several transactions in one write, published together: pages and an end for
+   each of them, then wal_append_publish(). */
+int wal_append_end(struct wal *wal, uint32_t n_page, raft_index index);
+int wal_append_publish(struct wal *wal);
 
 /* The newest transaction, whose frames a connection has written behind the
    head under `epoch`, is in flight from now on: the head moves on. pages: page
