@@ -427,10 +427,15 @@ void node_progressed(struct node *node)
     pthread_cond_broadcast(&node->changed);
     pthread_mutex_unlock(&node->mutex);
   }
-  if (can && !node->can_write) {
+  pthread_mutex_lock(&node->mutex);
+  /* One that stops may not write either, but what is in flight is not of an
+     earlier grant. */
+  bool begins = can && !node->can_write && !node->stopping;
+  pthread_mutex_unlock(&node->mutex);
+  if (begins) {
     apply_reject_all(node); /* of earlier grants, never appended: lock.c, L4 */
     pthread_mutex_lock(&node->mutex);
-    node->can_write = true;
+    node->can_write = !node->stopping;
     node->grant = (struct grant){node->view.term, lock_number(node)};
     if (node->recalled) writer_recall(node); /* who waits now, has a turn */
     pthread_cond_broadcast(&node->changed);
