@@ -620,6 +620,8 @@ static bool propose_batch(struct node *node)
   event.u.propose.n = n;
   event.u.propose.items = items;
   int rc = raft_step(node->raft, &event, &effects);
+  for (unsigned i = 0; rc == 0 && i < n; i++)
+    if (batch[i]->tx == NULL) lock_appended(node, batch[i]);
   pthread_mutex_lock(&node->mutex);
   if (rc == RAFT_EBUSY || rc == RAFT_ETRANSFER) {
     put_back(node, batch, n);
