@@ -95,12 +95,23 @@ static bool wants(struct node *node)
   return any;
 }
 
+/* It may be long until what is committed is applied here: the lock would be of
+   no use, and nobody else could write. */
+static bool stands_still(const struct node *node)
+{
+  return node->apply_full || node->fetch || full_log(node) ||
+         !atomic_load(&node->settled);
+}
+
 /* Nobody of this node writes, and nobody will before the lock is given back:
    then the node may not write any more. */
 static bool give_up_turns(struct node *node)
 {
+  bool still = stands_still(node);
   pthread_mutex_lock(&node->mutex);
-  bool idle = node->proposals == NULL && writer_is_over(node);
+  bool idle =
+      node->proposals == NULL &&
+      (writer_is_over(node) || (still && !node->can_write && !node->writer));
   if (idle) {
     node->can_write = node->recalled = false;
     writer_note(node);
@@ -440,7 +451,9 @@ static void borrow(struct node *node)
     if (ends || (recalled && !b->unsent && give_up_turns(node)))
       give_back(node);
   }
-  if (b->number != 0 || leader == 0 || node->failed || !wants(node)) return;
+  if (b->number != 0 || leader == 0 || node->failed || stands_still(node) ||
+      !wants(node))
+    return;
   if (b->asked_at && b->asked_term == term_of(node) &&
       now - b->asked_at < AGAIN_MS)
     return;
