@@ -185,7 +185,12 @@ static int apply_commit(struct node *node, const struct raft_entry *entry)
     return rc;
   }
   /* Another node has the lock since (lock.c, L3): what came before is
-     settled. */
+     settled. That this node's grant is over it may not have heard yet: who
+     writes must not meet what is appended now. */
+  pthread_mutex_lock(&node->mutex);
+  bool thinks_so = node->can_write || node->writer;
+  pthread_mutex_unlock(&node->mutex);
+  if (thinks_so) lock_overtaken(node);
   apply_reject_all(node);
   if (head.part > 0) {
     /* As many parts as it may be: not on this thread. */

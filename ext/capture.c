@@ -40,6 +40,11 @@ static int refuse_revoked(struct connection *c)
   return VFS_REJECTED;
 }
 
+int capture_may_write(struct connection *c)
+{
+  return capture_revoked(c) ? refuse_revoked(c) : SQLITE_OK;
+}
+
 int capture_may_read(struct connection *c)
 {
   struct node *node = c->node;
@@ -53,7 +58,8 @@ int capture_may_read(struct connection *c)
   node->watchers++;
   for (bool in_time = true; c->ahead && in_time && !capture_revoked(c);) {
     pthread_mutex_lock(&wal->mutex);
-    c->ahead = wal->confirmed.mx_frame < c->given.mx_frame;
+    c->ahead = wal->confirmed.mx_frame < c->given.mx_frame ||
+               capture_revoked(c); /* others are in their place */
     pthread_mutex_unlock(&wal->mutex);
     if (c->ahead)
       in_time = pthread_cond_timedwait(&node->changed, &node->mutex, &end) == 0;

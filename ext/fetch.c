@@ -816,6 +816,8 @@ static void finish(struct fetch *f)
   f->retry_at = 0;
   node->apply_busy = true;
   image_close(&f->base);
+  /* So long ago, a grant is over, and its frames are about to be overwritten. */
+  lock_overtaken(node);
   pthread_mutex_lock(&node->mutex);
   while (node->inflight)
     node_settle(node, node->inflight, TX_UNKNOWN);

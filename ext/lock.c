@@ -54,12 +54,13 @@ enum {
   LEND_ASK = 1, /* u64 which start of the asking process */
   LEND_GRANT,   /* u64 from */
   LEND_RECALL,
-  LEND_RETURN, /* u64 count */
+  LEND_RETURN, /* u64 count, or UNKNOWN */
   LEND_WRITE,  /* u64 position, u8 type, u64 checksum, the body */
   LEND_TAKEN,  /* u64 count: need not be kept */
   LEND_VOID    /* u64 count: no more will be taken */
 };
 
+#define UNKNOWN UINT64_MAX      /* writes under a grant not heard of */
 #define AGAIN_MS 200            /* what may be lost is told again */
 #define UNSEEN_BYTES (4u << 20) /* of writes that the leader may not have */
 #define FOLLOW_SECONDS 45       /* of the last 60: then leadership follows */
@@ -94,12 +95,23 @@ static bool wants(struct node *node)
   return any;
 }
 
+/* It may be long until what is committed is applied here: the lock would be of
+   no use, and nobody else could write. */
+static bool stands_still(const struct node *node)
+{
+  return node->apply_full || node->fetch || full_log(node) ||
+         !atomic_load(&node->settled);
+}
+
 /* Nobody of this node writes, and nobody will before the lock is given back:
    then the node may not write any more. */
 static bool give_up_turns(struct node *node)
 {
+  bool still = stands_still(node);
   pthread_mutex_lock(&node->mutex);
-  bool idle = node->proposals == NULL && writer_is_over(node);
+  bool idle =
+      node->proposals == NULL &&
+      (writer_is_over(node) || (still && !node->can_write && !node->writer));
   if (idle) {
     node->can_write = node->recalled = false;
     writer_note(node);
@@ -156,7 +168,7 @@ static void grant(struct node *node, raft_id to, uint64_t start)
   struct lock_lender *l = &node->lock.lender;
   struct lock_account *account = account_of(l, to);
   account->number = ++l->number;
-  account->accepted = 0;
+  account->accepted = account->appended = 0;
   account->start = start;
   l->holder = to;
   l->recalled = false;
@@ -218,11 +230,13 @@ static void on_ask(struct node *node, raft_id from, uint64_t start)
   account->asking = start;
   if (l->holder != from) {
     enqueue(l, from);
-  } else if (account->start == start) {
+  } else if (account->start == start && account->accepted == 0) {
     /* It has not heard of it; if it had, it would not ask. */
     post(node, from, LEND_GRANT, l->term, l->number, l->from);
   } else {
-    void_grant(node); /* another process has started there */
+    /* Another process has started there; or this one has forgotten the grant,
+       and would count its writes from 1 again. */
+    void_grant(node);
     enqueue(l, from);
   }
 }
@@ -231,8 +245,10 @@ static void on_return(struct node *node, raft_id from, uint64_t number,
                       uint64_t count)
 {
   struct lock_lender *l = &node->lock.lender;
-  if (l->holder == from && l->number == number &&
-      account_of(l, from)->accepted == count)
+  if (l->holder != from || l->number != number) return;
+  if (count == UNKNOWN)
+    void_grant(node);
+  else if (account_of(l, from)->accepted == count)
     l->holder = 0;
 }
 
@@ -277,7 +293,12 @@ static void on_write(struct node *node, raft_id from, uint64_t number,
       post(node, from, LEND_VOID, l->term, number, account->accepted);
     return;
   }
-  if (position != account->accepted + 1) return; /* L2 */
+  if (position != account->accepted + 1) { /* L2 */
+    /* Sent again: it may not have heard what was taken. */
+    if (position <= account->accepted && account->appended > 0)
+      post(node, from, LEND_TAKEN, l->term, number, account->appended);
+    return;
+  }
   struct proposal *write = parse_write(node, from, p);
   if (write == NULL) {
     events_add(&node->events, "a write of node %016llx is refused",
@@ -286,9 +307,7 @@ static void on_write(struct node *node, raft_id from, uint64_t number,
     return;
   }
   write->grant = (struct grant){.term = l->term, .number = number};
-  account->accepted = position;
-  if (write->type == RAFT_PAGES)
-    post(node, from, LEND_TAKEN, l->term, number, position);
+  write->position = account->accepted = position;
   pthread_mutex_lock(&node->mutex);
   *node->proposals_tail = write;
   node->proposals_tail = &write->next;
@@ -432,7 +451,9 @@ static void borrow(struct node *node)
     if (ends || (recalled && !b->unsent && give_up_turns(node)))
       give_back(node);
   }
-  if (b->number != 0 || leader == 0 || node->failed || !wants(node)) return;
+  if (b->number != 0 || leader == 0 || node->failed || stands_still(node) ||
+      !wants(node))
+    return;
   if (b->asked_at && b->asked_term == term_of(node) &&
       now - b->asked_at < AGAIN_MS)
     return;
@@ -449,6 +470,7 @@ static void on_grant(struct node *node, uint64_t number, raft_index from)
     send_again(node); /* late: it was given back */
     return;
   }
+  if (b->number != 0) lock_overtaken(node);
   b->term = term_of(node);
   b->number = number;
   b->from = from;
@@ -464,7 +486,14 @@ static void on_recall(struct node *node, uint64_t number)
 {
   struct lock_borrower *b = &node->lock.borrower;
   if (b->number != number) {
-    if (b->returned_number == number) send_again(node);
+    if (b->returned_number != number) {
+      /* Never heard of, or this process is another one than that which had
+         it: it must not wait for somebody here to want it. */
+      b->returned_term = term_of(node);
+      b->returned_number = number;
+      b->returned_count = UNKNOWN;
+    }
+    send_again(node);
     return;
   }
   pthread_mutex_lock(&node->mutex);
@@ -550,7 +579,35 @@ void lock_tick(struct node *node, uint64_t now)
 
 void lock_up(struct node *node, raft_id peer)
 {
-  if (peer == node->view.leader && !leads(node)) send_again(node);
+  raft_id leader = node->view.leader;
+  if (leads(node) || (leader != 0 && leader != peer)) return;
+  /* Should it lead again in a moment, the term is the same, and what was on its
+     way to it is lost all the same. */
+  node->lock.borrower.unsent = true;
+  send_again(node);
+}
+
+void lock_overtaken(struct node *node)
+{
+  struct lock_borrower *b = &node->lock.borrower;
+  struct grant grant = {.term = b->term, .number = b->number};
+  if (b->number != 0) forget_writes(b, &grant, UINT64_MAX);
+  b->number = b->asked_at = 0;
+  node_lose_grant(node, false);
+}
+
+void lock_appended(struct node *node, const struct proposal *write)
+{
+  struct lock_lender *l = &node->lock.lender;
+  for (unsigned i = 0; i < RAFT_MEMBERS_MAX; i++) {
+    struct lock_account *account = &l->accounts[i];
+    if (account->number != write->grant.number) continue;
+    account->appended = write->position;
+    if (write->type == RAFT_PAGES)
+      post(node, account->node, LEND_TAKEN, l->term, account->number,
+           account->appended);
+    return;
+  }
 }
 
 void lock_confirmed(struct node *node, const struct transaction *tx)

@@ -19,7 +19,8 @@ struct transaction;
 struct lock_account {
   raft_id node;
   uint64_t number;   /* of the newest grant to it; 0: none in this term */
-  uint64_t accepted; /* writes under it */
+  uint64_t accepted; /* writes under it; */
+  uint64_t appended; /* those of them that are in the log */
   uint64_t start;    /* of which process; */
   uint64_t asking;   /* and which asked last */
 };
@@ -73,6 +74,10 @@ void lock_up(struct node *node, raft_id peer);
 /* What a member posted. */
 void lock_posted(struct node *node, raft_id from, const uint8_t *body,
                  size_t len);
+/* The log went on without this node: whatever grant it had is over. */
+void lock_overtaken(struct node *node);
+/* A write of another node is in the log: it may send more. */
+void lock_appended(struct node *node, const struct proposal *write);
 /* A transaction of this node's own was applied: its writes have arrived. */
 void lock_confirmed(struct node *node, const struct transaction *tx);
 /* This node has the lock, and may use it when *from is applied. */

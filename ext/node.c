@@ -449,10 +449,15 @@ void node_progressed(struct node *node)
     pthread_cond_broadcast(&node->changed);
     pthread_mutex_unlock(&node->mutex);
   }
-  if (can && !node->can_write) {
+  pthread_mutex_lock(&node->mutex);
+  /* One that stops may not write either, but what is in flight is not of an
+     earlier grant. */
+  bool begins = can && !node->can_write && !node->stopping;
+  pthread_mutex_unlock(&node->mutex);
+  if (begins) {
     apply_reject_all(node); /* of earlier grants, never appended: lock.c, L4 */
     pthread_mutex_lock(&node->mutex);
-    node->can_write = true;
+    node->can_write = !node->stopping;
     node->grant = (struct grant){node->view.term, lock_number(node)};
     if (node->recalled) writer_recall(node); /* who waits now, has a turn */
     pthread_cond_broadcast(&node->changed);
@@ -637,6 +642,8 @@ static bool propose_batch(struct node *node)
   event.u.propose.n = n;
   event.u.propose.items = items;
   int rc = raft_step(node->raft, &event, &effects);
+  for (unsigned i = 0; rc == 0 && i < n; i++)
+    if (batch[i]->tx == NULL) lock_appended(node, batch[i]);
   pthread_mutex_lock(&node->mutex);
   if (rc == RAFT_EBUSY || rc == RAFT_ETRANSFER) {
     put_back(node, batch, n);

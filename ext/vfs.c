@@ -161,6 +161,8 @@ static int db_read(sqlite3_file *file, void *data, int n, sqlite3_int64 offset)
   struct connection *c = (struct connection *)file;
   int rc = offset ? capture_may_read(c) : SQLITE_OK;
   if (rc == SQLITE_OK) rc = c->real->pMethods->xRead(c->real, data, n, offset);
+  /* A checkpoint need not spare what is older than a head that is no more. */
+  if (rc == SQLITE_OK && c->ahead && c->writing) rc = capture_may_write(c);
   if (rc == SQLITE_OK && offset <= 18 && offset + n > 18) {
     /* The write version is a fence for others. */
     uint8_t *version = (uint8_t *)data + (18 - offset);

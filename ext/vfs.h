@@ -138,6 +138,8 @@ int capture_wait(struct connection *connection);
 /* True when the write grant of this connection, or the head that it reads, is
    gone. */
 bool capture_revoked(struct connection *connection);
+/* SQLITE_OK, or why not, as for a write. */
+int capture_may_write(struct connection *connection);
 /* Before a page is read: a head that was not confirmed is for writing on it,
    whoever reads waits until it is. SQLITE_OK, or that it never will be. */
 int capture_may_read(struct connection *connection);

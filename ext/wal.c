@@ -625,6 +625,10 @@ int wal_hand_over(struct wal *wal, uint64_t epoch,
 void wal_settle(struct wal *wal)
 {
   pthread_mutex_lock(&wal->mutex);
+  /* Whoever was shown those frames must know, before others take their
+     place. */
+  if (wal->head.mx_frame > wal->confirmed.mx_frame)
+    atomic_fetch_add(&wal->epoch, 1);
   wal->head = wal->confirmed;
   pthread_mutex_unlock(&wal->mutex);
 }

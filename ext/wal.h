@@ -68,8 +68,10 @@ struct wal {
   raft_index confirmed_index; /* newest entry that is published */
   struct walindex_header head;
   uint32_t backfill;      /* frames that are in the database file */
-  _Atomic uint64_t epoch; /* moves when write grants are revoked; written with
-                             the mutex, and file_mutex, held */
+  _Atomic uint64_t epoch; /* moves when write grants are revoked, and when what
+                             is behind the confirmed frames was rejected;
+                             written with the mutex held, and, if somebody may
+                             be writing, file_mutex */
   struct wal_reader readers; /* list head */
   bool closed; /* detached: nothing more is read through the node */
   _Atomic uint64_t *control; /* confirmed_index, in a mapped file */

@@ -142,7 +142,11 @@ static void test_confirm(void **state)
                    -EPERM);
   assert_int_equal(w.wal->head.mx_frame, header.mx_frame);
   wal_settle(w.wal);
+  /* Whoever was shown it knows. */
+  assert_int_equal(w.wal->epoch, epoch + 2);
   assert_memory_equal(&w.wal->head, &w.wal->confirmed, sizeof(header));
+  wal_settle(w.wal);
+  assert_int_equal(w.wal->epoch, epoch + 2);
   world_step(&w, "DELETE FROM t WHERE id > 5");
   assert_int_equal(world_append(&w, true), 0);
   agree(&w);
