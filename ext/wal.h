@@ -68,8 +68,8 @@ struct wal {
   raft_index confirmed_index; /* newest entry that is published */
   struct walindex_header head;
   uint32_t backfill;      /* frames that are in the database file */
-  _Atomic uint64_t epoch; /* moves when write grants are revoked; written with
-                             the mutex, and file_mutex, held */
+  _Atomic uint64_t epoch; /* moves when write grants are revoked, and when the
+                             head goes back; written with the mutex held */
   struct wal_reader readers; /* list head */
   bool closed; /* detached: nothing more is read through the node */
   _Atomic uint64_t *control; /* confirmed_index, in a mapped file */
@@ -134,7 +134,7 @@ int wal_confirm(struct wal *wal, const struct walindex_header *header,
                 raft_index index);
 
 /* Nothing is in flight any more: those behind what is confirmed, if any, were
-   rejected. */
+   rejected, and the epoch moves. */
 void wal_settle(struct wal *wal);
 
 /* An entry that changes no page was passed. */
