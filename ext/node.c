@@ -156,6 +156,7 @@ void node_settle(struct node *node, struct transaction *tx, enum tx_state state)
   if (tx->next == NULL) node->inflight_tail = at;
   tx->next = NULL;
   tx->state = state;
+  if (tx->schema && --node->schemas == 0) writer_next(node);
   if (node->inflight == NULL) {
     wal_settle(node->wal);
     if (node->drained) bell_ring(node->drained, 1);
@@ -256,6 +257,7 @@ int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
     tx->state = TX_WAITING;
     *node->inflight_tail = tx;
     node->inflight_tail = &tx->next;
+    node->schemas += tx->schema;
     writer_note(node);
   }
   node_wake_held(node);

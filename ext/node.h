@@ -113,6 +113,7 @@ struct transaction {
   struct bell bell;    /* 1: the state is final; 2: do not wait for it */
   enum tx_state state; /* node mutex, until it is final */
   bool abandoned;      /* nobody waits any more; node mutex */
+  bool schema; /* it changes the schema: nobody builds on it: writer.c */
 };
 struct transaction *transaction_new(void);
 void transaction_free(struct transaction *tx);
@@ -301,9 +302,10 @@ struct node {
   pthread_t writer_thread;
   uint64_t writer_since;      /* ms */
   struct write_place *places; /* who wants to be next */
-  struct bell *drained;    /* who waits for nothing to be in flight */
+  struct bell *drained;       /* who waits for nothing to be in flight */
   unsigned watchers;          /* that wait for something to be confirmed */
   struct transaction *inflight, **inflight_tail;
+  unsigned schemas; /* of these, that change the schema */
   struct proposal *proposals, **proposals_tail;
   size_t proposals_bytes;
   struct task *tasks, **tasks_tail;
