@@ -171,6 +171,8 @@ struct node_limits {
   uint32_t quiet_ms;          /* without a write: time to tidy up */
   uint32_t stall_ms;          /* a join waits without any progress */
   uint32_t fate_ms;           /* longest wait for the fate of a commit */
+  uint32_t void_one_in; /* tests: a leader's grant ends once in so many times
+                           that something is to be proposed; 0: never */
 };
 extern struct node_limits node_limits;
 
@@ -364,6 +366,7 @@ struct node {
   uint64_t fetched, last_session;
   raft_index compacted; /* the log need not go back further */
   bool closing;         /* the loop is about to end */
+  uint64_t dice;        /* of void_one_in */
   struct join *joins;   /* cluster.c: requests that wait for agreement */
   struct lock lock;
 
