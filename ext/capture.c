@@ -417,11 +417,12 @@ int capture_wait(struct connection *c)
   struct transaction *tx = c->tx;
   struct timespec end;
   if (tx == NULL) {
-    /* Nothing was changed, or there was no memory to hand it over. */
+    /* Nothing was changed, or there was no memory to hand it over. What was
+       read may be a head that is not confirmed. */
     return c->spoiled &&
                    c->given.mx_frame != walindex_header(&c->index)->mx_frame
                ? SQLITE_IOERR_NOMEM
-               : SQLITE_OK;
+               : capture_may_read(c);
   }
   c->tx = NULL;
   end = clock_deadline(node_limits.fate_ms);
