@@ -36,6 +36,7 @@ SQLITE_EXTENSION_INIT3
 #define UPGRADE_MS 500 /* of a reader that has others wait for it */
 #define LAPSE_MS 250   /* a turn that is not used is over */
 #define AGAIN_MS 250   /* a busy handler comes back sooner */
+#define TURNS 20       /* lost before they were seen */
 
 /* Where this thread waits, while it is in a busy handler. */
 static _Thread_local struct connection *sleeper;
@@ -306,10 +307,14 @@ int writer_take(struct connection *c)
   } else {
     c->place.connection = c;
     c->place.thread = pthread_self();
-    enqueue(node, &c->place);
-    if (!node->can_write) node_wake_held(node); /* to ask for the lock */
-    why = wait_for_turn(c);
-    if (!c->place.granted) leave_queue(node, &c->place);
+    /* Who woke late may find its turn over, or the grant gone meanwhile. */
+    for (int i = 0; i < TURNS; i++) {
+      enqueue(node, &c->place);
+      if (!node->can_write) node_wake_held(node); /* to ask for the lock */
+      why = wait_for_turn(c);
+      if (!c->place.granted) leave_queue(node, &c->place);
+      if (!c->place.granted || node->writer == c) break;
+    }
   }
   bool mine = node->writer == c;
   writer_note(node);
