@@ -48,6 +48,7 @@ struct shared {
   _Atomic uint32_t acked[WRITERS];
   _Atomic uint8_t fate[WRITERS][ATTEMPTS], seen[WRITERS][ATTEMPTS];
   _Atomic unsigned checks, stock_checks, copies, rejected, committed, upgrades;
+  _Atomic unsigned glances, late;
 };
 
 struct test {
@@ -261,14 +262,14 @@ static bool look(struct look *l, bool pages)
 
 /* ---- stock processes --------------------------------------------------- */
 
-static void stock_main(struct test *t, unsigned number_of)
+static void stock_main(struct test *t, unsigned number_of, pid_t parent)
 {
   struct shared *s = t->shared;
   uint64_t random = t->seed + 1000 + number_of;
   sqlite3 *db = NULL;
   struct look l;
   struct timespec pause = {0, 2000000};
-  while (!atomic_load(&s->stop)) {
+  while (!atomic_load(&s->stop) && getppid() == parent) {
     if (!atomic_load(&s->go)) {
       nanosleep(&pause, NULL);
       continue;
@@ -482,15 +483,24 @@ static void upgrade(struct writer *w)
   if (w->rc == SQLITE_OK) atomic_fetch_add(&w->test->shared->upgrades, 1);
 }
 
-/* Its snapshot may be too old; who tries again has its turn before long. */
+static bool is_late(int rc)
+{
+  return rc == SQLITE_BUSY || rc == SQLITE_BUSY_SNAPSHOT;
+}
+
+/* Somebody else writes, or has written, and SQLite asks no busy handler. Who
+   tries again has its turn before long. */
 static void do_upgrade(struct writer *w)
 {
   upgrade(w);
-  for (int i = 0; i < 20 && w->rc == SQLITE_BUSY_SNAPSHOT; i++) {
+  for (int i = 0; i < 20 && is_late(w->rc); i++) {
     w->rc = SQLITE_OK;
     run(w, "ROLLBACK");
     upgrade(w);
   }
+  if (!is_late(w->rc)) return;
+  atomic_fetch_add(&w->test->shared->late, 1);
+  w->rc = SQLITE_ABORT;
 }
 
 static void do_savepoints(struct writer *w)
@@ -537,6 +547,33 @@ static void do_nothing(struct writer *w)
   if (w->rc == SQLITE_OK) w->rc = SQLITE_ABORT; /* not to be seen */
 }
 
+/* Reads what others have in flight, and changes nothing: all the same it may
+   not end well before that is confirmed. */
+static void do_glance(struct writer *w)
+{
+  struct look l = {.shared = w->test->shared, .db = w->db, .who = "a glance"};
+  int64_t newest[WRITERS] = {0};
+  run(w, "BEGIN IMMEDIATE");
+  l.rc = w->rc;
+  sqlite3_stmt *stmt =
+      prepare(&l, "SELECT w, max(attempt) FROM log GROUP BY w");
+  while (step(&l, stmt)) {
+    unsigned i = (unsigned)sqlite3_column_int(stmt, 0);
+    if (i < WRITERS) newest[i] = sqlite3_column_int64(stmt, 1);
+  }
+  sqlite3_finalize(stmt);
+  w->rc = l.rc;
+  if (below(w, 2))
+    run(w, "COMMIT");
+  else /* nothing, either */
+    run(w, "UPDATE accounts SET balance = 0 WHERE id < 0; COMMIT");
+  if (w->rc != SQLITE_OK) return;
+  for (unsigned i = 0; i < WRITERS; i++)
+    if (newest[i]) note_seen(&l, i, newest[i]);
+  atomic_fetch_add(&w->test->shared->glances, 1);
+  w->rc = SQLITE_ABORT; /* there is no row of it */
+}
+
 static void do_schema(struct writer *w)
 {
   char old[40] = "";
@@ -569,9 +606,10 @@ static void (*pick(struct writer *w))(struct writer *)
   return dice < 35   ? do_one
          : dice < 60 ? do_several
          : dice < 70 ? do_upgrade
-         : dice < 82 ? do_savepoints
-         : dice < 89 ? do_large
-         : dice < 94 ? do_nothing
+         : dice < 80 ? do_savepoints
+         : dice < 87 ? do_large
+         : dice < 92 ? do_nothing
+         : dice < 96 ? do_glance
                      : do_schema;
 }
 
@@ -616,7 +654,7 @@ static void settle(struct writer *w)
   if (rc == VFS_REJECTED) {
     atomic_fetch_add(&s->rejected, 1);
     after_rejection(w);
-  } else if ((rc & 0xff) != SQLITE_BUSY && rc != SQLITE_ABORT) {
+  } else if (rc != SQLITE_ABORT) {
     complain(s, "writer %u: %d: %s", w->w, rc, text);
   }
 }
@@ -827,7 +865,7 @@ static void attack(void **state, unsigned page_size)
 {
   struct test t = {.shared = share()};
   struct shared *s = t.shared;
-  pid_t stock[STOCK];
+  pid_t stock[STOCK], parent = getpid();
   const char *seed = getenv("SEED");
   t.seed = seed ? strtoull(seed, NULL, 10) : (uint64_t)clock_wall_ms();
   snprintf(t.dir, sizeof(t.dir), "%s", (const char *)*state);
@@ -837,7 +875,7 @@ static void attack(void **state, unsigned page_size)
   for (unsigned i = 0; i < STOCK; i++) {
     stock[i] = fork();
     assert_true(stock[i] >= 0);
-    if (stock[i] == 0) stock_main(&t, i);
+    if (stock[i] == 0) stock_main(&t, i, parent);
   }
   set_limits(page_size);
   make_node(&t, page_size);
@@ -850,10 +888,11 @@ static void attack(void **state, unsigned page_size)
     if (status) complain(s, "stock process: status %d", status);
   }
   print_message("page size %u, seed %llu: %u committed, %u rejected, %u"
-                " upgrades; %u checks, of these %u stock and %u of copies\n",
+                " upgrades, %u too late, %u glances; %u checks, of "
+                "these %u stock and %u of copies\n",
                 page_size, (unsigned long long)t.seed, s->committed,
-                s->rejected, s->upgrades, s->checks, s->stock_checks,
-                s->copies);
+                s->rejected, s->upgrades, s->late, s->glances, s->checks,
+                s->stock_checks, s->copies);
   if (atomic_load(&s->complaints)) fail_msg("%s", s->complaint);
   end_node(&t);
   assert_true(s->rejected >= LEAST && s->stock_checks >= 5 && s->copies >= 5);
