@@ -172,7 +172,7 @@ struct node_limits {
   uint32_t stall_ms;          /* a join waits without any progress */
   uint32_t fate_ms;           /* longest wait for the fate of a commit */
   uint32_t void_one_in; /* tests: a leader's grant ends once in so many times
-                           that something is to be proposed; 0: never */
+                           that it looks for something to propose; 0: never */
 };
 extern struct node_limits node_limits;
 
