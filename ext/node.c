@@ -156,7 +156,7 @@ void node_settle(struct node *node, struct transaction *tx, enum tx_state state)
   if (tx->next == NULL) node->inflight_tail = at;
   tx->next = NULL;
   tx->state = state;
-  if (tx->schema && --node->schemas == 0) writer_next(node);
+  if (tx->schema && --node->schemas == 0) writer_wake(node);
   if (node->inflight == NULL) {
     wal_settle(node->wal);
     if (node->drained) bell_ring(node->drained, 1);
