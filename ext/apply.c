@@ -162,6 +162,18 @@ static void drop_incomplete(struct node *node, struct transaction *tx,
   pthread_mutex_unlock(&node->mutex);
 }
 
+/* Another node has the lock since (lock.c, L3): what came before is settled.
+   That this node's grant is over it may not have heard yet: who writes must not
+   meet what is appended now. */
+static void overtaken(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
+  bool thinks_so = node->can_write || node->writer;
+  pthread_mutex_unlock(&node->mutex);
+  if (thinks_so) lock_overtaken(node);
+  apply_reject_all(node);
+}
+
 static int apply_commit(struct node *node, const struct raft_entry *entry)
 {
   struct tx_head head;
@@ -184,14 +196,7 @@ static int apply_commit(struct node *node, const struct raft_entry *entry)
     if (rc == 0) node->n_open = 0;
     return rc;
   }
-  /* Another node has the lock since (lock.c, L3): what came before is
-     settled. That this node's grant is over it may not have heard yet: who
-     writes must not meet what is appended now. */
-  pthread_mutex_lock(&node->mutex);
-  bool thinks_so = node->can_write || node->writer;
-  pthread_mutex_unlock(&node->mutex);
-  if (thinks_so) lock_overtaken(node);
-  apply_reject_all(node);
+  overtaken(node);
   if (head.part > 0) {
     /* As many parts as it may be: not on this thread. */
     node->apply_busy = true;
@@ -443,7 +448,7 @@ static bool stage(struct node *node, const struct raft_entry *entry, bool first,
       head.n_page == 0 || head.part != 0 || own(node, entry, &head))
     return false;
   if (first) {
-    apply_reject_all(node);
+    overtaken(node);
     wal_append_start(node->wal);
   }
   *rc = append_part(node->wal, entry->body, head.n_page);

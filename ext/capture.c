@@ -377,6 +377,30 @@ static int hand_over(struct connection *c, struct transaction *tx,
   }
 }
 
+static bool read_cookie(const struct wal *wal, uint32_t frame,
+                        uint8_t cookie[4])
+{
+  return wal->io->pread(wal->io->ctx, wal->file, cookie, 4,
+                        wal_offset(wal, frame) + WAL_FRAME_HEADER + 40) == 4;
+}
+
+/* The number of the schema, on page 1, is not that of the state before. */
+static bool changes_schema(const struct connection *c,
+                           const struct wal_image *images, uint32_t count)
+{
+  const struct wal *wal = c->node->wal;
+  uint8_t before[4], after[4];
+  uint32_t i = 0, base = c->given.mx_frame;
+  while (i < count && images[i].pgno != 1)
+    i++;
+  if (i == count) return false;
+  while (base > 1 && wal_pgno(wal, base) != 1)
+    base--; /* the first frame is one of page 1 */
+  return !read_cookie(wal, base, before) ||
+         !read_cookie(wal, images[i].frame, after) ||
+         memcmp(before, after, 4) != 0;
+}
+
 static struct transaction *make_transaction(struct connection *c)
 {
   const struct walindex_header *now = walindex_header(&c->index);
@@ -408,6 +432,7 @@ void capture_finish(struct connection *c)
   if (c->tx == NULL) return;
   if (now->mx_frame > c->given.mx_frame && n <= c->n_pending)
     images = newest_images(c, n, now->n_page, &count);
+  c->tx->schema = images && changes_schema(c, images, count);
   if (images == NULL || count == 0 || capture_revoked(c) ||
       rewrite_chain(c, n, &c->tx->header) != 0 ||
       hand_over(c, c->tx, images, count) != 0) {
@@ -452,11 +477,12 @@ int capture_wait(struct connection *c)
   struct transaction *tx = c->tx;
   struct timespec end;
   if (tx == NULL) {
-    /* Nothing was changed, or there was no memory to hand it over. */
+    /* Nothing was changed, or there was no memory to hand it over. What was
+       read may be a head that is not confirmed. */
     return c->spoiled &&
                    c->given.mx_frame != walindex_header(&c->index)->mx_frame
                ? SQLITE_IOERR_NOMEM
-               : SQLITE_OK;
+               : capture_may_read(c);
   }
   c->tx = NULL;
   end = clock_deadline(node_limits.fate_ms);

@@ -610,6 +610,14 @@ void lock_appended(struct node *node, const struct proposal *write)
   }
 }
 
+void lock_void_own(struct node *node)
+{
+  struct lock_lender *l = &node->lock.lender;
+  if (!leads(node) || l->holder != node->identity.id) return;
+  node_lose_grant(node, false);
+  l->holder = 0;
+}
+
 void lock_confirmed(struct node *node, const struct transaction *tx)
 {
   forget_writes(&node->lock.borrower, &tx->grant, tx->position);

@@ -71,6 +71,9 @@ void lock_tick(struct node *node, uint64_t now);
 void lock_term(struct node *node);
 /* A connection to the leader is up: what may be lost is sent again. */
 void lock_up(struct node *node, raft_id peer);
+/* For tests: a leader's own grant ends, with all that was handed over under it
+   and not proposed; the next one is due at once. */
+void lock_void_own(struct node *node);
 /* What a member posted. */
 void lock_posted(struct node *node, raft_id from, const uint8_t *body,
                  size_t len);

@@ -156,6 +156,7 @@ void node_settle(struct node *node, struct transaction *tx, enum tx_state state)
   if (tx->next == NULL) node->inflight_tail = at;
   tx->next = NULL;
   tx->state = state;
+  if (tx->schema && --node->schemas == 0) writer_wake(node);
   if (node->inflight == NULL) {
     wal_settle(node->wal);
     if (node->drained) bell_ring(node->drained, 1);
@@ -256,6 +257,7 @@ int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
     tx->state = TX_WAITING;
     *node->inflight_tail = tx;
     node->inflight_tail = &tx->next;
+    node->schemas += tx->schema;
     writer_note(node);
   }
   node_wake_held(node);
@@ -598,12 +600,25 @@ void node_begin_raft(struct node *node)
 
 /* ---- the loop ---------------------------------------------------------- */
 
-/* Takes up to BATCH queued proposals of one term. Mutex held. */
-static unsigned take_batch(struct node *node, struct proposal **batch)
+/* For a test that has what is queued rejected, at any place of a pipeline of any
+   depth: how many may be proposed now. */
+static unsigned most_by_dice(struct node *node)
+{
+  uint64_t dice = (node->dice += 0x9e3779b97f4a7c15u);
+  dice = (dice ^ (dice >> 30)) * 0xbf58476d1ce4e5b9u;
+  dice ^= dice >> 31;
+  /* Also with nothing queued: somebody may be writing frames. */
+  if (dice % node_limits.void_one_in == 0) lock_void_own(node);
+  return (unsigned)(dice >> 60); /* 0: the queue grows */
+}
+
+/* Takes up to `most` queued proposals of one term. Mutex held. */
+static unsigned take_batch(struct node *node, struct proposal **batch,
+                           unsigned most)
 {
   unsigned n = 0;
   raft_term term = node->proposals ? node->proposals->grant.term : 0;
-  while (node->proposals && n < BATCH && node->proposals->grant.term == term) {
+  while (node->proposals && n < most && node->proposals->grant.term == term) {
     struct proposal *p = node->proposals;
     node->proposals = p->next;
     batch[n++] = p;
@@ -629,8 +644,9 @@ static bool propose_batch(struct node *node)
   struct raft_proposal items[BATCH];
   struct raft_effects effects;
   uint64_t now = now_of(node);
+  unsigned most = node_limits.void_one_in ? most_by_dice(node) : BATCH;
   pthread_mutex_lock(&node->mutex);
-  unsigned n = take_batch(node, batch);
+  unsigned n = take_batch(node, batch, most);
   pthread_mutex_unlock(&node->mutex);
   if (n == 0) return false;
   for (unsigned i = 0; i < n; i++) {

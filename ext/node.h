@@ -113,6 +113,7 @@ struct transaction {
   struct bell bell;    /* 1: the state is final; 2: do not wait for it */
   enum tx_state state; /* node mutex, until it is final */
   bool abandoned;      /* nobody waits any more; node mutex */
+  bool schema; /* it changes the schema: nobody builds on it: writer.c */
 };
 struct transaction *transaction_new(void);
 void transaction_free(struct transaction *tx);
@@ -170,6 +171,8 @@ struct node_limits {
   uint32_t quiet_ms;          /* without a write: time to tidy up */
   uint32_t stall_ms;          /* a join waits without any progress */
   uint32_t fate_ms;           /* longest wait for the fate of a commit */
+  uint32_t void_one_in; /* tests: a leader's grant ends once in so many times
+                           that it looks for something to propose; 0: never */
 };
 extern struct node_limits node_limits;
 
@@ -301,9 +304,10 @@ struct node {
   pthread_t writer_thread;
   uint64_t writer_since;      /* ms */
   struct write_place *places; /* who wants to be next */
-  struct bell *drained;    /* who waits for nothing to be in flight */
+  struct bell *drained;       /* who waits for nothing to be in flight */
   unsigned watchers;          /* that wait for something to be confirmed */
   struct transaction *inflight, **inflight_tail;
+  unsigned schemas; /* of these, that change the schema */
   struct proposal *proposals, **proposals_tail;
   size_t proposals_bytes;
   struct task *tasks, **tasks_tail;
@@ -362,6 +366,7 @@ struct node {
   uint64_t fetched, last_session;
   raft_index compacted; /* the log need not go back further */
   bool closing;         /* the loop is about to end */
+  uint64_t dice;        /* of void_one_in */
   struct join *joins;   /* cluster.c: requests that wait for agreement */
   struct lock lock;
 

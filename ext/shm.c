@@ -309,7 +309,7 @@ static int begin_write(struct connection *c)
   if (c->writing) return SQLITE_OK;
   if (c->read_state != READ_GRANTED) return SQLITE_BUSY;
   int rc = writer_begin(c);
-  c->stale = rc == SQLITE_BUSY_SNAPSHOT;
+  c->stale = rc == SQLITE_BUSY_SNAPSHOT || rc == SQLITE_BUSY;
   if (rc != SQLITE_OK) return rc;
   c->before = *walindex_header(&c->index);
   c->writing = true;

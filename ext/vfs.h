@@ -54,7 +54,7 @@ struct connection {
   struct write_place place;
   bool reserved; /* its turn has come; the WRITE lock is not taken yet */
   bool kept;     /* it may read data first, and keep the turn for a while */
-  bool stale;    /* its snapshot was too old to write */
+  bool stale;    /* it wanted to write when it was too late */
   bool writing;
   uint64_t epoch;
   struct grant grant;

@@ -625,8 +625,8 @@ int wal_hand_over(struct wal *wal, uint64_t epoch,
 void wal_settle(struct wal *wal)
 {
   pthread_mutex_lock(&wal->mutex);
-  /* Whoever was shown those frames must know, before others take their
-     place. */
+  /* What connections have seen of it is not so any more, whoever rejected it:
+     others may write these frames under a grant that was never revoked. */
   if (wal->head.mx_frame > wal->confirmed.mx_frame)
     atomic_fetch_add(&wal->epoch, 1);
   wal->head = wal->confirmed;

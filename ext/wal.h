@@ -142,7 +142,7 @@ int wal_confirm(struct wal *wal, const struct walindex_header *header,
                 raft_index index);
 
 /* Nothing is in flight any more: those behind what is confirmed, if any, were
-   rejected. */
+   rejected, and the epoch moves. */
 void wal_settle(struct wal *wal);
 
 /* An entry that changes no page was passed. */

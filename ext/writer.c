@@ -15,6 +15,12 @@
 ** helped with short waits of our own; so is who has none. Only who really waits
 ** is given the turn, or it would pass unused.
 **
+** Who writes next builds on what is not confirmed yet, but never on another
+** schema: SQLite reads the schema, to compile a statement, from what is
+** confirmed, and a connection would keep one that was rejected, whose number
+** the next to change it may use again. After such a transaction the turn waits
+** for its fate.
+**
 ** A node that may not write at all (no leader, or one that has the cluster's
 ** write lock elsewhere) keeps its writers waiting for quorate_write_wait.
 */
@@ -30,6 +36,7 @@ SQLITE_EXTENSION_INIT3
 #define UPGRADE_MS 500 /* of a reader that has others wait for it */
 #define LAPSE_MS 250   /* a turn that is not used is over */
 #define AGAIN_MS 250   /* a busy handler comes back sooner */
+#define TURNS 20       /* lost before they were seen */
 
 /* Where this thread waits, while it is in a busy handler. */
 static _Thread_local struct connection *sleeper;
@@ -53,7 +60,8 @@ static bool is_free(const struct node *node)
 {
   return node->writer == NULL && node->can_write && !node->stopping &&
          !node->failed && (!node->recalled || node->recall_left > 0) &&
-         atomic_load(&node->hold) == HOLD_NONE && node->quiet != QUIET_GRANTED;
+         atomic_load(&node->hold) == HOLD_NONE &&
+         node->quiet != QUIET_GRANTED && node->schemas == 0;
 }
 
 static unsigned count_waiting(const struct node *node)
@@ -153,12 +161,13 @@ static bool may_not_write(const struct node *node)
   return writer_refusal(node) != NULL;
 }
 
-/* It is nobody's turn: the checkpointer begins the WAL anew. */
+/* It is nobody's turn: the checkpointer begins the WAL anew, or the schema is
+   not known. */
 static bool is_held(const struct node *node)
 {
   return node->writer == NULL && node->can_write &&
          (atomic_load(&node->hold) != HOLD_NONE ||
-          node->quiet == QUIET_GRANTED);
+          node->quiet == QUIET_GRANTED || node->schemas > 0);
 }
 
 static bool wait_bell(struct node *node, struct bell *bell,
@@ -298,10 +307,14 @@ int writer_take(struct connection *c)
   } else {
     c->place.connection = c;
     c->place.thread = pthread_self();
-    enqueue(node, &c->place);
-    if (!node->can_write) node_wake_held(node); /* to ask for the lock */
-    why = wait_for_turn(c);
-    if (!c->place.granted) leave_queue(node, &c->place);
+    /* Who woke late may find its turn over, or the grant gone meanwhile. */
+    for (int i = 0; i < TURNS; i++) {
+      enqueue(node, &c->place);
+      if (!node->can_write) node_wake_held(node); /* to ask for the lock */
+      why = wait_for_turn(c);
+      if (!c->place.granted) leave_queue(node, &c->place);
+      if (!c->place.granted || node->writer == c) break;
+    }
   }
   bool mine = node->writer == c;
   writer_note(node);

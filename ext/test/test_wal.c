@@ -145,9 +145,19 @@ static void test_confirm(void **state)
   /* Whoever was shown it knows. */
   assert_int_equal(w.wal->epoch, epoch + 2);
   assert_memory_equal(&w.wal->head, &w.wal->confirmed, sizeof(header));
+  /* Who saw it, or built on it, is told by the epoch, revoked or not. */
+  epoch = w.wal->epoch;
+  world_write_local(&w, INSERT, &header);
+  assert_int_equal(hand_over(&w, &header), 0);
+  assert_int_equal(w.wal->epoch, epoch);
   wal_settle(w.wal);
-  assert_int_equal(w.wal->epoch, epoch + 2);
+  assert_int_equal(w.wal->epoch, epoch + 1);
+  assert_int_equal(wal_hand_over(w.wal, epoch, &header, w.origin.changed),
+                   -EPERM);
+  wal_settle(w.wal); /* nothing was in flight */
+  assert_int_equal(w.wal->epoch, epoch + 1);
   world_step(&w, "DELETE FROM t WHERE id > 5");
+  assert_int_equal(w.wal->epoch, epoch + 1);
   assert_int_equal(world_append(&w, true), 0);
   agree(&w);
   world_free(&w);
