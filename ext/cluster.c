@@ -20,6 +20,7 @@ SQLITE_EXTENSION_INIT3
 
 #define INVITE_MS 3600000
 #define ASK_MS 5000
+#define FOLLOW_SETTING "follow-writer"
 #define JOIN_MS 10000
 #define SILENT_MS 3000 /* without a sign of life */
 
@@ -205,6 +206,19 @@ static bool may_be_replaced(struct node *node, const struct raft_member *m)
          (p.last_contact == 0 || now - p.last_contact > SILENT_MS);
 }
 
+static void propose_setting(struct node *node, const char *key,
+                            const void *value, size_t len, struct answer_to to)
+{
+  raft_index index = 0;
+  struct raft_body *body = settings_encode_change(key, value, len);
+  int rc = body ? node_propose(node, RAFT_SETTING, body, &index) : RAFT_ENOMEM;
+  raft_body_unref(body);
+  if (rc)
+    refuse(to, raft_strerror(rc));
+  else
+    answer(to, ANSWER_OK, &index, sizeof(index));
+}
+
 static void handle_invite(struct node *node, struct parser *p,
                           struct answer_to to)
 {
@@ -227,16 +241,31 @@ static void handle_invite(struct node *node, struct parser *p,
   pack_bytes(&value, digest, 32);
   pack_u64(&value, (uint64_t)(clock_wall_ms() + INVITE_MS));
   setting_name(key, sizeof(key), name);
-  struct raft_body *body =
-      value.bad ? NULL : settings_encode_change(key, value.data, value.len);
-  free(value.data);
-  raft_index index = 0;
-  int rc = body ? node_propose(node, RAFT_SETTING, body, &index) : RAFT_ENOMEM;
-  raft_body_unref(body);
-  if (rc)
-    refuse(to, raft_strerror(rc));
+  if (value.bad)
+    refuse(to, "out of memory");
   else
-    answer(to, ANSWER_OK, &index, sizeof(index));
+    propose_setting(node, key, value.data, value.len, to);
+  free(value.data);
+}
+
+/* Asks for something that is answered with its index, and waits until that is
+   applied here. */
+static int ask_and_wait(struct node *node, struct packer body,
+                        struct text *error)
+{
+  uint8_t *data;
+  size_t len;
+  raft_index index;
+  int rc = -1, status = cluster_ask(node, body, &data, &len);
+  if (status == ANSWER_OK && len == sizeof(index)) {
+    memcpy(&index, data, sizeof(index));
+    rc = node_wait_applied(node, index, ASK_MS, NULL, &index, error) ? -1 : 0;
+    if (rc) text_set(error, "not agreed on: no quorum");
+  } else {
+    text_set(error, "%s", data ? (const char *)data : "no answer");
+  }
+  free(data);
+  return rc;
 }
 
 int cluster_invite(struct node *node, const char *name, char **token,
@@ -244,9 +273,7 @@ int cluster_invite(struct node *node, const char *name, char **token,
 {
   struct tls_token t = {.cluster = node->identity.cluster};
   struct tls_error tls_error;
-  uint8_t digest[32], *data;
-  size_t len;
-  raft_index index;
+  uint8_t digest[32];
   struct packer body = {0};
   if (!identity_valid_name(name)) {
     text_set(error, "a name is 1 to 63 letters, digits, '.', '_' or '-'");
@@ -263,22 +290,44 @@ int cluster_invite(struct node *node, const char *name, char **token,
   pack_u8(&body, ASK_INVITE);
   pack_text(&body, name);
   pack_bytes(&body, digest, 32);
-  int status = cluster_ask(node, body, &data, &len);
-  int rc = -1;
-  if (status == ANSWER_OK && len == sizeof(index)) {
-    memcpy(&index, data, sizeof(index));
-    rc = node_wait_applied(node, index, ASK_MS, NULL, &index, error) ? -1 : 0;
-    if (rc) text_set(error, "not agreed on: no quorum");
-  } else {
-    text_set(error, "%s", data ? (const char *)data : "no answer");
-  }
-  free(data);
+  int rc = ask_and_wait(node, body, error);
   if (rc == 0 && tls_token_encode(&t, token, &tls_error) != 0) {
     text_set(error, "%s", tls_error.text);
     rc = -1;
   }
   explicit_bzero(&t, sizeof(t));
   return rc;
+}
+
+/* ---- leadership that follows the writer -------------------------------- */
+
+bool cluster_follows_writer(const struct node *node)
+{
+  size_t len;
+  return settings_get(&node->settings, FOLLOW_SETTING, &len) != NULL;
+}
+
+static void handle_follow(struct node *node, struct parser *p,
+                          struct answer_to to)
+{
+  bool follow = parse_u8(p) != 0;
+  if (!parser_done(p))
+    refuse(to, "malformed request");
+  else
+    propose_setting(node, FOLLOW_SETTING, follow ? "on" : NULL, follow ? 2 : 0,
+                    to);
+}
+
+int cluster_follow_writer(struct node *node, bool follow, struct text *error)
+{
+  struct packer body = {0};
+  pthread_mutex_lock(&node->mutex);
+  bool same = cluster_follows_writer(node) == follow;
+  pthread_mutex_unlock(&node->mutex);
+  if (same) return 0;
+  pack_u8(&body, ASK_FOLLOW);
+  pack_u8(&body, follow);
+  return ask_and_wait(node, body, error);
 }
 
 /* ---- joining, the leader's side ---------------------------------------- */
@@ -720,6 +769,7 @@ static void handle(struct node *node, struct parser p, struct answer_to to)
   case ASK_MEMBERS: handle_members(node, to); break;
   case ASK_VERIFY: handle_verify(node, to); break;
   case ASK_CHECKSUM: handle_checksum(node, &p, to); break;
+  case ASK_FOLLOW: handle_follow(node, &p, to); break;
   default: refuse(to, "unknown request"); break;
   }
 }

@@ -22,7 +22,8 @@ enum {
   ASK_CHECKSUM = 5,
   ASK_RENEW = 6,
   ASK_REPLACE = 7,
-  ASK_ADMITTED = 8
+  ASK_ADMITTED = 8,
+  ASK_FOLLOW = 9
 };
 
 /* Application threads: asks the leader; takes body's memory. *data is

@@ -20,7 +20,6 @@
 
 SQLITE_EXTENSION_INIT3
 
-
 /* ---- options ----------------------------------------------------------- */
 
 bool cluster_address_ok(const char *address, bool port_needed)

@@ -63,7 +63,9 @@ enum {
 #define UNKNOWN UINT64_MAX      /* writes under a grant not heard of */
 #define AGAIN_MS 200            /* what may be lost is told again */
 #define UNSEEN_BYTES (4u << 20) /* of writes that the leader may not have */
-#define FOLLOW_SECONDS 45       /* of the last 60: then leadership follows */
+#define FOLLOW_TICKS 450        /* with the lock, of FOLLOW_OF: most of a */
+#define FOLLOW_OF 600           /* minute; then leadership follows */
+#define WRITES_MS 1000          /* no write for so long: only lying there */
 
 static void post(struct node *node, raft_id to, uint8_t kind, raft_term term,
                  uint64_t number, uint64_t field)
@@ -196,15 +198,51 @@ static bool take_back_own(struct node *node)
   return true;
 }
 
+/* Leadership follows who has had the lock, and used it, for long enough. */
+static void follow_writer(struct node *node, uint64_t now)
+{
+  struct lock_lender *l = &node->lock.lender;
+  struct lock_account *account = account_of(l, l->holder);
+  bool remote = l->holder != 0 && l->holder != node->identity.id;
+  if (l->ticks++ >= FOLLOW_OF) {
+    for (unsigned i = 0; i < RAFT_MEMBERS_MAX; i++)
+      l->accounts[i].held = 0;
+    l->ticks = 0;
+  }
+  if (!remote || now - l->wrote_at > WRITES_MS) return;
+  if (++account->held < FOLLOW_TICKS || !cluster_follows_writer(node)) return;
+  account->held = 0;
+  l->heir = l->holder;
+}
+
+/* Nobody has the lock, so that no write is lost on the way: leadership goes to
+   the heir. True: it will not, the lock can be lent again. */
+static bool hand_over(struct node *node)
+{
+  struct lock_lender *l = &node->lock.lender;
+  struct raft_event event = {.type = RAFT_EVENT_TRANSFER};
+  if (l->moving && raft_transferring(node->raft) != 0) return false;
+  bool begins = !l->moving;
+  l->moving = begins;
+  if (begins) {
+    event.u.transfer_to = l->heir;
+    events_add(&node->events, "leadership follows the writer");
+    l->moving = node_step(node, &event) == 0;
+  }
+  if (!l->moving) l->heir = 0;
+  return !l->moving;
+}
+
 /* True when something changed that may allow more. */
 static bool lend(struct node *node)
 {
   struct lock_lender *l = &node->lock.lender;
   raft_id self = node->identity.id;
-  if (l->holder == self) return l->n_queue > 0 && take_back_own(node);
+  bool asked = l->n_queue > 0 || l->heir != 0;
+  if (l->holder == self) return asked && take_back_own(node);
   if (l->holder != 0) {
     if (wants(node)) enqueue(l, self);
-    if (l->n_queue > 0 && !l->recalled) {
+    if ((asked || l->n_queue > 0) && !l->recalled) {
       l->recalled = true;
       l->told_at = clock_monotonic_ms();
       post(node, l->holder, LEND_RECALL, l->term, l->number, 0);
@@ -216,6 +254,7 @@ static bool lend(struct node *node)
   bool all = node->proposals == NULL;
   pthread_mutex_unlock(&node->mutex);
   if (!all) return false;
+  if (l->heir != 0) return hand_over(node);
   raft_id next = l->n_queue ? dequeue(l) : self;
   grant(node, next, account_of(l, next)->asking);
   return true;
@@ -308,6 +347,7 @@ static void on_write(struct node *node, raft_id from, uint64_t number,
   }
   write->grant = (struct grant){.term = l->term, .number = number};
   write->position = account->accepted = position;
+  l->wrote_at = clock_monotonic_ms();
   pthread_mutex_lock(&node->mutex);
   *node->proposals_tail = write;
   node->proposals_tail = &write->next;
@@ -564,17 +604,19 @@ void lock_pump(struct node *node)
   if (!leads(node))
     borrow(node);
   else if (node->applied >= node->lead_from)
-    for (int i = 0; i < RAFT_MEMBERS_MAX && lend(node); i++)
+    for (int i = 0; i < RAFT_MEMBERS_MAX && leads(node) && lend(node); i++)
       ;
 }
 
 void lock_tick(struct node *node, uint64_t now)
 {
   if (node->wal == NULL || node->closing) return;
-  if (leads(node))
+  if (leads(node)) {
     watch_holder(node, now);
-  else if (node->lock.borrower.unsent)
+    follow_writer(node, now);
+  } else if (node->lock.borrower.unsent) {
     send_again(node);
+  }
 }
 
 void lock_up(struct node *node, raft_id peer)

@@ -23,6 +23,7 @@ struct lock_account {
   uint64_t appended; /* those of them that are in the log */
   uint64_t start;    /* of which process; */
   uint64_t asking;   /* and which asked last */
+  unsigned held;     /* ticks with the lock, writing */
 };
 
 /* The leader's part; begun anew with each term. */
@@ -36,6 +37,10 @@ struct lock_lender {
   raft_id queue[RAFT_MEMBERS_MAX]; /* who asks, in order */
   unsigned n_queue;
   struct lock_account accounts[RAFT_MEMBERS_MAX];
+  uint64_t wrote_at; /* ms: when the holder wrote last */
+  unsigned ticks;    /* since `held` of the accounts began */
+  raft_id heir;      /* leadership goes to it once nobody has the lock */
+  bool moving;       /* it does */
 };
 
 /* The borrower's part. */

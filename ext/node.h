@@ -671,6 +671,11 @@ int cluster_rebuild(const char *path, int argc, const char *const *options,
                     struct text *answer);
 int cluster_invite(struct node *node, const char *name, char **token,
                    struct text *error);
+/* Does leadership follow the writer? A setting of the cluster. Application
+   threads set it: 0, or -1 and why not; who asks has the node's mutex, or is the
+   loop thread. */
+int cluster_follow_writer(struct node *node, bool follow, struct text *error);
+bool cluster_follows_writer(const struct node *node);
 void cluster_request(void *node, raft_id from, const uint8_t *body, size_t len,
                      struct net_request *request);
 /* Loop thread, now and then: promotes learners that have caught up. */

@@ -233,6 +233,26 @@ static int answer(char **args, int rc, const char *text)
   return args[0] ? rc : SQLITE_NOMEM;
 }
 
+static int follow_writer(struct connection *c, char **args)
+{
+  const char *value = args[2];
+  struct text error = {""};
+  bool on = false;
+  if (value && sqlite3_stricmp(value, "on") != 0 &&
+      sqlite3_stricmp(value, "off") != 0)
+    return answer(args, SQLITE_ERROR,
+                  "quorate_follow_writer: must be on or off");
+  if (value && cluster_follow_writer(c->node, sqlite3_stricmp(value, "on") == 0,
+                                     &error) != 0) {
+    args[0] = sqlite3_mprintf("quorate_follow_writer: %s", error.s);
+    return SQLITE_ERROR;
+  }
+  pthread_mutex_lock(&c->node->mutex);
+  on = cluster_follows_writer(c->node);
+  pthread_mutex_unlock(&c->node->mutex);
+  return answer(args, SQLITE_OK, on ? "on" : "off");
+}
+
 /* args: answer or error, name of the pragma, its argument or NULL. */
 static int db_pragma(struct connection *c, char **args)
 {
@@ -254,6 +274,8 @@ static int db_pragma(struct connection *c, char **args)
           "quorate_consistency: must be linearizable, lease or local");
     return answer(args, SQLITE_OK, level_names[c->level]);
   }
+  if (sqlite3_stricmp(name, "quorate_follow_writer") == 0)
+    return follow_writer(c, args);
   if (sqlite3_stricmp(name, "quorate_write_wait") == 0) {
     if (value && !parse_ms(value, &c->write_wait))
       return answer(args, SQLITE_ERROR,

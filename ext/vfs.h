@@ -61,10 +61,10 @@ struct connection {
   struct walindex_header before; /* the header in the index at the grant */
   uint32_t *pending; /* page numbers of frames given.mx_frame + 1 ... */
   uint32_t n_pending, cap_pending;
-  uint32_t blank; /* the first of them whose header was ever without salts */
+  uint32_t blank;  /* the first of them whose header was ever without salts */
   uint8_t *copies; /* the first few of these frames, as they are in -wal */
   uint32_t cap_copies;
-  uint32_t headed; /* a frame whose header waits for its page; 0: none */
+  uint32_t headed;        /* a frame whose header waits for its page; 0: none */
   struct transaction *tx; /* handed over, fate not yet told */
 };
 
