@@ -265,6 +265,8 @@ int start_raft(struct node *node, struct raft_recovered *recovered,
   raft_options_defaults(&options);
   options.id = node->identity.id;
   options.incarnation = node->identity.incarnation;
+  /* A few, so that what comes meanwhile goes together: one message, one sync. */
+  options.inflight_messages = 4;
   options.heartbeat_ms = node->identity.heartbeat_ms;
   options.election_timeout_ms = node->identity.election_timeout_ms;
   options.lease = node->identity.lease;
