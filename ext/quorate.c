@@ -39,8 +39,7 @@
 **
 ** LIMITATIONS
 **
-** Writes are taken by the leader; one transaction is agreed on at a time; one
-** process hosts a node, others read its file. SQLite 3.33 or newer.
+** One process hosts a node, others read its file. SQLite 3.33 or newer.
 */
 #include "sql.h"
 #include "vfs.h"
