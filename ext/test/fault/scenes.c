@@ -460,10 +460,10 @@ static void catch_up(struct run *r, unsigned node)
   struct node *to = world_node(&r->world, node);
   if (from == NULL || to == NULL) return;
   pthread_mutex_lock(&from->mutex);
-  raft_index index = from->applied;
+  raft_index index = from->applied, applied;
   pthread_mutex_unlock(&from->mutex);
   uint64_t began = clock_monotonic_ms();
-  while (node_wait_applied(to, index, 100, &reason) != 0)
+  while (node_wait_applied(to, index, 100, NULL, &applied, &reason) != 0)
     if (clock_monotonic_ms() - began > 2 * patience(r)) {
       refused(r, "catching up", reason.s);
       return;
