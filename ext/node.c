@@ -29,7 +29,8 @@ SQLITE_EXTENSION_INIT3
 #define QUEUE_BYTES (4u << 20) /* proposals waiting for the loop */
 #define BATCH 64               /* proposals in one step */
 #define HAND_OVER_MS 30000
-#define TICK_MS 100 /* pace of cluster_tick() */
+#define NEAR_BEATS 3 /* heartbeats without which a peer is not near */
+#define TICK_MS 100  /* pace of cluster_tick() */
 
 /* ---- small things ------------------------------------------------------ */
 
@@ -398,6 +399,32 @@ static unsigned count_voters(const struct raft_configuration *configuration)
   return n;
 }
 
+static bool was_heard(struct node *node, raft_id peer)
+{
+  struct net_peer_status status;
+  return net_peer_status(node->net, peer, &status) && status.connected &&
+         uv_now(&node->loop) - status.last_received <=
+             NEAR_BEATS * node->identity.heartbeat_ms + TICK_MS;
+}
+
+/* A leader that has lost its quorum learns it from raft after an election
+   timeout; that it seems so is known sooner. */
+static void look_around(struct node *node)
+{
+  const struct raft_configuration *c = raft_configuration(node->raft, NULL);
+  unsigned near = 0, voters = 0;
+  for (unsigned i = 0; i < c->n; i++) {
+    if (!raft_member_votes(&c->members[i])) continue;
+    voters++;
+    near += c->members[i].id == node->identity.id ||
+            was_heard(node, c->members[i].id);
+  }
+  atomic_store(&node->near,
+               node->view.role == RAFT_LEADER
+                   ? near > voters / 2
+                   : node->view.leader && was_heard(node, node->view.leader));
+}
+
 /* Brings what other threads see up to date. */
 static void update_view(struct node *node, bool configuration_changed)
 {
@@ -433,6 +460,7 @@ static void update_view(struct node *node, bool configuration_changed)
   if (leader) memcpy(name, leader->name, sizeof(name));
   pthread_mutex_unlock(&node->mutex);
   if (other_term) lock_term(node);
+  if (was.role != v.role || was.leader != v.leader) look_around(node);
   if (was.role != v.role || was.leader != v.leader)
     events_add(&node->events, "%s in term %llu, leader %s", role_name(v.role),
                (unsigned long long)v.term,
@@ -720,6 +748,7 @@ static void on_timer(uv_timer_t *timer)
     checkpoint_compact(node);
     full_tick(node);
     apply_tick(node);
+    look_around(node);
     writer_tick(node);
     lock_tick(node, now);
   }
@@ -806,6 +835,7 @@ static void on_up(void *ctx, raft_id peer)
   struct raft_event event = {.type = RAFT_EVENT_PEER_UP};
   event.u.peer = peer;
   node_step(node, &event);
+  look_around(node);
   snapshot_peer_up(node, peer);
   lock_up(node, peer);
   go_on(node);
@@ -817,6 +847,7 @@ static void on_down(void *ctx, raft_id peer)
   struct raft_event event = {.type = RAFT_EVENT_PEER_DOWN};
   event.u.peer = peer;
   node_step(node, &event);
+  look_around(node);
   go_on(node);
 }
 

@@ -375,6 +375,7 @@ struct node {
   _Atomic bool settled; /* the database is as of `applied`: start.c */
   _Atomic bool no_room; /* a connection found none; the loop has not heard */
   _Atomic int hold;     /* enum hold: who must wait for a new WAL */
+  _Atomic bool near;    /* a quorum was heard of just now, or the leader */
   _Atomic bool crowded; /* a writer would have to wait, or build on others */
   _Atomic bool serving; /* what is applied is fit to be read locally */
   /* A lease of this node as the leader: until when, in ms of CLOCK_BOOTTIME, 0:

@@ -357,6 +357,7 @@ static bool parse_admitted(struct rebuild *r, const uint8_t *body, size_t len)
   parse_text(&p);
   r->next.heartbeat_ms = parse_u32(&p);
   r->next.election_timeout_ms = parse_u32(&p);
+  r->next.lease = parse_u8(&p) != 0;
   const uint8_t *c = parse_blob(&p, &n);
   if (parser_done(&p) && id == r->next.id &&
       incarnation == r->next.incarnation &&

@@ -212,13 +212,13 @@ static enum asks asks_for(struct connection *c)
    is told from what is here, and so is the schema, which the question needs;
    but not before a leader has had the time to be elected, or a node that was
    just started would say of a new table that it does not exist. */
-static int barrier(struct connection *c)
+static int barrier(struct connection *c, enum read_level level)
 {
   struct node *node = c->node;
   struct interrupt interrupt = {vfs_interrupted, c};
   if (atomic_load(&node->solo)) return SQLITE_OK;
-  if (c->level == LEVEL_LOCAL && atomic_load(&node->serving)) return SQLITE_OK;
-  if (c->level == LEVEL_LEASE && node_leased(node)) return SQLITE_OK;
+  if (level == LEVEL_LOCAL && atomic_load(&node->serving)) return SQLITE_OK;
+  if (level == LEVEL_LEASE && node_leased(node)) return SQLITE_OK;
   pthread_mutex_lock(&node->mutex);
   bool leaderless = node->view.leader == 0 && !node->stopping;
   pthread_mutex_unlock(&node->mutex);
@@ -227,7 +227,7 @@ static int barrier(struct connection *c)
   unsigned wait = writer_patience(c, c->refused_read, ROUND_MS);
   if (asks == ASKS_SCHEMA && wait > 2 * node->identity.election_timeout_ms)
     wait = 2 * node->identity.election_timeout_ms;
-  int rc = node_barrier(node, c->level, wait, &interrupt, &c->reason);
+  int rc = node_barrier(node, level, wait, &interrupt, &c->reason);
   if (rc == SQLITE_BUSY_TIMEOUT) c->refused_read = clock_monotonic_ms();
   return rc == SQLITE_BUSY_TIMEOUT && asks_for(c) != ASKS_DATA ? SQLITE_OK : rc;
 }
@@ -242,8 +242,13 @@ static int begin(struct connection *c)
   bool matters = atomic_load(&node->crowded) ||
                  (c->level != LEVEL_LOCAL && !atomic_load(&node->solo));
   c->stale = c->kept = false;
-  if (matters && wants_to_write(c)) return writer_take(c);
-  int rc = barrier(c);
+  if (matters && wants_to_write(c)) {
+    /* What would be written without a quorum had no answer for long. */
+    int rc =
+        atomic_load(&node->near) ? SQLITE_OK : barrier(c, LEVEL_LINEARIZABLE);
+    return rc ? rc : writer_take(c);
+  }
+  int rc = barrier(c, c->level);
   if (rc == SQLITE_OK && stale && matters) {
     rc = writer_take_drained(c);
     c->kept = c->reserved;
