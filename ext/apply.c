@@ -184,6 +184,7 @@ static int apply_commit(struct node *node, const struct raft_entry *entry)
   }
   /* Another node has the lock since (lock.c, L3): what came before is
      settled. */
+  lock_overtaken(node);
   apply_reject_all(node);
   if (head.part > 0) {
     /* As many parts as it may be: not on this thread. */

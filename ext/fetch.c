@@ -814,6 +814,7 @@ static void finish(struct fetch *f)
   if (node->apply_busy) return;
   f->installing = true;
   f->retry_at = 0;
+  lock_overtaken(node); /* by what the snapshot holds */
   node->apply_busy = true;
   image_close(&f->base);
   pthread_mutex_lock(&node->mutex);

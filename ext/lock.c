@@ -37,7 +37,10 @@
 **    it knows the fate of all that it wrote under earlier ones.
 **
 ** A holder that gives no sign of life for an election timeout while others wait
-** loses the lock. One that lives keeps it as long as its transaction takes.
+** loses the lock. One that lives keeps it as long as its transaction takes. It
+** may not hear that it lost it, least of all when a link was down: so a write of
+** another node's that is applied under a grant in use, ends that grant here. It
+** must, before it is applied: whoever writes has frames where it goes.
 **
 ** Messages: u8 kind, u64 term, u64 number, then the fields below.
 */
@@ -441,10 +444,22 @@ static void borrow(struct node *node)
   post(node, leader, LEND_ASK, b->asked_term, 0, node->started);
 }
 
+/* The grant is gone. What was taken under it comes by the log. */
+static void lose(struct node *node)
+{
+  struct lock_borrower *b = &node->lock.borrower;
+  struct grant grant = {.term = b->term, .number = b->number};
+  b->number = 0;
+  b->asked_at = 0;
+  node_lose_grant(node, false);
+  forget_writes(b, &grant, UINT64_MAX);
+}
+
 static void on_grant(struct node *node, uint64_t number, raft_index from)
 {
   struct lock_borrower *b = &node->lock.borrower;
   if (b->number == number) return;
+  if (b->number != 0) lose(node); /* and was not told */
   if (b->returned_term == term_of(node) && b->returned_number >= number) {
     send_again(node); /* late: it was given back */
     return;
@@ -476,13 +491,18 @@ static void on_void(struct node *node, uint64_t number, uint64_t accepted)
 {
   struct lock_borrower *b = &node->lock.borrower;
   struct grant grant = {.term = term_of(node), .number = number};
-  if (b->number == number) {
-    b->number = 0;
-    b->asked_at = 0;
-    node_lose_grant(node, false);
-  }
+  if (b->number == number) lose(node);
   apply_reject_after(node, &grant, accepted);
   forget_writes(b, &grant, UINT64_MAX);
+}
+
+void lock_overtaken(struct node *node)
+{
+  /* One that may not be used yet rests on what others wrote. */
+  pthread_mutex_lock(&node->mutex);
+  bool in_use = node->can_write;
+  pthread_mutex_unlock(&node->mutex);
+  if (in_use && !leads(node) && node->lock.borrower.number != 0) lose(node);
 }
 
 /* ---- both -------------------------------------------------------------- */

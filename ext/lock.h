@@ -75,6 +75,9 @@ void lock_posted(struct node *node, raft_id from, const uint8_t *body,
                  size_t len);
 /* A transaction of this node's own was applied: its writes have arrived. */
 void lock_confirmed(struct node *node, const struct transaction *tx);
+/* What another node wrote is about to be applied: if this one has a grant in use
+   then it has lost it, whether or not it was told. */
+void lock_overtaken(struct node *node);
 /* This node has the lock, and may use it when *from is applied. */
 bool lock_held(const struct node *node, raft_index *from);
 /* The number of the grant. */

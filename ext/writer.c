@@ -17,6 +17,7 @@
 **
 ** A node that may not write at all (no leader, or one that has the cluster's
 ** write lock elsewhere) keeps its writers waiting for quorate_write_wait.
+** sqlite3_interrupt() ends each of these waits.
 */
 #include "vfs.h"
 
@@ -162,17 +163,18 @@ static bool is_held(const struct node *node)
 }
 
 /* Waits to be given the turn, until `end`, and while `goes_on`. False: it is
-   past `end`. Mutex held. */
+   past `end`, or the connection was interrupted. Mutex held. */
 static bool wait_here(struct node *node, struct write_place *place,
                       const struct timespec *end,
                       bool (*goes_on)(const struct node *node))
 {
+  struct interrupt interrupt = {vfs_interrupted, place->connection};
   bool in_time = true;
   place->waiting = true;
   writer_next(node);
   while (in_time && !place->granted && !node->stopping &&
          (goes_on == NULL || goes_on(node)))
-    in_time = pthread_cond_timedwait(&place->cond, &node->mutex, end) == 0;
+    in_time = node_wait(node, &place->cond, end, &interrupt) == 0;
   place->waiting = false;
   return in_time;
 }
@@ -225,7 +227,7 @@ unsigned writer_patience(const struct connection *c, uint64_t refused,
 }
 
 /* Until it is this connection's turn. NULL: it is, or others write for too
-   long; else why nobody here may write. Mutex held. */
+   long, or it was interrupted; else why nobody here may write. Mutex held. */
 static const char *wait_for_turn(struct connection *c)
 {
   struct node *node = c->node;
@@ -233,7 +235,7 @@ static const char *wait_for_turn(struct connection *c)
   struct timespec end = clock_deadline(writer_patience(c, c->refused_write, 0));
   struct timespec hold = clock_deadline(HOLD_MS);
   bool asked = false, in_time = true;
-  while (!place->granted) {
+  while (!place->granted && !vfs_interrupted(c)) {
     if (may_not_write(node)) {
       if (!in_time || node->stopping) return writer_refusal(node);
       in_time = wait_here(node, place, &end, may_not_write);
@@ -270,6 +272,12 @@ static int refuse(struct connection *c, const char *why)
   return SQLITE_BUSY_TIMEOUT;
 }
 
+static int end_wait(struct connection *c)
+{
+  text_set(&c->reason, "write interrupted: it waited for its turn");
+  return SQLITE_INTERRUPT;
+}
+
 static int refuse_full(struct connection *c)
 {
   text_set(&c->reason, "write refused: no room for the log");
@@ -298,6 +306,7 @@ int writer_take(struct connection *c)
   pthread_mutex_unlock(&node->mutex);
   c->reserved = mine;
   if (mine) return SQLITE_OK;
+  if (vfs_interrupted(c)) return end_wait(c);
   if (why) return refuse(c, why);
   text_set(&c->reason, "write refused: another connection writes");
   return SQLITE_BUSY_TIMEOUT;
@@ -350,20 +359,20 @@ static const char *wait_to_upgrade(struct connection *c)
   struct node *node = c->node;
   struct timespec end = clock_deadline(writer_patience(c, c->refused_write, 0));
   struct timespec asked = clock_deadline(UPGRADE_MS);
+  struct interrupt interrupt = {vfs_interrupted, c};
   const char *why = NULL;
   node->upgrading++;
   if (!node->can_write) node_wake_held(node);
   while (!node->can_write && !node->stopping) {
     why = writer_refusal(node);
-    if (pthread_cond_timedwait(&node->changed, &node->mutex,
-                               why ? &end : &asked) != 0)
+    if (node_wait(node, &node->changed, why ? &end : &asked, &interrupt) != 0)
       break;
   }
   why = writer_refusal(node);
   node->upgrading--;
   /* A reader that the new WAL did not wait for finds its snapshot gone. */
   while (why == NULL && node->quiet == QUIET_GRANTED)
-    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
+    if (node_wait(node, &node->changed, &end, &interrupt) != 0) break;
   return why;
 }
 
@@ -379,7 +388,7 @@ int writer_begin(struct connection *c)
                       (node->writer && node->writer != c))) {
     writer_next(node);
     pthread_mutex_unlock(&node->mutex);
-    return SQLITE_BUSY;
+    return vfs_interrupted(c) ? end_wait(c) : SQLITE_BUSY;
   }
   bool newest = false;
   if (why == NULL) {
@@ -396,6 +405,6 @@ int writer_begin(struct connection *c)
   }
   writer_next(node);
   pthread_mutex_unlock(&node->mutex);
-  if (why) return refuse(c, why);
+  if (why) return vfs_interrupted(c) ? end_wait(c) : refuse(c, why);
   return newest ? SQLITE_OK : SQLITE_BUSY_SNAPSHOT;
 }
