@@ -37,7 +37,9 @@
 **    it knows the fate of all that it wrote under earlier ones.
 **
 ** A holder that gives no sign of life for an election timeout while others wait
-** loses the lock. One that lives keeps it as long as its transaction takes. It
+** loses the lock. One that lives keeps it as long as its transaction takes. One
+** that was started anew meanwhile, or that a grant never reached, says so when it
+** is asked to give it back (NONE). It
 ** may not hear that it lost it, least of all when a link was down: so a write of
 ** another node's that is applied under a grant in use, ends that grant here. It
 ** must, before it is applied: whoever writes has frames where it goes.
@@ -60,7 +62,8 @@ enum {
   LEND_RETURN, /* u64 count */
   LEND_WRITE,  /* u64 position, u8 type, u64 checksum, the body */
   LEND_TAKEN,  /* u64 count: need not be kept */
-  LEND_VOID    /* u64 count: no more will be taken */
+  LEND_VOID,   /* u64 count: no more will be taken */
+  LEND_NONE    /* u64 0: there is no such grant here */
 };
 
 #define AGAIN_MS 200            /* what may be lost is told again */
@@ -237,6 +240,14 @@ static void on_return(struct node *node, raft_id from, uint64_t number,
   if (l->holder == from && l->number == number &&
       account_of(l, from)->accepted == count)
     l->holder = 0;
+}
+
+/* The grant never arrived, or the process that had it is gone. What it sent
+   stands; nobody will send more. */
+static void on_none(struct node *node, raft_id from, uint64_t number)
+{
+  struct lock_lender *l = &node->lock.lender;
+  if (l->holder == from && l->number == number) void_grant(node);
 }
 
 /* A part of a transaction, as its origin may send it; NULL: it may not. */
@@ -479,7 +490,10 @@ static void on_recall(struct node *node, uint64_t number)
 {
   struct lock_borrower *b = &node->lock.borrower;
   if (b->number != number) {
-    if (b->returned_number == number) send_again(node);
+    if (b->returned_number == number)
+      send_again(node);
+    else
+      post(node, node->view.leader, LEND_NONE, term_of(node), number, 0);
     return;
   }
   pthread_mutex_lock(&node->mutex);
@@ -585,8 +599,8 @@ void lock_posted(struct node *node, raft_id from, const uint8_t *body,
   uint8_t kind = parse_u8(&p);
   raft_term term = parse_u64(&p);
   uint64_t number = parse_u64(&p);
-  bool to_leader =
-      kind == LEND_ASK || kind == LEND_RETURN || kind == LEND_WRITE;
+  bool to_leader = kind == LEND_ASK || kind == LEND_RETURN ||
+                   kind == LEND_WRITE || kind == LEND_NONE;
   if (p.bad || term != term_of(node) || to_leader != leads(node) ||
       (!to_leader && from != node->view.leader))
     return; /* of another time */
@@ -600,6 +614,7 @@ void lock_posted(struct node *node, raft_id from, const uint8_t *body,
   switch (kind) {
   case LEND_ASK: on_ask(node, from, field); break;
   case LEND_RETURN: on_return(node, from, number, field); break;
+  case LEND_NONE: on_none(node, from, number); break;
   case LEND_GRANT: on_grant(node, number, field); break;
   case LEND_RECALL: on_recall(node, number); break;
   case LEND_TAKEN: forget_writes(&node->lock.borrower, &grant, field); break;

@@ -23,6 +23,9 @@ file mkdir load
 proc load_forget {} {
   array unset ::fate
   array unset ::settled
+  array unset ::logs
+  array unset ::since
+  array unset ::kind
   foreach what {t a f u} {
     set ::told($what) 0
   }
@@ -56,7 +59,9 @@ proc load_begin {name threads kinds {pause 500}} {
   set logs($name) [open $file]
   fconfigure $logs($name) -translation binary
   set logs($name,part) ""
-  sql $name {SELECT load_extension('./load')}
+  if {[catch {sql $name {SELECT load_stop()}}]} {
+    sql $name {SELECT load_extension('./load')}
+  }
   sql $name "SELECT load_start('$::node($name,file)', '$file',\
              [expr {$load(incarnation) * 100000000}], $threads, '$kinds',\
              $pause)"
