@@ -1,6 +1,7 @@
 # Load on the nodes of a cluster (load.c), and what must be true of it.
 #
-#   load_schema                the tables
+#   load_schema                the tables; with load_forget, what was before is
+#                              forgotten, for a new cluster
 #   load_begin NAME THREADS KINDS ?PAUSE_US?     clients in a node's process
 #   load_listen                takes in what they were told so far
 #   load_done N                waits until N more operations are done
@@ -8,6 +9,8 @@
 #   load_lost NAME             the process was killed
 #   load_account NODES         holds the ledger on each node against what clients
 #                              were told: "" or what is wrong
+#   load_verify                the same of pages: quorate_verify, integrity_check
+#   pause NAME..., resume NAME...     SIGSTOP, SIGCONT
 #   load_linear                the same of registers: the checker's report
 #
 # Operations without an answer or whose fate was unknown may be there or not; it
@@ -18,25 +21,45 @@ exec cc -D_GNU_SOURCE -O1 -shared -fPIC -pthread -o load.so $here/load.c
 exec cc -D_GNU_SOURCE -O2 -o linear $here/linear.c
 file mkdir load
 
+# Nodes that stand still: nobody asks them who leads.
+proc pause {args} {
+  foreach name $args {
+    signal $name STOP
+    set ::paused($name) 1
+  }
+}
+
+proc resume {args} {
+  foreach name $args {
+    signal $name CONT
+    unset -nocomplain ::paused($name)
+  }
+}
+
 # What clients were told of their counts: fate(NUMBER), t, a, f or u. How many
 # of all operations ended how; how long counts took that were done, ms.
+# load_anew forgets how many and how long.
+proc load_anew {} {
+  foreach what {t a f u} {
+    set ::told($what) 0
+  }
+  set ::took {}
+}
+
 proc load_forget {} {
   array unset ::fate
   array unset ::settled
   array unset ::logs
   array unset ::since
   array unset ::kind
-  foreach what {t a f u} {
-    set ::told($what) 0
-  }
-  set ::took {}
+  load_anew
   foreach file [glob -nocomplain load/*] {
     file delete $file
   }
 }
-load_forget
 
 proc load_schema {} {
+  load_forget
   write {CREATE TABLE counter(n INT);
          INSERT INTO counter VALUES(0);
          CREATE TABLE ledger(id INTEGER PRIMARY KEY, n INT UNIQUE);
