@@ -1,0 +1,241 @@
+# Load on the nodes of a cluster (load.c), and what must be true of it.
+#
+#   load_schema                the tables; with load_forget, what was before is
+#                              forgotten, for a new cluster
+#   load_begin NAME THREADS KINDS ?PAUSE_US?     clients in a node's process
+#   load_listen                takes in what they were told so far
+#   load_done N                waits until N more operations are done
+#   load_end                   stops the clients of all nodes that run
+#   load_lost NAME             the process was killed
+#   load_account NODES         holds the ledger on each node against what clients
+#                              were told: "" or what is wrong
+#   load_verify                the same of pages: quorate_verify, integrity_check
+#   pause NAME..., resume NAME...     SIGSTOP, SIGCONT
+#   load_linear                the same of registers: the checker's report
+#
+# Operations without an answer or whose fate was unknown may be there or not; it
+# is the same on all nodes, and never changes again.
+
+set load(incarnation) 0
+exec cc -D_GNU_SOURCE -O1 -shared -fPIC -pthread -o load.so $here/load.c
+exec cc -D_GNU_SOURCE -O2 -o linear $here/linear.c
+file mkdir load
+
+# Nodes that stand still: nobody asks them who leads.
+proc pause {args} {
+  foreach name $args {
+    signal $name STOP
+    set ::paused($name) 1
+  }
+}
+
+proc resume {args} {
+  foreach name $args {
+    signal $name CONT
+    unset -nocomplain ::paused($name)
+  }
+}
+
+# What clients were told of their counts: fate(NUMBER), t, a, f or u. How many
+# of all operations ended how; how long counts took that were done, ms.
+# load_anew forgets how many and how long.
+proc load_anew {} {
+  foreach what {t a f u} {
+    set ::told($what) 0
+  }
+  set ::took {}
+}
+
+proc load_forget {} {
+  array unset ::fate
+  array unset ::settled
+  array unset ::logs
+  array unset ::since
+  array unset ::kind
+  load_anew
+  foreach file [glob -nocomplain load/*] {
+    file delete $file
+  }
+}
+
+proc load_schema {} {
+  load_forget
+  write {CREATE TABLE counter(n INT);
+         INSERT INTO counter VALUES(0);
+         CREATE TABLE ledger(id INTEGER PRIMARY KEY, n INT UNIQUE);
+         CREATE TRIGGER counts AFTER INSERT ON ledger BEGIN
+           UPDATE counter SET n = new.n; END;
+         CREATE TABLE pad(v BLOB);
+         INSERT INTO pad VALUES(NULL);
+         CREATE TABLE account(id INTEGER PRIMARY KEY, v INT);
+         CREATE TABLE register(k INTEGER PRIMARY KEY, v INT);
+         WITH RECURSIVE c(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM c
+                                 WHERE i < 19)
+           INSERT INTO account SELECT i, 1000 FROM c;
+         INSERT INTO register VALUES(0, 0), (1, 0), (2, 0), (3, 0)}
+}
+
+proc load_begin {name threads kinds {pause 500}} {
+  global load logs
+  set file load/$name.[incr load(incarnation)]
+  close [open $file w]
+  set logs($name) [open $file]
+  fconfigure $logs($name) -translation binary
+  set logs($name,part) ""
+  if {[catch {sql $name {SELECT load_stop()}}]} {
+    sql $name {SELECT load_extension('./load')}
+  }
+  sql $name "SELECT load_start('$::node($name,file)', '$file',\
+             [expr {$load(incarnation) * 100000000}], $threads, '$kinds',\
+             $pause)"
+}
+
+# A torn last line is that of no call that ended.
+proc load_take {name} {
+  global logs fate told took kind since
+  set text $logs($name,part)[read $logs($name)]
+  set end [string last \n $text]
+  set logs($name,part) [string range $text $end+1 end]
+  foreach line [split [string range $text 0 $end-1] \n] {
+    lassign $line what number time letter
+    if {$what eq "i"} {
+      incr told(t)
+      set counts [expr {$letter in {c l}}]
+      set kind($number) $counts
+      if {$counts} {
+        set fate($number) t
+        set since($number) $time
+      }
+      continue
+    }
+    if {$letter eq "e"} {
+      error "a client on $name was told: $line"
+    }
+    incr told(t) -1
+    incr told($letter)
+    if {$kind($number)} {
+      set fate($number) $letter
+      if {$letter eq "a"} {
+        lappend took [expr {($time - $since($number)) / 1e6}]
+      }
+      unset since($number)
+    }
+    unset kind($number)
+  }
+}
+
+proc load_listen {} {
+  foreach name $::nodes {
+    if {[info exists ::logs($name)]} {
+      load_take $name
+    }
+  }
+}
+
+proc load_done {n {ms 60000}} {
+  load_listen
+  set enough [expr {$::told(a) + $n}]
+  wait_until {[load_listen] eq "" && $::told(a) >= $enough} $ms
+}
+
+proc load_lost {name} {
+  if {[info exists ::logs($name)]} {
+    load_take $name
+    close $::logs($name)
+    unset ::logs($name) ::logs($name,part)
+  }
+}
+
+proc load_end {} {
+  set names [lmap name $::nodes {
+    if {![alive $name] || ![info exists ::logs($name)]} continue
+    set name
+  }]
+  foreach name $names {
+    post $name {SELECT load_stop()}
+  }
+  # One may be waiting for the fate of its transaction.
+  foreach name $names {
+    collect $name 90000
+  }
+  foreach name $::nodes {
+    load_lost $name
+  }
+}
+
+# Reads on a node whatever is committed; it may not know a leader yet.
+proc patient {name statement} {
+  set end [deadline 60000]
+  while {[catch {sql $name $statement 60000} said]} {
+    if {$said ne "database is locked" || [clock milliseconds] > $end} {
+      error "$name: $said"
+    }
+  }
+  return $said
+}
+
+proc load_account {names} {
+  foreach name $names {
+    set said [patient $name {SELECT count(*), ifnull(min(n), 1),
+      ifnull(max(n), 0), (SELECT n FROM counter),
+      (SELECT sum(v) FROM account) FROM ledger}]
+    lassign [split $said |] rows first last counter money
+    if {$first != 1 || $last != $rows || $counter != $rows ||
+        $money != 20000} {
+      return "$name: $rows rows, numbered $first to $last, counter $counter,\
+              money $money"
+    }
+    set ids [patient $name {SELECT id FROM ledger ORDER BY n}]
+    if {[info exists all] && $all ne $ids} {
+      return "$name has other rows than [lindex $names 0]"
+    }
+    set all $ids
+  }
+  array set there [concat {*}[lmap id $all {list $id 1}]]
+  foreach {id what} [array get ::fate] {
+    set is [info exists there($id)]
+    if {$what eq "a" && !$is} {
+      return "$id is lost: its client was told that it is committed"
+    }
+    if {$what eq "f" && $is} {
+      return "$id is there: its client was told that it is not"
+    }
+    if {$what in {t u}} {
+      if {[info exists ::settled($id)] && $::settled($id) != $is} {
+        return "$id was settled otherwise before"
+      }
+      set ::settled($id) $is
+    }
+  }
+  foreach id $all {
+    if {![info exists ::fate($id)]} {
+      return "$id is there: nobody wrote it"
+    }
+  }
+  return ""
+}
+
+proc load_linear {} {
+  catch {exec ./linear {*}[lsort [glob load/*]] 2>@1} said
+  return $said
+}
+
+# All nodes have the same pages, and integrity_check finds nothing; they may
+# first have to find each other.
+proc load_verify {} {
+  set end [deadline 60000]
+  set n [llength $::nodes]
+  while {[catch {sql [leader] {SELECT quorate_verify()} 60000} said] ||
+         ![string match "$n of $n nodes agree:*" $said]} {
+    if {[string match "* differs: *" $said] || [clock milliseconds] > $end} {
+      return "quorate_verify: $said"
+    }
+    turn 100
+  }
+  foreach name $::nodes {
+    if {[set said [patient $name {PRAGMA integrity_check}]] ne "ok"} {
+      return "$name: integrity_check: $said"
+    }
+  }
+  return ""
+}
