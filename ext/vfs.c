@@ -511,7 +511,9 @@ static int vfs_randomness(sqlite3_vfs *vfs, int n, char *out)
 static int vfs_sleep(sqlite3_vfs *vfs, int us)
 {
   (void)vfs;
-  return writer_sleep(us) ? us : below->xSleep(below, us);
+  int slept = writer_sleep(us) ? us : below->xSleep(below, us);
+  writer_slept();
+  return slept;
 }
 
 static int vfs_time(sqlite3_vfs *vfs, double *out)

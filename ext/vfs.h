@@ -118,6 +118,8 @@ int writer_begin(struct connection *connection);
 /* xSleep: waits for the turn instead, if this thread wants one. False: sleep
    as ever. */
 bool writer_sleep(int us);
+/* This thread has slept. */
+void writer_slept(void);
 /* How long the connection waits now, ms. SQLite's busy handler asks again and
    again: only the first time, and not soon after it was refused, is waited for
    at length, or the two would multiply. */

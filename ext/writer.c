@@ -42,6 +42,13 @@ SQLITE_EXTENSION_INIT3
 
 /* Where this thread waits, while it is in a busy handler. */
 static _Thread_local struct connection *sleeper;
+/* ms: when this thread last woke up from an xSleep. */
+static _Thread_local uint64_t slept_until;
+
+void writer_slept(void)
+{
+  slept_until = clock_monotonic_ms();
+}
 
 /* ---- the queue --------------------------------------------------------- */
 
@@ -256,7 +263,9 @@ static void wait_ms_here(struct node *node, struct write_place *place,
 unsigned writer_patience(const struct connection *c, uint64_t refused,
                          unsigned least)
 {
-  bool again = refused && clock_monotonic_ms() - refused < AGAIN_MS;
+  /* On a busy machine the handler may sleep much longer than it meant to. */
+  uint64_t since = slept_until > refused ? slept_until : refused;
+  bool again = refused && clock_monotonic_ms() - since < AGAIN_MS;
   return again && c->write_wait > least ? least : c->write_wait;
 }
 
