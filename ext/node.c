@@ -408,8 +408,8 @@ static bool was_heard(struct node *node, raft_id peer)
              NEAR_BEATS * node->identity.heartbeat_ms + TICK_MS;
 }
 
-/* A leader that has lost its quorum learns it from raft after an election
-   timeout; that it seems so is known sooner. */
+/* A leader that has lost its quorum, and a follower its leader, learn it from
+   raft after an election timeout; that it seems so is known sooner. */
 static void look_around(struct node *node)
 {
   const struct raft_configuration *c = raft_configuration(node->raft, NULL);
@@ -423,7 +423,7 @@ static void look_around(struct node *node)
   atomic_store(&node->near,
                node->view.role == RAFT_LEADER
                    ? near > voters / 2
-                   : node->view.leader && was_heard(node, node->view.leader));
+                   : !node->view.leader || was_heard(node, node->view.leader));
 }
 
 /* Brings what other threads see up to date. */
