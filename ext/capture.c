@@ -141,6 +141,34 @@ static uint8_t *place_of(struct connection *c, uint32_t i)
   return c->copies + at * frame_size(wal);
 }
 
+void capture_begin(struct connection *c)
+{
+  c->chained = 0;
+  memcpy(c->chain, c->given.frame_checksum, sizeof(c->chain));
+  c->diverged = memcmp(c->before.frame_checksum, c->chain, 8) != 0;
+}
+
+/* Puts the checksums in the header of frame i, its page behind it, that SQLite
+   could not compute: from page 1 on, which it sees with another byte 18, and
+   in all that a connection writes on top of that. What is not written in
+   sequence is left to rewrite_chain(). */
+static void chain_frame(struct connection *c, uint32_t i, uint8_t *header)
+{
+  const struct wal *wal = c->node->wal;
+  uint32_t pgno = get_be32(header), n_page = get_be32(header + 4);
+  if (c->chained != i || c->blank != UINT32_MAX) return;
+  if (pgno == 1) c->diverged = true;
+  if (c->diverged) {
+    wal_encode_frame(header, pgno, n_page, c->given.salt,
+                     header + WAL_FRAME_HEADER, wal->page_size, c->chain);
+    if (n_page != 0) invert_salts(header);
+  } else {
+    c->chain[0] = get_be32(header + 16);
+    c->chain[1] = get_be32(header + 20);
+  }
+  c->chained = i + 1;
+}
+
 static int write_header(struct connection *c, sqlite3_file *real,
                         const uint8_t *data, sqlite3_int64 offset,
                         uint32_t frame)
@@ -158,6 +186,7 @@ static int write_header(struct connection *c, sqlite3_file *real,
   c->headed = c->n_pending > had ? frame : 0;
   /* A new frame is written with its page, which comes next. */
   if (c->headed) return SQLITE_OK;
+  c->chained = UINT32_MAX;
   return real->pMethods->xWrite(real, header, WAL_FRAME_HEADER, offset);
 }
 
@@ -165,7 +194,8 @@ static int write_page(struct connection *c, sqlite3_file *real,
                       const uint8_t *data, int n, sqlite3_int64 offset,
                       uint32_t frame)
 {
-  uint8_t *header = place_of(c, frame - c->given.mx_frame - 1);
+  uint32_t i = frame - c->given.mx_frame - 1;
+  uint8_t *header = place_of(c, i);
   if (header == NULL) return SQLITE_IOERR_NOMEM;
   uint8_t *page = header + WAL_FRAME_HEADER;
   memcpy(page, data, (size_t)n);
@@ -174,8 +204,12 @@ static int write_page(struct connection *c, sqlite3_file *real,
     page[18] = 3;
     page[19] = 2;
   }
-  if (c->headed != frame) return real->pMethods->xWrite(real, page, n, offset);
+  if (c->headed != frame) {
+    c->chained = UINT32_MAX;
+    return real->pMethods->xWrite(real, page, n, offset);
+  }
   c->headed = 0;
+  chain_frame(c, i, header);
   return real->pMethods->xWrite(real, header, n + (int)WAL_FRAME_HEADER,
                                 offset - WAL_FRAME_HEADER);
 }
@@ -269,22 +303,19 @@ static int write_frame_header(struct connection *c, const uint8_t *head,
 static uint32_t first_to_rewrite(const struct connection *c, uint32_t n)
 {
   uint32_t first = 0;
-  if (memcmp(c->before.frame_checksum, c->given.frame_checksum, 8) != 0)
-    return 0;
+  if (c->diverged) return 0;
   while (first < n && first < c->blank && c->pending[first] != 1)
     first++;
   return first;
 }
 
 /* Computes the chain of checksums anew where it has to be. */
-static int rewrite_chain(struct connection *c, uint32_t n,
-                         struct walindex_header *header)
+static int rewrite_chain(struct connection *c, uint32_t n, uint32_t chain[2])
 {
   struct wal *wal = c->node->wal;
   const struct io *io = wal->io;
-  uint32_t chain[2], first = first_to_rewrite(c, n);
-  if (first == n) return 0;
-  memcpy(chain, c->given.frame_checksum, sizeof(chain));
+  uint32_t first = first_to_rewrite(c, n);
+  memcpy(chain, c->given.frame_checksum, 8);
   size_t size = WAL_FRAME_HEADER + wal->page_size;
   uint8_t *buf = malloc(size), head[WAL_FRAME_HEADER];
   int rc = buf ? 0 : -ENOMEM;
@@ -303,11 +334,24 @@ static int rewrite_chain(struct connection *c, uint32_t n,
     }
   }
   free(buf);
-  if (rc == 0) {
-    memcpy(header->frame_checksum, chain, sizeof(chain));
+  return rc;
+}
+
+/* The frames on disk and the header that follows them have one chain. */
+static int close_chain(struct connection *c, uint32_t n,
+                       struct walindex_header *header)
+{
+  uint32_t *chain = c->chain;
+  if (c->chained != n) {
+    if (first_to_rewrite(c, n) == n) return 0;
+    int rc = rewrite_chain(c, n, chain);
+    if (rc) return rc;
+  }
+  if (memcmp(header->frame_checksum, chain, 8) != 0) {
+    memcpy(header->frame_checksum, chain, 8);
     walindex_seal(header);
   }
-  return rc;
+  return 0;
 }
 
 static bool read_page(const struct connection *c, uint32_t frame, uint8_t *page)
@@ -434,7 +478,7 @@ void capture_finish(struct connection *c)
     images = newest_images(c, n, now->n_page, &count);
   c->tx->schema = images && changes_schema(c, images, count);
   if (images == NULL || count == 0 || capture_revoked(c) ||
-      rewrite_chain(c, n, &c->tx->header) != 0 ||
+      close_chain(c, n, &c->tx->header) != 0 ||
       hand_over(c, c->tx, images, count) != 0) {
     pthread_mutex_lock(&c->node->mutex);
     if (c->tx->state == TX_OPEN) c->tx->state = TX_REJECTED;

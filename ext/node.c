@@ -402,7 +402,8 @@ static unsigned count_voters(const struct raft_configuration *configuration)
 static bool was_heard(struct node *node, raft_id peer)
 {
   struct net_peer_status status;
-  return net_peer_status(node->net, peer, &status) && status.connected &&
+  return node->net && net_peer_status(node->net, peer, &status) &&
+         status.connected &&
          uv_now(&node->loop) - status.last_received <=
              NEAR_BEATS * node->identity.heartbeat_ms + TICK_MS;
 }

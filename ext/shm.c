@@ -320,6 +320,7 @@ static int begin_write(struct connection *c)
   c->writing = true;
   c->n_pending = c->headed = 0;
   c->blank = UINT32_MAX;
+  capture_begin(c);
   return SQLITE_OK;
 }
 

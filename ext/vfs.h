@@ -65,6 +65,10 @@ struct connection {
   uint8_t *copies; /* the first few of these frames, as they are in -wal */
   uint32_t cap_copies;
   uint32_t headed;        /* a frame whose header waits for its page; 0: none */
+  uint32_t chained;       /* so many were written with their checksums right, or
+                        UINT32_MAX: some were written over since */
+  uint32_t chain[2];      /* of the last of them */
+  bool diverged;          /* SQLite's chain is another */
   struct transaction *tx; /* handed over, fate not yet told */
 };
 
@@ -129,6 +133,8 @@ unsigned writer_patience(const struct connection *connection, uint64_t refused,
 /* ---- capture.c --------------------------------------------------------- */
 
 /* A frame (or a part of one) is written to -wal by SQLite. */
+/* The WRITE lock was given. */
+void capture_begin(struct connection *connection);
 int capture_write(struct connection *connection, sqlite3_file *real,
                   const void *data, int n, sqlite3_int64 offset);
 int capture_read(struct connection *connection, sqlite3_file *real, void *data,

@@ -228,7 +228,7 @@ static void make_clusters(const char *library)
   for (int i = ONE; i <= A; i++)
     tell(i,
          "sql SELECT quorate_bootstrap('%s/%s.db', 'name', '%s', 'listen', "
-         "'127.0.0.1:%d')",
+         "'127.0.0.1:%d', 'lease', 'on')",
          directory, worker_names[i], worker_names[i], process_free_port());
   for (int i = STOCK; i <= A; i++)
     fill(i);
