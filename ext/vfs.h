@@ -132,9 +132,9 @@ unsigned writer_patience(const struct connection *connection, uint64_t refused,
 
 /* ---- capture.c --------------------------------------------------------- */
 
-/* A frame (or a part of one) is written to -wal by SQLite. */
 /* The WRITE lock was given. */
 void capture_begin(struct connection *connection);
+/* A frame (or a part of one) is written to -wal by SQLite. */
 int capture_write(struct connection *connection, sqlite3_file *real,
                   const void *data, int n, sqlite3_int64 offset);
 int capture_read(struct connection *connection, sqlite3_file *real, void *data,
