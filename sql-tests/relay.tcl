@@ -2,9 +2,8 @@
 # address is what the others are told.
 #
 #   relay_make NAME            its address, for the option `advertise`
-#   relay_cut NAME             no connection to the node or from it any more, but
-#                              for those of its own process; what was under way
-#                              is lost
+#   relay_cut NAME             no connection to the node or from it any more;
+#                              what was under way is lost
 #   relay_heal NAME
 #
 # A relay works while the test waits for something.
