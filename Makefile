@@ -16,6 +16,8 @@
 #                      them; STATES=n CRASHFLAGS='--seed 7 --workload three'
 #   make kill          kill -9 of nodes under load, and nothing lost; KILLS=300
 #                      SEED=n (`make test` runs a sample)
+#   make load          clients on all nodes, and every answer true; SECONDS=600
+#                      SEED=n (`make test` runs a sample)
 #   make fault         each call on files of a node fails, one after the other;
 #                      FAULTFLAGS='--scene join --error EIO'
 #   make bench-storage figures of joining, catching up, restarts, transactions
@@ -157,6 +159,12 @@ kill: all
 	@KILLS=$(KILLS) SEED=$(SEED) LIVE=1 SUITE_SECONDS=86400 $(SUITE_ENV) \
 	  sh sql-tests/all sql-tests/kill.test
 
+# Clients on all nodes, misfortune, and a history that must be linearizable.
+SECONDS ?= 600
+load: all
+	@LOAD_SECONDS=$(SECONDS) SEED=$(SEED) LIVE=1 SUITE_SECONDS=86400 \
+	  $(SUITE_ENV) sh sql-tests/all sql-tests/load.test
+
 demo: all
 	@QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' sh demo/quickstart
 
@@ -219,6 +227,6 @@ check-style:
 clean:
 	rm -rf build
 
-.PHONY: all sim soak mutants mutants-sample crash fault unit test suites kill \
+.PHONY: all sim soak mutants mutants-sample crash fault unit test suites kill load \
         demo bench bench-storage compile coverage reach check-style clean \
         $(addprefix unit-,$(ROOMS))
