@@ -848,7 +848,9 @@ static void on_down(void *ctx, raft_id peer)
   struct raft_event event = {.type = RAFT_EVENT_PEER_DOWN};
   event.u.peer = peer;
   node_step(node, &event);
-  look_around(node);
+  /* Its other connections may be seen to end later: until the next look around
+     who wants to write asks first. */
+  atomic_store(&node->near, false);
   go_on(node);
 }
 

@@ -246,6 +246,8 @@ static int begin(struct connection *c)
     /* What would be written without a quorum had no answer for long. */
     int rc =
         atomic_load(&node->near) ? SQLITE_OK : barrier(c, LEVEL_LINEARIZABLE);
+    /* SQLite's busy handler comes back: the wait was this one. */
+    if (rc) c->refused_write = clock_monotonic_ms();
     return rc ? rc : writer_take(c);
   }
   int rc = barrier(c, c->level);
