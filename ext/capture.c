@@ -29,7 +29,7 @@ SQLITE_EXTENSION_INIT3
 
 bool capture_revoked(struct connection *c)
 {
-  return atomic_load(&c->node->wal->epoch) != c->epoch;
+  return atomic_load(&c->map->control->epoch) != c->epoch;
 }
 
 static int refuse_revoked(struct connection *c)
@@ -48,7 +48,6 @@ int capture_may_write(struct connection *c)
 int capture_may_read(struct connection *c)
 {
   struct node *node = c->node;
-  struct wal *wal = node->wal;
   struct timespec end;
   if (c->writing) return SQLITE_OK;
   if (c->reserved && !c->kept) writer_leave(c);
@@ -57,10 +56,10 @@ int capture_may_read(struct connection *c)
   pthread_mutex_lock(&node->mutex);
   node->watchers++;
   for (bool in_time = true; c->ahead && in_time && !capture_revoked(c);) {
-    pthread_mutex_lock(&wal->mutex);
-    c->ahead = wal->confirmed.mx_frame < c->given.mx_frame ||
-               capture_revoked(c); /* others are in their place */
-    pthread_mutex_unlock(&wal->mutex);
+    struct control_view view;
+    control_look(c->map, &view);
+    c->ahead = view.confirmed.mx_frame < c->given.mx_frame ||
+               view.epoch != c->epoch; /* others are in their place */
     if (c->ahead)
       in_time = pthread_cond_timedwait(&node->changed, &node->mutex, &end) == 0;
   }
@@ -72,10 +71,10 @@ int capture_may_read(struct connection *c)
 /* ---- frames ------------------------------------------------------------ */
 
 /* The frame that an offset in -wal lies in, and the offset inside it. */
-static uint32_t frame_at(const struct wal *wal, sqlite3_int64 offset,
+static uint32_t frame_at(const struct connection *c, sqlite3_int64 offset,
                          uint32_t *inside)
 {
-  uint32_t size = wal->page_size + WAL_FRAME_HEADER;
+  uint32_t size = c->page_size + WAL_FRAME_HEADER;
   *inside = (uint32_t)((uint64_t)(offset - WAL_HEADER) % size);
   return (uint32_t)((uint64_t)(offset - WAL_HEADER) / size) + 1;
 }
@@ -100,7 +99,7 @@ static int set_pending(struct connection *c, uint32_t frame, uint32_t pgno)
 /* Page number of a frame as this connection sees it; 0: none. */
 static uint32_t pgno_of(const struct connection *c, uint32_t frame)
 {
-  if (frame <= c->given.mx_frame) return wal_pgno(c->node->wal, frame);
+  if (frame <= c->given.mx_frame) return control_pgno(c->map, frame);
   uint32_t i = frame - c->given.mx_frame - 1;
   return c->writing && i < c->n_pending ? c->pending[i] : 0;
 }
@@ -221,7 +220,7 @@ int capture_write(struct connection *c, sqlite3_file *real, const void *data,
   uint32_t inside, frame;
   int rc;
   if (!c->writing || offset < WAL_HEADER) return SQLITE_IOERR_WRITE;
-  frame = frame_at(wal, offset, &inside);
+  frame = frame_at(c, offset, &inside);
   pthread_mutex_lock(&wal->file_mutex);
   if (capture_revoked(c))
     rc = refuse_revoked(c);
@@ -240,10 +239,9 @@ int capture_write(struct connection *c, sqlite3_file *real, const void *data,
 int capture_read(struct connection *c, sqlite3_file *real, void *data, int n,
                  sqlite3_int64 offset)
 {
-  struct wal *wal = c->node->wal;
   if (offset < WAL_HEADER || n < 20)
     return real->pMethods->xRead(real, data, n, offset);
-  uint32_t inside, frame = frame_at(wal, offset, &inside);
+  uint32_t inside, frame = frame_at(c, offset, &inside);
   int rc = pgno_of(c, frame) == 1 ? SQLITE_OK : capture_may_read(c);
   if (rc == SQLITE_OK) rc = real->pMethods->xRead(real, data, n, offset);
   if (rc != SQLITE_OK) return rc;
@@ -438,7 +436,7 @@ static bool changes_schema(const struct connection *c,
   while (i < count && images[i].pgno != 1)
     i++;
   if (i == count) return false;
-  while (base > 1 && wal_pgno(wal, base) != 1)
+  while (base > 1 && control_pgno(wal->map, base) != 1)
     base--; /* the first frame is one of page 1 */
   return !read_cookie(wal, base, before) ||
          !read_cookie(wal, images[i].frame, after) ||

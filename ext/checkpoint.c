@@ -3,7 +3,7 @@
 **
 ** When the WAL has grown to some length, the worker copies confirmed pages to
 ** the database file while everything goes on. Then it asks for a quiet
-** moment: writers that have not begun wait (node->hold) until the one that
+** moment: writers that have not begun wait (node->shared->hold) until the one that
 ** writes is done; then for an instant new readers wait too, until nobody
 ** reads; the loop stops applying; what is left is copied, and the WAL begins
 ** anew. If no such moment comes it tries again later. Readers are waited for
@@ -143,11 +143,12 @@ int checkpoint_run(struct node *node)
   struct wal_checkpointed done;
   struct text error = {""};
   if (!atomic_load(&node->settled)) { /* of what index is it? */
-    node->kept = "the start: no leader has said yet what is committed";
+    node->kept = (struct wal_pinner){
+        "the start: no leader has said yet what is committed"};
     return -EBUSY;
   }
   int rc = wal_checkpoint(node->wal, write_floor, node, &done);
-  node->kept = rc ? NULL : done.pinned;
+  node->kept = rc ? (struct wal_pinner){""} : done.pinned;
   if (rc == 0 &&
       (done.index > node->checkpoint.index ||
        (done.index == node->checkpoint.index && node->checkpoint.incoming)))
@@ -247,7 +248,7 @@ static void end_quiet(struct task *task)
 static void set_hold(struct node *node, enum hold hold)
 {
   pthread_mutex_lock(&node->mutex);
-  atomic_store(&node->hold, hold);
+  atomic_store(&node->shared->hold, hold);
   pthread_cond_broadcast(&node->changed);
   writer_wake(node);
   pthread_mutex_unlock(&node->mutex);
@@ -341,10 +342,10 @@ static int restart(struct node *node)
 /* Tells those that asked for a checkpoint what became of it. */
 static void finish_checkpoint(struct node *node, int rc, uint64_t asked)
 {
-  const char *kept = NULL;
+  struct wal_pinner kept = {""};
   if (rc == -EBUSY)
-    kept = node->kept ? node->kept : wal_pinner(node->wal, NULL);
-  if (rc == -EBUSY && kept == NULL) kept = "a transaction";
+    kept = node->kept.s[0] ? node->kept : wal_pinner(node->wal, NULL);
+  if (rc == -EBUSY && !kept.s[0]) kept = (struct wal_pinner){"a transaction"};
   pthread_mutex_lock(&node->mutex);
   node->worker_wanted = node->checkpoints_asked != asked;
   node->in_vain = rc ? node->in_vain + (node->in_vain < 6) : 0;
@@ -376,7 +377,8 @@ static void checkpoint_and_restart(struct node *node)
   finish_checkpoint(node, rc, asked);
 }
 
-static void describe(struct node *node, const char *kept, struct text *answer)
+static void describe(struct node *node, const struct wal_pinner *kept,
+                     struct text *answer)
 {
   uint32_t backfill, frames = wal_frames(node->wal, &backfill);
   char missing[64] = "";
@@ -385,8 +387,8 @@ static void describe(struct node *node, const char *kept, struct text *answer)
              frames - backfill);
   text_set(answer, "checkpoint at index %llu, %u frame%s in the WAL%s%s%s",
            (unsigned long long)atomic_load(&node->shown_checkpoint), frames,
-           frames == 1 ? "" : "s", missing, kept ? ", kept by " : "",
-           kept ? kept : "");
+           frames == 1 ? "" : "s", missing, kept->s[0] ? ", kept by " : "",
+           kept->s);
 }
 
 int checkpoint_now(struct node *node, const struct interrupt *interrupt,
@@ -412,7 +414,7 @@ int checkpoint_now(struct node *node, const struct interrupt *interrupt,
     pthread_mutex_lock(&node->mutex);
   }
   if (rc == -EAGAIN) rc = node->checkpoint_rc;
-  const char *kept = node->checkpoint_kept;
+  struct wal_pinner kept = node->checkpoint_kept;
   pthread_mutex_unlock(&node->mutex);
   if (rc == -ESHUTDOWN)
     text_set(answer, "the node is stopped");
@@ -421,7 +423,7 @@ int checkpoint_now(struct node *node, const struct interrupt *interrupt,
   else if (rc)
     text_set(answer, "%s", errno_text(-rc).s);
   else
-    describe(node, kept, answer);
+    describe(node, &kept, answer);
   return rc;
 }
 

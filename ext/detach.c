@@ -65,11 +65,7 @@ static int exclude(struct wal *wal, struct text *error)
 {
   int rc = detach_check_others(wal->db, wal->path, error);
   if (rc) return rc;
-  pthread_mutex_lock(&wal->mutex);
-  bool used = wal->readers.next != &wal->readers;
-  wal->closed = !used;
-  pthread_mutex_unlock(&wal->mutex);
-  if (used)
+  if (!wal_forbid(wal))
     return refuse(error, wal->path,
                   "a connection of this process is in a transaction");
   if (wal_lock(wal->db, F_WRLCK, WAL_DB_LOCKS, WAL_DB_LOCKS_SIZE) == 0)
@@ -168,15 +164,14 @@ static int set_aside(const char *path, const char *suffix, struct text *error)
 
 static int check_use(struct node *node, struct text *error)
 {
+  struct control_pinned pinned;
+  unsigned i = 0;
   bool used = false;
   pthread_mutex_lock(&node->mutex);
   used = node->writer || node->inflight;
   pthread_mutex_unlock(&node->mutex);
-  pthread_mutex_lock(&node->wal->mutex);
-  const struct wal_reader *end = &node->wal->readers;
-  for (const struct wal_reader *r = end->next; r != end; r = r->next)
-    used = used || !r->of_node;
-  pthread_mutex_unlock(&node->wal->mutex);
+  while (!used && control_next_pinned(node->map, 0, &i, &pinned))
+    used = !atomic_load(&pinned.slot->of_node);
   if (used && node_log_failed(node)) /* what is in flight stays so */
     return refuse(error, node->path, NODE_LOG_FAILED);
   if (used)
@@ -211,9 +206,9 @@ int detach_node(struct node *node, struct text *answer)
              "%s: the node is stopped, but not all is in the database "
              "file: %s",
              node->path,
-             node->failed ? node->reason.s
-             : node->kept ? node->kept
-                          : "see quorate_events");
+             node->failed      ? node->reason.s
+             : node->kept.s[0] ? node->kept.s
+                               : "see quorate_events");
     return -EBUSY;
   }
   raft_index index = node->wal->confirmed_index;
@@ -290,10 +285,12 @@ int detach_files(const char *path, const struct text *why, struct text *answer)
 
 int detach_orphan(const char *path, struct text *error)
 {
-  _Atomic uint64_t control = 0;
+  struct control_map *map = NULL;
   struct wal *wal = NULL;
   char *line = NULL;
-  int rc = wal_open(&io_posix, path, 0, &control, &wal, &line);
+  int rc = control_open(&io_posix, NULL, true, &map);
+  if (rc == 0) rc = wal_open(&io_posix, path, 0, map, &wal, &line);
+  control_close(map);
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
   free(line);
   if (rc) return rc;

@@ -270,7 +270,7 @@ static int begin_pages(struct fetch *f)
   if (rc || f->fresh) return rc;
   if (f->page_size != f->node->wal->page_size) return -EBADMSG;
   int failed = image_open(f->node->wal, "a snapshot for this node", &f->base);
-  if (failed == 0) f->base.reader.of_node = true;
+  if (failed == 0) image_of_node(&f->base);
   return failed;
 }
 
@@ -694,8 +694,7 @@ static int enter_database(struct fetch *f)
   struct text error = {""};
   char *line = NULL;
   struct wal *wal = NULL;
-  int rc = wal_open(node->io, node->path, f->cp.index, node->control_confirmed,
-                    &wal, &line);
+  int rc = wal_open(node->io, node->path, f->cp.index, node->map, &wal, &line);
   if (line) events_add(&node->events, "%s", line);
   free(line);
   if (rc) return rc;

@@ -15,15 +15,17 @@
 
 #define LOCK_BYTES 0x40000000u /* offset of the page that SQLite never uses */
 
-void image_pin(struct wal *wal, const char *who, struct image *image)
+int image_pin(struct wal *wal, const char *who, struct image *image)
 {
-  *image = (struct image){.wal = wal};
-  pthread_mutex_lock(&wal->mutex);
-  wal_pin(wal, &image->reader, false);
-  image->reader.who = who;
-  image->index = wal->confirmed_index;
-  image->n_page = wal->confirmed.n_page;
-  pthread_mutex_unlock(&wal->mutex);
+  struct control_view view;
+  *image = (struct image){0};
+  int rc = control_enter(wal->map, who, &image->reader);
+  if (rc) return rc;
+  control_pin(wal->map, &image->reader, false, &view);
+  image->wal = wal;
+  image->index = view.confirmed_index;
+  image->n_page = view.confirmed.n_page;
+  return 0;
 }
 
 int image_list(struct image *image)
@@ -38,7 +40,7 @@ int image_list(struct image *image)
   }
   for (uint32_t i = 0; i < n; i++) {
     image->newest[i].frame = i + 1;
-    image->newest[i].pgno = wal_pgno(image->wal, i + 1);
+    image->newest[i].pgno = control_pgno(image->wal->map, i + 1);
   }
   image->n_newest = wal_newest(image->newest, n, image->n_page);
   return 0;
@@ -46,17 +48,19 @@ int image_list(struct image *image)
 
 int image_open(struct wal *wal, const char *who, struct image *image)
 {
-  image_pin(wal, who, image);
-  return image_list(image);
+  int rc = image_pin(wal, who, image);
+  return rc ? rc : image_list(image);
+}
+
+void image_of_node(struct image *image)
+{
+  atomic_store(&image->reader.slot->of_node, true);
 }
 
 void image_close(struct image *image)
 {
-  struct wal *wal = image->wal;
-  if (wal == NULL) return;
-  pthread_mutex_lock(&wal->mutex);
-  wal_unpin(wal, &image->reader);
-  pthread_mutex_unlock(&wal->mutex);
+  if (image->wal == NULL) return;
+  control_leave(&image->reader);
   free(image->newest);
   *image = (struct image){0};
 }

@@ -165,7 +165,7 @@ void node_settle(struct node *node, struct transaction *tx, enum tx_state state)
   }
   /* The checkpointer may be waiting for a moment without any. */
   if (node->watchers ||
-      (node->inflight == NULL && atomic_load(&node->hold) != HOLD_NONE))
+      (node->inflight == NULL && atomic_load(&node->shared->hold) != HOLD_NONE))
     pthread_cond_broadcast(&node->changed);
   if (tx->abandoned)
     transaction_free(tx);
@@ -283,8 +283,8 @@ void node_fail(struct node *node, const char *format, ...)
   pthread_cond_broadcast(&node->changed);
   writer_wake(node);
   pthread_mutex_unlock(&node->mutex);
-  atomic_store(&node->serving, false);
-  atomic_store(&node->solo, false);
+  atomic_store(&node->shared->serving, false);
+  atomic_store(&node->shared->solo, false);
   if (!first) return;
   events_add(&node->events, "the node has failed: %s", text);
   sqlite3_log(SQLITE_IOERR, "quorate: %s: %s", node->path, text);
@@ -420,7 +420,7 @@ static void look_around(struct node *node)
     near += c->members[i].id == node->identity.id ||
             was_heard(node, c->members[i].id);
   }
-  atomic_store(&node->near,
+  atomic_store(&node->shared->near,
                node->view.role == RAFT_LEADER
                    ? near > voters / 2
                    : !node->view.leader || was_heard(node, node->view.leader));
@@ -440,7 +440,7 @@ static void update_view(struct node *node, bool configuration_changed)
   v.voters = count_voters(c);
   struct node_view was = node->view; /* only this thread changes it */
   bool deposed = was.role == RAFT_LEADER && (!leads || was.term != v.term);
-  if (deposed) atomic_store(&node->solo, false);
+  if (deposed) atomic_store(&node->shared->solo, false);
   bool other_term =
       was.term != v.term || deposed || (leads && was.role != RAFT_LEADER);
   if (leads && (was.role != RAFT_LEADER || was.term != v.term)) {
@@ -474,8 +474,8 @@ void node_progressed(struct node *node)
   bool can = lock_held(node, &from) && node->applied >= from && !node->failed &&
              node->wal;
   if (node->serve_from && node->applied >= node->serve_from &&
-      !atomic_load(&node->serving) && !node->failed) {
-    atomic_store(&node->serving, true);
+      !atomic_load(&node->shared->serving) && !node->failed) {
+    atomic_store(&node->shared->serving, true);
     pthread_mutex_lock(&node->mutex);
     pthread_cond_broadcast(&node->changed);
     pthread_mutex_unlock(&node->mutex);
@@ -494,9 +494,9 @@ void node_progressed(struct node *node)
     pthread_cond_broadcast(&node->changed);
     writer_wake(node);
     pthread_mutex_unlock(&node->mutex);
-    atomic_store(&node->serving, true);
+    atomic_store(&node->shared->serving, true);
   }
-  atomic_store(&node->solo,
+  atomic_store(&node->shared->solo,
                can && node->view.role == RAFT_LEADER && node->view.voters == 1);
   reads_released(node);
 }
@@ -850,7 +850,7 @@ static void on_down(void *ctx, raft_id peer)
   node_step(node, &event);
   /* Its other connections may be seen to end later: until the next look around
      who wants to write asks first. */
-  atomic_store(&node->near, false);
+  atomic_store(&node->shared->near, false);
   go_on(node);
 }
 

@@ -274,8 +274,8 @@ struct node {
   struct identity identity;
   const struct io *io;
   int lock_fd;
-  void *control_map;
-  _Atomic uint64_t *control_confirmed; /* in it */
+  struct control_map *map;
+  struct control *shared; /* in it */
   struct events events;
 
   /* threads */
@@ -321,10 +321,10 @@ struct node {
   /* checkpoints that somebody asked for, and the last one's outcome */
   uint64_t checkpoints_asked, checkpoints_done;
   int checkpoint_rc;
-  const char *checkpoint_kept; /* by whom from being complete */
-  int quiet;                   /* checkpoint.c: the loop's answer */
-  uint64_t sequence;           /* of local transactions */
-  uint64_t started;            /* names this start among others */
+  struct wal_pinner checkpoint_kept; /* by whom from being complete */
+  int quiet;                         /* checkpoint.c: the loop's answer */
+  uint64_t sequence;                 /* of local transactions */
+  uint64_t started;                  /* names this start among others */
 
   struct verifier verifier;
 
@@ -374,17 +374,9 @@ struct node {
   _Atomic int disk_status;
   _Atomic bool settled; /* the database is as of `applied`: start.c */
   _Atomic bool no_room; /* a connection found none; the loop has not heard */
-  _Atomic int hold;     /* enum hold: who must wait for a new WAL */
-  _Atomic bool near;    /* a quorum was heard of just now, or the leader */
-  _Atomic bool crowded; /* a writer would have to wait, or build on others */
-  _Atomic bool serving; /* what is applied is fit to be read locally */
-  /* A lease of this node as the leader: until when, in ms of CLOCK_BOOTTIME, 0:
-     none; and the commit index, known to nobody before it is here. */
-  _Atomic uint64_t lease_until, lease_commit;
-  _Atomic bool solo; /* leader of a one-voter cluster: reads need no
-                               round */
   /* Owned by the worker; before and after it, by who starts and stops. */
-  const char *kept; /* who kept the newest checkpoint from being complete */
+  /* Who kept the newest checkpoint from being complete. */
+  struct wal_pinner kept;
   struct store_checkpoint checkpoint; /* as it is on the disk */
   _Atomic uint64_t shown_checkpoint;  /* its index, for others */
   _Atomic uint64_t progress;          /* pages of a snapshot received */
@@ -493,7 +485,7 @@ struct image {
   struct wal *wal;
   raft_index index;
   uint32_t n_page;
-  struct wal_reader reader;
+  struct control_reader reader;
   struct wal_image *newest; /* by page: those that are in -wal */
   uint32_t n_newest;
 };
@@ -503,8 +495,10 @@ struct image {
 int image_open(struct wal *wal, const char *who, struct image *image);
 /* The same in two steps: the first is quick, the second sorts the frames and
    may be done by another thread; if it fails, the image is closed. */
-void image_pin(struct wal *wal, const char *who, struct image *image);
+int image_pin(struct wal *wal, const char *who, struct image *image);
 int image_list(struct image *image);
+/* It ends when the node stops. */
+void image_of_node(struct image *image);
 void image_close(struct image *image); /* also of zeros: does nothing */
 /* Page pgno, 1 to n_page. One thread at a time. */
 int image_read(const struct image *image, uint32_t pgno, uint8_t *page);

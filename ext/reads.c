@@ -101,22 +101,22 @@ void reads_publish(struct node *node)
     uint64_t boot = boot_ms();
     until = until + boot - clock_monotonic_ms() - 1;
   }
-  atomic_store(&node->lease_commit, raft_commit(node->raft));
-  atomic_store(&node->lease_until, until);
+  atomic_store(&node->shared->lease_commit, raft_commit(node->raft));
+  atomic_store(&node->shared->lease_until, until);
 }
 
 /* What a read by lease must see; 0: there is no lease. The clock comes last. */
 static raft_index leased(struct node *node)
 {
-  uint64_t until = atomic_load(&node->lease_until);
-  raft_index commit = atomic_load(&node->lease_commit);
+  uint64_t until = atomic_load(&node->shared->lease_until);
+  raft_index commit = atomic_load(&node->shared->lease_commit);
   return until > 0 && boot_ms() < until ? commit : 0;
 }
 
 bool node_leased(struct node *node)
 {
   raft_index index = leased(node);
-  if (index == 0 || !atomic_load(&node->serving)) return false;
+  if (index == 0 || !atomic_load(&node->shared->serving)) return false;
   pthread_mutex_lock(&node->mutex);
   bool applied = index <= node->applied;
   pthread_mutex_unlock(&node->mutex);
@@ -213,10 +213,10 @@ int node_barrier(struct node *node, enum read_level level, uint64_t wait_ms,
   raft_index index = 0;
   int rc = 0;
   pthread_mutex_lock(&node->mutex);
-  while (rc == 0 && !atomic_load(&node->serving) && !node->stopping &&
+  while (rc == 0 && !atomic_load(&node->shared->serving) && !node->stopping &&
          !node->failed)
     rc = node_wait(node, &node->changed, &end, interrupt);
-  if (!atomic_load(&node->serving)) {
+  if (!atomic_load(&node->shared->serving)) {
     rc = rc ? rc : -ESHUTDOWN;
   } else if (level != LEVEL_LOCAL) {
     bool lease = level == LEVEL_LEASE;
@@ -336,7 +336,7 @@ void reads_ask(struct node *node)
 {
   struct raft_event event = {.type = RAFT_EVENT_READ};
   if (raft_leader(node->raft) == 0) return;
-  if (!atomic_load(&node->serving) && node->serve_from == 0 &&
+  if (!atomic_load(&node->shared->serving) && node->serve_from == 0 &&
       !node->asked_to_serve && !node->failed && node->wal) {
     node->asked_to_serve = true;
     event.u.read.number = SERVE_READ;
@@ -348,14 +348,15 @@ void reads_ask(struct node *node)
 void reads_again(struct node *node)
 {
   pthread_mutex_lock(&node->mutex);
-  bool ask = !TAILQ_EMPTY(&node->unasked) || !atomic_load(&node->serving);
+  bool ask =
+      !TAILQ_EMPTY(&node->unasked) || !atomic_load(&node->shared->serving);
   if (ask && node->looping) uv_async_send(&node->async);
   pthread_mutex_unlock(&node->mutex);
 }
 
 void reads_begin_raft(struct node *node)
 {
-  atomic_store(&node->lease_until, 0);
+  atomic_store(&node->shared->lease_until, 0);
   node->asked_to_serve = false;
   pthread_mutex_lock(&node->mutex);
   ask_anew(node);

@@ -52,11 +52,16 @@ int vfs_shm_map(sqlite3_file *file, int region, int size, int extend,
   bool first = c->index.n_regions == 0;
   if (walindex_reserve(&c->index, (unsigned)region) != 0)
     return SQLITE_IOERR_NOMEM;
+  if (c->reader.slot == NULL && control_enter(c->map, NULL, &c->reader) != 0) {
+    sqlite3_log(SQLITE_IOERR_SHMMAP, "quorate: %s: more than %u connections",
+                c->node->path, CONTROL_SLOTS);
+    return SQLITE_IOERR_SHMMAP;
+  }
   if (first) {
     /* A valid header of an empty WAL of generation 0, so that SQLite has no
        reason to recover; the first read transaction fills it. */
     struct walindex_header header = {
-        .page_size = walindex_encode_page_size(c->node->wal->page_size)};
+        .page_size = walindex_encode_page_size(c->page_size)};
     walindex_seal(&header);
     walindex_publish(&c->index, &header);
     struct walindex_info *info = walindex_info(&c->index);
@@ -72,13 +77,9 @@ int vfs_shm_map(sqlite3_file *file, int region, int size, int extend,
 
 static void unpin(struct connection *c)
 {
-  if (!c->pinned) return;
-  struct wal *wal = c->node->wal;
-  pthread_mutex_lock(&wal->mutex);
-  wal_unpin(wal, &c->reader);
-  pthread_mutex_unlock(&wal->mutex);
-  c->pinned = false;
-  if (atomic_load(&c->node->hold) != HOLD_ALL) return;
+  if (!control_pinned(&c->reader)) return;
+  control_unpin(&c->reader);
+  if (atomic_load(&c->map->control->hold) != HOLD_ALL) return;
   /* The checkpointer waits for the last one. */
   pthread_mutex_lock(&c->node->mutex);
   pthread_cond_broadcast(&c->node->changed);
@@ -112,10 +113,11 @@ static bool wait_for_hold(struct connection *c)
   struct node *node = c->node;
   struct timespec end;
   bool in_time = true;
-  if (atomic_load(&node->hold) != HOLD_ALL) return true;
+  if (atomic_load(&c->map->control->hold) != HOLD_ALL) return true;
   end = clock_deadline(HOLD_MS);
   pthread_mutex_lock(&node->mutex);
-  while (in_time && atomic_load(&node->hold) == HOLD_ALL && !node->stopping)
+  while (in_time && atomic_load(&c->map->control->hold) == HOLD_ALL &&
+         !node->stopping)
     in_time = pthread_cond_timedwait(&node->changed, &node->mutex, &end) == 0;
   pthread_mutex_unlock(&node->mutex);
   return in_time;
@@ -126,38 +128,34 @@ static bool wait_for_hold(struct connection *c)
 static bool pin(struct connection *c, struct walindex_header *header,
                 uint32_t *backfill)
 {
-  struct wal *wal = c->node->wal;
-  bool in_time, held, closed;
+  struct control_view view;
+  bool in_time, held;
   do {
     in_time = wait_for_hold(c);
-    pthread_mutex_lock(&wal->mutex);
+    control_pin(c->map, &c->reader, c->reserved, &view);
     /* The checkpointer, once it holds back all readers and has found none,
        must not be surprised by one that was on its way. */
-    held = in_time && atomic_load(&c->node->hold) == HOLD_ALL;
-    if (!held) wal_pin(wal, &c->reader, c->reserved);
-    *header = c->reserved ? wal->head : wal->confirmed;
-    *backfill = wal->backfill;
-    c->epoch = wal->epoch;
-    c->ahead = header->mx_frame != wal->confirmed.mx_frame;
-    /* Frames that were not confirmed when they were shown may be others now. */
-    if (c->shown != c->epoch && c->valid > c->sure) {
-      c->valid = c->sure;
-      c->spoiled = true;
-    }
-    c->shown = c->epoch;
-    c->sure = wal->confirmed.mx_frame;
-    closed = wal->closed;
-    pthread_mutex_unlock(&wal->mutex);
+    held = in_time && atomic_load(&c->map->control->hold) == HOLD_ALL;
+    if (held) unpin(c);
   } while (held);
-  c->pinned = true;
-  return !closed;
+  *header = c->reserved ? view.head : view.confirmed;
+  *backfill = view.backfill;
+  c->epoch = view.epoch;
+  c->ahead = header->mx_frame != view.confirmed.mx_frame;
+  /* Frames that were not confirmed when they were shown may be others now. */
+  if (c->shown != c->epoch && c->valid > c->sure) {
+    c->valid = c->sure;
+    c->spoiled = true;
+  }
+  c->shown = c->epoch;
+  c->sure = view.confirmed.mx_frame;
+  return !view.closed;
 }
 
 /* Makes the private index show the pinned snapshot. */
 static int fill(struct connection *c, const struct walindex_header *header,
                 uint32_t backfill)
 {
-  struct wal *wal = c->node->wal;
   if (c->generation != c->reader.generation) {
     c->valid = 0;
     c->spoiled = true;
@@ -169,7 +167,7 @@ static int fill(struct connection *c, const struct walindex_header *header,
   if (c->spoiled) walindex_rewind(&c->index, c->valid);
   c->spoiled = false;
   for (uint32_t f = c->valid + 1; f <= header->mx_frame; f++)
-    if (walindex_append(&c->index, f, wal_pgno(wal, f)) != 0) {
+    if (walindex_append(&c->index, f, control_pgno(c->map, f)) != 0) {
       c->spoiled = true;
       return SQLITE_IOERR_NOMEM;
     }
@@ -216,8 +214,9 @@ static int barrier(struct connection *c, enum read_level level)
 {
   struct node *node = c->node;
   struct interrupt interrupt = {vfs_interrupted, c};
-  if (atomic_load(&node->solo)) return SQLITE_OK;
-  if (level == LEVEL_LOCAL && atomic_load(&node->serving)) return SQLITE_OK;
+  if (atomic_load(&c->map->control->solo)) return SQLITE_OK;
+  if (level == LEVEL_LOCAL && atomic_load(&c->map->control->serving))
+    return SQLITE_OK;
   if (level == LEVEL_LEASE && node_leased(node)) return SQLITE_OK;
   pthread_mutex_lock(&node->mutex);
   bool leaderless = node->view.leader == 0 && !node->stopping;
@@ -236,16 +235,17 @@ static int barrier(struct connection *c, enum read_level level)
    what is here may be read. */
 static int begin(struct connection *c)
 {
-  struct node *node = c->node;
   bool stale = c->stale;
   /* Nobody in the way and nobody to ask: then it need not be known. */
-  bool matters = atomic_load(&node->crowded) ||
-                 (c->level != LEVEL_LOCAL && !atomic_load(&node->solo));
+  bool matters =
+      atomic_load(&c->map->control->crowded) ||
+      (c->level != LEVEL_LOCAL && !atomic_load(&c->map->control->solo));
   c->stale = c->kept = false;
   if (matters && wants_to_write(c)) {
     /* What would be written without a quorum had no answer for long. */
-    int rc =
-        atomic_load(&node->near) ? SQLITE_OK : barrier(c, LEVEL_LINEARIZABLE);
+    int rc = atomic_load(&c->map->control->near)
+                 ? SQLITE_OK
+                 : barrier(c, LEVEL_LINEARIZABLE);
     /* SQLite's busy handler comes back: the wait was this one. */
     if (rc) c->refused_write = clock_monotonic_ms();
     return rc ? rc : writer_take(c);
@@ -338,7 +338,7 @@ static void note_failed_copy(struct connection *c)
   snprintf(text, sizeof(text),
            "nothing was copied: what is restored into this database must have "
            "its page size, %u bytes",
-           c->node->wal->page_size);
+           c->page_size);
   sqlite3_log(SQLITE_READONLY, "quorate: %s: %s", c->node->path, text);
   refuse(c, SQLITE_READONLY, text);
 }
@@ -390,6 +390,7 @@ int vfs_shm_unmap(sqlite3_file *file, int delete_it)
   if (c->reserved) writer_leave(c);
   c->read_state = READ_NONE;
   unpin(c);
+  control_leave(&c->reader);
   for (unsigned i = 0; i < c->index.n_regions; i++)
     free(c->index.region[i]);
   free(c->index.region);

@@ -197,7 +197,7 @@ static const char *open_image(struct snapshot_out *s)
   if (!atomic_load(&node->settled)) return "this node has just started";
   if (image_open(node->wal, "a snapshot for another node", &s->image) != 0)
     return "out of memory";
-  s->image.reader.of_node = true;
+  image_of_node(&s->image);
   /* While parts of a transaction are open, the index stays before them: a
      later configuration does not belong to it. Asked for again soon. */
   if (node->configuration_index > s->image.index ||

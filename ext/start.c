@@ -29,21 +29,10 @@
 #include <sqlite3ext.h>
 #include <stdio.h>
 #include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/random.h>
 #include <unistd.h>
 
 SQLITE_EXTENSION_INIT3
-
-/* The control file: mapped, so that a killed process leaves it behind. */
-struct control {
-  char magic[16]; /* "quorate control" */
-  char boot[40];  /* /proc/sys/kernel/random/boot_id when it was written */
-  _Atomic uint64_t confirmed;
-};
-_Static_assert(sizeof(struct control) == 64, "control file");
-
-#define CONTROL_MAGIC "quorate control"
 
 struct node_limits node_limits = {.segment_bytes = 8u << 20,
                                   .log_least = 16u << 20,
@@ -63,50 +52,22 @@ static char *in_dir(const struct node *node, const char *name)
   return asprintf(&path, "%s/%s", node->dir, name) < 0 ? NULL : path;
 }
 
-static void read_boot_id(char out[40])
-{
-  memset(out, 0, 40);
-  int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return;
-  if (read(fd, out, 36) != 36) memset(out, 0, 40);
-  close(fd);
-}
-
 /* Maps the control file. *confirmed is 0 when it tells nothing. */
 static int open_control(struct node *node, raft_index *confirmed,
                         struct text *error)
 {
-  char boot[40], zero[4096] = {0};
-  char *path = in_dir(node, "control");
-  if (path == NULL) return -ENOMEM;
-  const struct io *io = node->io;
-  uint64_t size = 0;
-  int fd = io->open(io->ctx, path, O_RDWR | O_CREAT);
-  int rc = fd < 0 ? fd : io->size(io->ctx, fd, &size);
-  if (rc == 0 && size != sizeof(zero)) {
-    rc = io->truncate(io->ctx, fd, 0);
-    if (rc == 0) rc = io->pwrite(io->ctx, fd, zero, sizeof(zero), 0);
+  int rc = control_open(node->io, node->dir, true, &node->map);
+  if (rc) {
+    text_set(error, "%s/control: %s", node->dir, errno_text(-rc).s);
+    return rc;
   }
-  void *map = MAP_FAILED;
-  if (rc == 0)
-    map = mmap(NULL, sizeof(zero), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (rc == 0 && map == MAP_FAILED) rc = -errno;
-  if (fd >= 0) io->close(io->ctx, fd);
-  if (rc) text_set(error, "%s: %s", path, errno_text(-rc).s);
-  free(path);
-  if (rc) return rc;
-  struct control *control = map;
-  node->control_map = map;
-  node->control_confirmed = &control->confirmed;
-  read_boot_id(boot);
-  bool ours = memcmp(control->magic, CONTROL_MAGIC, 16) == 0 && boot[0] &&
-              memcmp(control->boot, boot, sizeof(boot)) == 0;
-  *confirmed = ours ? atomic_load(&control->confirmed) : 0;
-  if (!ours) {
-    atomic_store(&control->confirmed, 0);
-    memcpy(control->boot, boot, sizeof(boot));
-    memcpy(control->magic, CONTROL_MAGIC, 16);
-  }
+  struct control *shared = node->shared = node->map->control;
+  *confirmed = control_begin(node->map);
+  atomic_store(&shared->hold, HOLD_NONE);
+  atomic_store(&shared->near, false);
+  atomic_store(&shared->crowded, true);
+  atomic_store(&shared->solo, false);
+  atomic_store(&shared->lease_until, 0);
   return 0;
 }
 
@@ -241,8 +202,8 @@ static int recover_database(struct node *node,
              node->dir, (unsigned long long)last, (unsigned long long)k);
     return -EBADMSG;
   }
-  int rc = wal_open(node->io, node->path, cp->index, node->control_confirmed,
-                    &node->wal, &line);
+  int rc =
+      wal_open(node->io, node->path, cp->index, node->map, &node->wal, &line);
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
   free(line);
   if (rc) return rc;
@@ -253,7 +214,7 @@ static int recover_database(struct node *node,
   atomic_store(&node->settled, settled);
   node->applied = settled ? k : cp->index;
   if (k > recovered->commit) recovered->commit = k;
-  atomic_store(&node->serving, confirmed == k || last == cp->index);
+  atomic_store(&node->shared->serving, confirmed == k || last == cp->index);
   return 0;
 }
 
@@ -370,7 +331,6 @@ static struct node *node_new(const char *path)
   node->proposals_tail = &node->proposals;
   node->tasks_tail = &node->tasks;
   node->held_tail = &node->held;
-  atomic_store(&node->crowded, true);
   lock_init(node);
   node->started = node->sequence = (uint64_t)clock_wall_ms() << 20;
   reads_init(node);
@@ -462,7 +422,7 @@ int node_start(const char *path, const struct raft_configuration *peers,
   int rc = prepare(node, peers, error);
   if (rc == 0) rc = start_threads(node, error);
   if (rc) {
-    node_stop(node, false);
+    if (node->shared) node_stop(node, false); /* else nothing is begun */
     node_free(node);
     return rc;
   }
@@ -494,8 +454,8 @@ int node_open_files(const char *path, struct node **out, raft_index *confirmed,
   if (rc) return rc;
   rc = store_checkpoint_read(node->io, node->dir, &node->checkpoint, &line);
   if (rc == 0)
-    rc = wal_open(node->io, node->path, node->checkpoint.index,
-                  node->control_confirmed, &node->wal, &line);
+    rc = wal_open(node->io, node->path, node->checkpoint.index, node->map,
+                  &node->wal, &line);
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
   free(line);
   return rc;
@@ -586,8 +546,8 @@ static void announce_stop(struct node *node)
   writer_wake(node);
   pthread_cond_broadcast(&node->worker_cond);
   pthread_mutex_unlock(&node->mutex);
-  atomic_store(&node->serving, false);
-  atomic_store(&node->solo, false);
+  atomic_store(&node->shared->serving, false);
+  atomic_store(&node->shared->solo, false);
 }
 
 static void drop_queues(struct node *node)
@@ -650,7 +610,7 @@ void node_free(struct node *node)
   if (node == NULL) return;
   wal_close(node->wal, node->clean);
   tls_context_unref(node->tls);
-  if (node->control_map) munmap(node->control_map, 4096);
+  control_close(node->map);
   node_unlock(node->lock_fd);
   settings_clear(&node->settings);
   store_checkpoint_clear(&node->checkpoint);

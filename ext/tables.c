@@ -101,7 +101,7 @@ static void put_id(struct cursor *c, uint64_t id)
 static void status_row(struct cursor *c, const struct connection *connection)
 {
   struct node *node = connection->node;
-  const char *pinned = NULL;
+  struct wal_pinner pinned = {""};
   struct store_stats stats = {0};
   char leader[RAFT_NAME_MAX] = "";
   uint32_t frames = 0, backfill = 0;
@@ -116,7 +116,7 @@ static void status_row(struct cursor *c, const struct connection *connection)
   pthread_mutex_unlock(&node->mutex);
   if (node->wal) {
     frames = wal_frames(node->wal, &backfill);
-    pinned = wal_pinner(node->wal, &connection->reader);
+    pinned = wal_pinner(node->wal, connection->reader.slot);
   }
   put_text(c, node->identity.name);
   put_id(c, node->identity.id);
@@ -131,10 +131,10 @@ static void status_row(struct cursor *c, const struct connection *connection)
   put_number(c, view.voters);
   put_number(c, frames);
   put_number(c, backfill);
-  put_text(c, pinned);
+  put_text(c, pinned.s[0] ? pinned.s : NULL);
   put_number(c, stats.first);
   put_number(c, stats.bytes);
-  put_number(c, atomic_load(&node->serving));
+  put_number(c, atomic_load(&node->shared->serving));
   put_number(c, writable);
   put_text(c, reason.s[0] ? reason.s : NULL);
 }

@@ -175,9 +175,11 @@ void verify_apply(struct node *node, const struct raft_entry *entry)
   if (!ours || n != sizeof(number) || !node->raft || !node->wal) return;
   memcpy(&number, value, sizeof(number));
   struct image *image = calloc(1, sizeof(*image));
-  if (image) {
-    image_pin(node->wal, "quorate_verify", image);
-    image->reader.of_node = true;
+  if (image && image_pin(node->wal, "quorate_verify", image) == 0) {
+    image_of_node(image);
+  } else {
+    free(image);
+    image = NULL;
   }
   pthread_mutex_lock(&node->mutex);
   struct image *old = begin_sum(node, number, entry->index, image);

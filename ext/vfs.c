@@ -411,6 +411,8 @@ static int open_database(struct node *node, const char *name,
   int rc = open_settings(c, name);
   if (rc != SQLITE_OK) return rc;
   c->node = node;
+  c->map = node->map;
+  c->page_size = node->wal->page_size;
   c->real = real_space(file);
   rc = open_real(name, c->real, flags, out_flags);
   if (rc != SQLITE_OK) return rc;

@@ -21,6 +21,8 @@ enum read_state { READ_NONE = 0, READ_RETRY, READ_GRANTED };
 struct connection {
   sqlite3_file base;
   struct node *node;
+  struct control_map *map; /* of it */
+  uint32_t page_size;
   sqlite3_file *real;
   sqlite3 **db; /* SQLITE_FCNTL_PDB: with a shared cache it changes */
   void **busy;  /* SQLITE_FCNTL_BUSYHANDLER: a function and its argument */
@@ -46,8 +48,7 @@ struct connection {
   /* the read transaction */
   enum read_state read_state;
   int barriers_left; /* xShmBarrier calls until the retry is a new try */
-  struct wal_reader reader;
-  bool pinned;
+  struct control_reader reader;
   bool ahead; /* the snapshot is a head that was not confirmed yet */
 
   /* the write transaction */

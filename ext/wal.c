@@ -31,11 +31,8 @@
 #define DB_SHARED 0x40000002
 #define DB_SHARED_SIZE 510
 
-#define OWN_READER "a reader of this process"
 #define FOREIGN_READER "another process"
 
-#define BLOCK 4096u /* frames in a block of page numbers */
-#define BLOCKS 65536u
 #define FENCE_TRIES 100 /* 10 ms apart */
 #define OPEN_TRIES 10
 #define OUT_MAX (1u << 20) /* bytes gathered before a write of frames */
@@ -68,36 +65,27 @@ static uint8_t *grow_shm(void *ctx, unsigned i)
   return at == MAP_FAILED ? NULL : at;
 }
 
-/* Mutex held, or alone. Readers need no mutex: what a snapshot covers was set
-   before it was registered, and a block never moves. */
-static int set_pgno(struct wal *wal, uint32_t frame, uint32_t pgno)
-{
-  uint32_t block = (frame - 1) / BLOCK;
-  if (block >= BLOCKS) return -EFBIG;
-  if (wal->frames[block] == NULL) {
-    uint32_t *made = malloc(BLOCK * sizeof(uint32_t));
-    if (made == NULL) return -ENOMEM;
-    __atomic_store_n(&wal->frames[block], made, __ATOMIC_RELEASE);
-  }
-  __atomic_store_n(&wal->frames[block][(frame - 1) % BLOCK], pgno,
-                   __ATOMIC_RELAXED);
-  return 0;
-}
-
 static int set_pgnos(struct wal *wal, uint32_t first, uint32_t last,
                      const uint32_t *pages)
 {
   int rc = 0;
   for (uint32_t frame = first; rc == 0 && frame <= last; frame++)
-    rc = set_pgno(wal, frame, pages[frame - first]);
+    rc = control_set_pgno(wal->map, frame, pages[frame - first]);
   return rc;
 }
 
-uint32_t wal_pgno(const struct wal *wal, uint32_t frame)
+/* What has changed becomes visible to connections. Mutex held, or alone. */
+static void show(struct wal *wal)
 {
-  const uint32_t *block =
-      __atomic_load_n(&wal->frames[(frame - 1) / BLOCK], __ATOMIC_ACQUIRE);
-  return __atomic_load_n(&block[(frame - 1) % BLOCK], __ATOMIC_RELAXED);
+  struct control_view view = {.generation = wal->generation,
+                              .epoch = wal->epoch,
+                              .confirmed_index = wal->confirmed_index,
+                              .page_size = wal->page_size,
+                              .backfill = wal->backfill,
+                              .closed = wal->closed,
+                              .confirmed = wal->confirmed,
+                              .head = wal->head};
+  control_show(wal->map, &view);
 }
 
 static char *beside(const char *path, const char *suffix)
@@ -137,10 +125,6 @@ void wal_close(struct wal *wal, bool clean)
   for (unsigned i = 0; i < wal->index.n_regions; i++)
     munmap(wal->index.region[i], WALINDEX_REGION);
   free(wal->index.region);
-  if (wal->frames)
-    for (unsigned i = 0; i < BLOCKS && wal->frames[i]; i++)
-      free(wal->frames[i]);
-  free(wal->frames);
   free(wal->out);
   free(wal->append_pages);
   free(wal->held);
@@ -151,6 +135,7 @@ void wal_close(struct wal *wal, bool clean)
   }
   pthread_mutex_destroy(&wal->mutex);
   pthread_mutex_destroy(&wal->file_mutex);
+  control_close(wal->map);
   free(wal->path);
   free(wal);
 }
@@ -196,8 +181,9 @@ static int enter_generation(struct wal *wal,
                             const struct walindex_header *header)
 {
   struct walindex_info *info = walindex_info(&wal->index);
-  if (set_pgno(wal, 1, 1) != 0 || walindex_append(&wal->index, 1, 1) != 0)
-    return -ENOMEM;
+  int rc = control_set_pgno(wal->map, 1, 1);
+  if (rc == 0 && walindex_append(&wal->index, 1, 1) != 0) rc = -ENOMEM;
+  if (rc) return rc;
   wal->generation++;
   wal->sequence++;
   wal->confirmed = wal->head = *header;
@@ -209,11 +195,12 @@ static int enter_generation(struct wal *wal,
   for (int i = 2; i < 5; i++)
     info->read_mark[i] = WALINDEX_NOT_USED;
   walindex_publish(&wal->index, header);
+  show(wal);
   return 0;
 }
 
 /* Reads the frames of a -wal that other processes use, as stock recovery
-   would, into wal->frames and *header. */
+   would, into the map and *header. */
 static int scan_frames(struct wal *wal, struct walindex_header *header)
 {
   ssize_t n;
@@ -245,7 +232,7 @@ static int scan_frames(struct wal *wal, struct walindex_header *header)
     wal_checksum(buf, 8, chain);
     wal_checksum(buf + WAL_FRAME_HEADER, wal->page_size, chain);
     if (get_be32(buf + 16) != chain[0] || get_be32(buf + 20) != chain[1]) break;
-    rc = set_pgno(wal, frame, get_be32(buf));
+    rc = control_set_pgno(wal->map, frame, get_be32(buf));
     if (get_be32(buf + 4) != 0) {
       header->mx_frame = frame;
       header->n_page = get_be32(buf + 4);
@@ -261,6 +248,11 @@ static int adopt(struct wal *wal, char **error)
 {
   uint64_t size = 0;
   struct walindex_header found, live[2];
+  struct control_view was;
+  control_look(wal->map, &was);
+  /* Numbers go on from those of the host before. */
+  wal->generation = was.generation;
+  wal->epoch = was.epoch + 1;
   int rc = wal->io->size(wal->io->ctx, wal->shm, &size);
   if (rc == 0) rc = scan_frames(wal, &found);
   if (rc == 0 && walindex_reserve(&wal->index, 0) != 0) rc = -ENOMEM;
@@ -292,14 +284,18 @@ static int adopt(struct wal *wal, char **error)
   else
     walindex_rewind(&wal->index, from);
   for (uint32_t frame = from + 1; frame <= found.mx_frame; frame++)
-    if (walindex_append(&wal->index, frame, wal_pgno(wal, frame)) != 0) {
+    if (walindex_append(&wal->index, frame, control_pgno(wal->map, frame)) !=
+        0) {
       rc = -ENOMEM;
       goto fail;
     }
-  wal->generation = 1;
+  /* Connections of other processes may be reading it; what they have seen of
+     it is still so. */
+  if (memcmp(was.confirmed.salt, found.salt, 8) != 0) wal->generation++;
   wal->confirmed = wal->head = found;
   wal->backfill = info->backfill;
   walindex_publish(&wal->index, &found);
+  show(wal);
   return 0;
 fail:
   set_error(error, wal->path, "cannot go on with -wal and -shm", rc);
@@ -431,7 +427,7 @@ static int read_page_size(struct wal *wal, char **error)
 }
 
 int wal_open(const struct io *io, const char *path, raft_index index,
-             _Atomic uint64_t *control, struct wal **out, char **error)
+             struct control_map *map, struct wal **out, char **error)
 {
   bool alone = false;
   int rc;
@@ -440,16 +436,14 @@ int wal_open(const struct io *io, const char *path, raft_index index,
   if (wal == NULL) return -ENOMEM;
   wal->io = io;
   wal->db = wal->file = wal->shm = -1;
-  wal->control = control;
+  wal->map = control_ref(map);
   wal->confirmed_index = index;
-  wal->readers.next = wal->readers.prev = &wal->readers;
   wal->index.grow = grow_shm;
   wal->index.ctx = wal;
   pthread_mutex_init(&wal->mutex, NULL);
   pthread_mutex_init(&wal->file_mutex, NULL);
   wal->path = strdup(path);
-  wal->frames = calloc(BLOCKS, sizeof(wal->frames[0]));
-  rc = wal->path && wal->frames ? 0 : -ENOMEM;
+  rc = wal->path ? 0 : -ENOMEM;
   if (rc == 0) rc = open_one(io, path, "", O_RDWR, &wal->db);
   if (rc) set_error(error, path, "cannot open", rc);
   if (rc == 0) rc = read_page_size(wal, error);
@@ -458,6 +452,7 @@ int wal_open(const struct io *io, const char *path, raft_index index,
     wal->out = malloc(OUT_MAX + WAL_FRAME_HEADER + wal->page_size);
     if (wal->held == NULL || wal->out == NULL) rc = -ENOMEM;
   }
+  control_reap(map);
   if (rc == 0) rc = open_and_fence(wal, &alone, error);
   if (rc == 0) rc = alone ? begin_alone(wal, error) : adopt(wal, error);
   if (rc == 0) wal->info = walindex_info(&wal->index);
@@ -492,7 +487,8 @@ static struct walindex_header next_header(const struct wal *wal,
    start must not bring the database to an older state. */
 static void announce(struct wal *wal, raft_index index)
 {
-  atomic_store_explicit(wal->control, index, memory_order_release);
+  atomic_store_explicit(&wal->map->control->confirmed, index,
+                        memory_order_release);
 }
 
 /* The one way in which a transaction becomes visible; it was announced, and the
@@ -501,7 +497,7 @@ static int publish(struct wal *wal, const struct walindex_header *header,
                    raft_index index)
 {
   for (uint32_t f = wal->confirmed.mx_frame + 1; f <= header->mx_frame; f++)
-    if (walindex_append(&wal->index, f, wal_pgno(wal, f)) != 0) {
+    if (walindex_append(&wal->index, f, control_pgno(wal->map, f)) != 0) {
       walindex_rewind(&wal->index, wal->confirmed.mx_frame);
       return wal->grow_rc ? wal->grow_rc : -ENOMEM;
     }
@@ -509,6 +505,7 @@ static int publish(struct wal *wal, const struct walindex_header *header,
   walindex_publish(&wal->index, header);
   wal->confirmed = *header;
   wal->confirmed_index = index;
+  show(wal);
   pthread_mutex_unlock(&wal->mutex);
   return 0;
 }
@@ -518,6 +515,7 @@ void wal_advance(struct wal *wal, raft_index index)
   pthread_mutex_lock(&wal->mutex);
   wal->confirmed_index = index;
   announce(wal, index);
+  show(wal);
   pthread_mutex_unlock(&wal->mutex);
 }
 
@@ -617,7 +615,10 @@ int wal_hand_over(struct wal *wal, uint64_t epoch,
   int rc = epoch == wal->epoch
                ? set_pgnos(wal, wal->head.mx_frame + 1, header->mx_frame, pages)
                : -EPERM;
-  if (rc == 0) wal->head = *header;
+  if (rc == 0) {
+    wal->head = *header;
+    show(wal);
+  }
   pthread_mutex_unlock(&wal->mutex);
   return rc;
 }
@@ -627,9 +628,9 @@ void wal_settle(struct wal *wal)
   pthread_mutex_lock(&wal->mutex);
   /* What connections have seen of it is not so any more, whoever rejected it:
      others may write these frames under a grant that was never revoked. */
-  if (wal->head.mx_frame > wal->confirmed.mx_frame)
-    atomic_fetch_add(&wal->epoch, 1);
+  if (wal->head.mx_frame > wal->confirmed.mx_frame) wal->epoch++;
   wal->head = wal->confirmed;
+  show(wal);
   pthread_mutex_unlock(&wal->mutex);
 }
 
@@ -647,32 +648,28 @@ void wal_revoke(struct wal *wal)
 {
   pthread_mutex_lock(&wal->file_mutex);
   pthread_mutex_lock(&wal->mutex);
-  atomic_fetch_add(&wal->epoch, 1);
+  wal->epoch++;
+  show(wal);
   pthread_mutex_unlock(&wal->mutex);
   pthread_mutex_unlock(&wal->file_mutex);
 }
 
 /* ---- readers ----------------------------------------------------------- */
 
-void wal_pin(struct wal *wal, struct wal_reader *reader, bool head)
+bool wal_forbid(struct wal *wal)
 {
-  bool ahead = head && wal->head.mx_frame != wal->confirmed.mx_frame;
-  reader->generation = wal->generation;
-  reader->frame = ahead ? wal->head.mx_frame : wal->confirmed.mx_frame;
-  reader->index = ahead ? 0 : wal->confirmed_index; /* 0: not known yet */
-  reader->uses_wal = reader->frame != wal->backfill;
-  reader->next = &wal->readers;
-  reader->prev = wal->readers.prev;
-  reader->prev->next = reader;
-  wal->readers.prev = reader;
-}
-
-void wal_unpin(struct wal *wal, struct wal_reader *reader)
-{
-  (void)wal;
-  reader->prev->next = reader->next;
-  reader->next->prev = reader->prev;
-  reader->prev = reader->next = NULL;
+  unsigned i = 0;
+  struct control_pinned pinned;
+  pthread_mutex_lock(&wal->mutex);
+  wal->closed = true;
+  show(wal);
+  bool used = control_next_pinned(wal->map, wal->generation, &i, &pinned);
+  if (used) {
+    wal->closed = false;
+    show(wal);
+  }
+  pthread_mutex_unlock(&wal->mutex);
+  return !used;
 }
 
 static int by_page_newest_first(const void *a, const void *b)
@@ -705,27 +702,44 @@ uint32_t wal_frames(struct wal *wal, uint32_t *backfill)
 
 bool wal_unused(struct wal *wal)
 {
-  pthread_mutex_lock(&wal->mutex);
-  bool unused = wal->readers.next == &wal->readers;
-  pthread_mutex_unlock(&wal->mutex);
-  return unused;
+  unsigned i = 0;
+  struct control_pinned pinned;
+  return !control_next_pinned(wal->map, 0, &i, &pinned);
 }
 
-const char *wal_pinner(struct wal *wal, const struct wal_reader *except)
+static struct wal_pinner name(const struct control_slot *slot)
 {
-  const char *who = NULL;
-  struct flock lock = {.l_type = F_WRLCK, .l_start = SHM_READ(0), .l_len = 5};
-  pthread_mutex_lock(&wal->mutex);
-  for (struct wal_reader *r = wal->readers.next;
-       who == NULL && r != &wal->readers; r = r->next)
-    if (r != except && (r->uses_wal || r->generation != wal->generation ||
-                        r->frame < wal->confirmed.mx_frame))
-      who = r->who ? r->who : OWN_READER;
-  pthread_mutex_unlock(&wal->mutex);
-  if (who == NULL && fcntl(wal->shm, F_OFD_GETLK, &lock) == 0 &&
-      lock.l_type != F_UNLCK)
-    who = FOREIGN_READER;
+  struct wal_pinner who;
+  if (slot->who[0])
+    snprintf(who.s, sizeof(who.s), "%.*s", (int)sizeof(slot->who), slot->who);
+  else
+    snprintf(who.s, sizeof(who.s), "a reader of process %d",
+             (int)atomic_load(&slot->pid));
   return who;
+}
+
+static struct wal_pinner foreign(void)
+{
+  struct wal_pinner who = {FOREIGN_READER};
+  return who;
+}
+
+struct wal_pinner wal_pinner(struct wal *wal, const struct control_slot *except)
+{
+  struct flock lock = {.l_type = F_WRLCK, .l_start = SHM_READ(0), .l_len = 5};
+  struct control_pinned p;
+  unsigned i = 0;
+  control_reap(wal->map);
+  pthread_mutex_lock(&wal->mutex);
+  uint64_t generation = wal->generation;
+  uint32_t newest = wal->confirmed.mx_frame;
+  pthread_mutex_unlock(&wal->mutex);
+  while (control_next_pinned(wal->map, generation, &i, &p))
+    if (p.slot != except && (p.uses_wal || p.frame < newest))
+      return name(p.slot);
+  if (fcntl(wal->shm, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK)
+    return foreign();
+  return (struct wal_pinner){""};
 }
 
 /* ---- checkpoint and restart -------------------------------------------- */
@@ -751,21 +765,19 @@ static bool bound_by_foreign(struct wal *wal, uint32_t *target)
   return bound;
 }
 
-/* Lowers *target, and *index with it, to what the node's own readers allow.
-   Mutex held. */
-static bool bound_by_readers(struct wal *wal, uint32_t *target,
-                             raft_index *index)
+/* Lowers *target, and *index with it, to what connections and the node's own
+   readers allow. After the newest view was shown. */
+static void bound_by_readers(struct wal *wal, uint32_t *target,
+                             raft_index *index, struct wal_pinner *who)
 {
-  bool bound = false;
-  for (struct wal_reader *r = wal->readers.next; r != &wal->readers;
-       r = r->next) {
-    uint32_t limit = r->generation == wal->generation ? r->frame : 0;
-    if (limit >= *target) continue;
-    *target = limit;
-    *index = limit ? r->index : 0; /* 0: no state that has an index */
-    bound = true;
+  struct control_pinned p;
+  unsigned i = 0;
+  while (control_next_pinned(wal->map, wal->generation, &i, &p)) {
+    if (p.frame >= *target) continue;
+    *target = p.frame;
+    *index = p.frame ? p.index : 0; /* 0: no state that has an index */
+    *who = name(p.slot);
   }
-  return bound;
 }
 
 static int copy_pages(struct wal *wal, uint32_t from, uint32_t to,
@@ -778,7 +790,7 @@ static int copy_pages(struct wal *wal, uint32_t from, uint32_t to,
   int rc = copies && page ? 0 : -ENOMEM;
   for (uint32_t i = 0; rc == 0 && i < n; i++) {
     copies[i].frame = from + 1 + i;
-    copies[i].pgno = wal_pgno(wal, from + 1 + i);
+    copies[i].pgno = control_pgno(wal->map, from + 1 + i);
   }
   if (rc == 0) n = wal_newest(copies, n, n_page);
   for (uint32_t i = 0; rc == 0 && i < n; i++) {
@@ -801,22 +813,24 @@ int wal_checkpoint(struct wal *wal, int (*floor)(void *ctx, raft_index index),
   const struct io *io = wal->io;
   struct walindex_info *info = wal->info;
   memset(done, 0, sizeof(*done));
+  control_reap(wal->map);
 
   pthread_mutex_lock(&wal->mutex);
   struct walindex_header header = wal->confirmed;
   raft_index index = wal->confirmed_index, reached = index;
   uint32_t target = header.mx_frame, from = wal->backfill;
-  if (bound_by_readers(wal, &target, &reached)) done->pinned = OWN_READER;
+  show(wal); /* whoever pins from here on has at least this */
+  bound_by_readers(wal, &target, &reached, &done->pinned);
   pthread_mutex_unlock(&wal->mutex);
 
   if (bound_by_foreign(wal, &target)) {
-    done->pinned = FOREIGN_READER;
+    done->pinned = foreign();
     reached = 0;
   }
   int rc = 0;
   if (target > from) {
     if (wal_lock(wal->shm, F_WRLCK, SHM_READ(0), 1) != 0) {
-      done->pinned = FOREIGN_READER;
+      done->pinned = foreign();
       return 0;
     }
     __atomic_store_n(&info->backfill_attempted, target, __ATOMIC_RELEASE);
@@ -832,6 +846,7 @@ int wal_checkpoint(struct wal *wal, int (*floor)(void *ctx, raft_index index),
       pthread_mutex_lock(&wal->mutex);
       wal->backfill = target;
       __atomic_store_n(&info->backfill, target, __ATOMIC_RELEASE);
+      show(wal);
       pthread_mutex_unlock(&wal->mutex);
     }
     wal_lock(wal->shm, F_UNLCK, SHM_READ(0), 1);
@@ -874,13 +889,14 @@ static int shorten(struct wal *wal)
 int wal_restart(struct wal *wal)
 {
   struct walindex_header header;
+  struct control_pinned p;
+  unsigned i = 0;
   int rc = 0;
   if (wal_lock(wal->shm, F_WRLCK, SHM_READ(1), 4) != 0) return -EBUSY;
   pthread_mutex_lock(&wal->mutex);
   if (wal->backfill != wal->confirmed.mx_frame) rc = -EBUSY;
-  for (struct wal_reader *r = wal->readers.next; r != &wal->readers;
-       r = r->next)
-    if (r->generation == wal->generation && r->uses_wal) rc = -EBUSY;
+  while (rc == 0 && control_next_pinned(wal->map, wal->generation, &i, &p))
+    if (p.uses_wal) rc = -EBUSY;
   pthread_mutex_unlock(&wal->mutex);
   /* Whoever begins to read from here on finds everything in the database
      file, and does not use the WAL. */

@@ -35,22 +35,9 @@
 #ifndef EXT_WAL_H
 #define EXT_WAL_H
 
-#include "io.h"
-#include "raft.h"
-#include "walindex.h"
+#include "control.h"
 
 #include <pthread.h>
-
-/* A snapshot in use, by a connection or a snapshot being sent. */
-struct wal_reader {
-  struct wal_reader *prev, *next;
-  uint64_t generation;
-  uint32_t frame;
-  raft_index index; /* the newest entry in it */
-  bool uses_wal;    /* false: everything it reads is in the database file */
-  const char *who;  /* what an image serves; NULL: a connection's snapshot */
-  bool of_node;     /* it ends when the node stops */
-};
 
 struct wal {
   const struct io *io;
@@ -61,20 +48,17 @@ struct wal {
   struct walindex index; /* the real -shm; belongs to the applying thread */
   int grow_rc;           /* why it could not grow; likewise */
   struct walindex_info *info; /* in it, for the checkpointer */
-  uint32_t **frames; /* page numbers, in blocks of 4096; up to the head */
+  struct control_map *map;    /* where readers find all that follows */
   uint64_t generation;
   uint32_t sequence; /* of the -wal header */
   struct walindex_header confirmed;
   raft_index confirmed_index; /* newest entry that is published */
   struct walindex_header head;
-  uint32_t backfill;      /* frames that are in the database file */
-  _Atomic uint64_t epoch; /* moves when write grants are revoked, and when what
-                             is behind the confirmed frames was rejected;
-                             written with the mutex held, and, if somebody may
-                             be writing, file_mutex */
-  struct wal_reader readers; /* list head */
-  bool closed; /* detached: nothing more is read through the node */
-  _Atomic uint64_t *control; /* confirmed_index, in a mapped file */
+  uint32_t backfill; /* frames that are in the database file */
+  uint64_t epoch;    /* moves when write grants are revoked, and when what is
+                     behind the confirmed frames was rejected; written with the
+                     mutex held, and, if somebody may be writing, file_mutex */
+  bool closed;       /* detached: nothing more is read through the node */
   /* appending, owned by the applying thread */
   uint8_t *out;
   size_t out_len, out_cap;
@@ -99,7 +83,7 @@ struct wal {
 ** afterwards. *error is a malloc'd line.
 */
 int wal_open(const struct io *io, const char *path, raft_index index,
-             _Atomic uint64_t *control, struct wal **out, char **error);
+             struct control_map *map, struct wal **out, char **error);
 /* clean: everything is in the database file; -wal and -shm are emptied if no
    other process has them open. */
 void wal_close(struct wal *wal, bool clean);
@@ -152,26 +136,25 @@ void wal_advance(struct wal *wal, raft_index index);
    returns, none is under way. */
 void wal_revoke(struct wal *wal);
 
+/* From now on nothing is read through the node any more: false, and nothing is
+   changed, if something is right now. */
+bool wal_forbid(struct wal *wal);
+
 /* ---- readers ----------------------------------------------------------- */
-
-/* Registers a snapshot of what is confirmed now; or of the head, for the one
-   that may write. With the mutex held. */
-void wal_pin(struct wal *wal, struct wal_reader *reader, bool head);
-void wal_unpin(struct wal *wal, struct wal_reader *reader);
-
-/* The page number of a frame at or below a registered snapshot, or of any frame
-   up to the head with the mutex held. Above what is confirmed it may change
-   when the grant is revoked, like the frame itself. */
-uint32_t wal_pgno(const struct wal *wal, uint32_t frame);
 
 /* Confirmed frames in -wal, and how many of them are in the database file
    (backfill may be NULL). Any thread. */
 uint32_t wal_frames(struct wal *wal, uint32_t *backfill);
 /* No snapshot is in use. Any thread. */
 bool wal_unused(struct wal *wal);
-/* Who keeps the WAL from being copied whole and begun anew, but for `except`;
-   NULL: nobody. Any thread. */
-const char *wal_pinner(struct wal *wal, const struct wal_reader *except);
+/* Who keeps the WAL from being copied whole and begun anew, in words; empty:
+   nobody. */
+struct wal_pinner {
+  char s[64];
+};
+/* But for the reader of a slot (NULL: nobody is left out). Any thread. */
+struct wal_pinner wal_pinner(struct wal *wal,
+                             const struct control_slot *except);
 
 /* A page and the frame that holds it. */
 struct wal_image {
@@ -186,7 +169,7 @@ uint32_t wal_newest(struct wal_image *images, uint32_t n, uint32_t n_page);
 struct wal_checkpointed {
   bool full; /* everything up to index is in the database file */
   raft_index index;
-  const char *pinned; /* who keeps it from being full; NULL: nobody */
+  struct wal_pinner pinned; /* who keeps it from being full */
 };
 
 /* Copies confirmed frames to the database file and syncs it. floor() must

@@ -69,7 +69,7 @@ static bool is_free(const struct node *node)
 {
   return node->writer == NULL && node->can_write && !node->stopping &&
          !node->failed && (!node->recalled || node->recall_left > 0) &&
-         atomic_load(&node->hold) == HOLD_NONE &&
+         atomic_load(&node->shared->hold) == HOLD_NONE &&
          node->quiet != QUIET_GRANTED && node->schemas == 0;
 }
 
@@ -97,7 +97,7 @@ bool writer_is_over(const struct node *node)
 
 void writer_note(struct node *node)
 {
-  atomic_store(&node->crowded,
+  atomic_store(&node->shared->crowded,
                !is_free(node) || node->inflight || node->places);
 }
 
@@ -175,7 +175,7 @@ static bool may_not_write(const struct node *node)
 static bool is_held(const struct node *node)
 {
   return node->writer == NULL && node->can_write &&
-         (atomic_load(&node->hold) != HOLD_NONE ||
+         (atomic_load(&node->shared->hold) != HOLD_NONE ||
           node->quiet == QUIET_GRANTED || node->schemas > 0);
 }
 
@@ -390,7 +390,7 @@ void writer_leave(struct connection *c)
   if (node->writer == c) {
     node->writer = NULL;
     writer_next(node);
-    if (atomic_load(&node->hold) != HOLD_NONE)
+    if (atomic_load(&node->shared->hold) != HOLD_NONE)
       pthread_cond_broadcast(&node->changed);
   }
   pthread_mutex_unlock(&node->mutex);

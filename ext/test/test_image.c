@@ -44,29 +44,29 @@ static void test_pinner(void **state)
 {
   struct world w;
   struct image image;
-  struct wal_reader reader = {0};
+  struct control_reader reader;
+  struct control_view view;
+  char us[64];
+  snprintf(us, sizeof(us), "a reader of process %d", getpid());
   world_init(&w, state, 4096);
   world_open(&w);
-  assert_null(wal_pinner(w.wal, NULL));
+  assert_string_equal(wal_pinner(w.wal, NULL).s, "");
   world_step(&w, "INSERT INTO t(v) VALUES('in the WAL only')");
   assert_int_equal(image_open(w.wal, "a test", &image), 0);
-  assert_string_equal(wal_pinner(w.wal, NULL), "a test");
-  assert_null(wal_pinner(w.wal, &image.reader));
+  assert_string_equal(wal_pinner(w.wal, NULL).s, "a test");
+  assert_string_equal(wal_pinner(w.wal, image.reader.slot).s, "");
   image_close(&image);
-  assert_null(wal_pinner(w.wal, NULL));
+  assert_string_equal(wal_pinner(w.wal, NULL).s, "");
 
   /* Everything it reads is in the database file: it pins nothing yet. */
   world_checkpoint_full(&w);
-  pthread_mutex_lock(&w.wal->mutex);
-  wal_pin(w.wal, &reader, false);
-  pthread_mutex_unlock(&w.wal->mutex);
-  assert_null(wal_pinner(w.wal, NULL));
+  assert_int_equal(control_enter(w.map, NULL, &reader), 0);
+  control_pin(w.map, &reader, false, &view);
+  assert_string_equal(wal_pinner(w.wal, NULL).s, "");
   world_step(&w, "INSERT INTO t(v) VALUES('newer than its snapshot')");
-  assert_string_equal(wal_pinner(w.wal, NULL), "a reader of this process");
-  pthread_mutex_lock(&w.wal->mutex);
-  wal_unpin(w.wal, &reader);
-  pthread_mutex_unlock(&w.wal->mutex);
-  assert_null(wal_pinner(w.wal, NULL));
+  assert_string_equal(wal_pinner(w.wal, NULL).s, us);
+  control_leave(&reader);
+  assert_string_equal(wal_pinner(w.wal, NULL).s, "");
   world_free(&w);
 }
 
@@ -101,7 +101,7 @@ static uint8_t *copy_origin(const struct world *w, size_t *len)
 /* Changes come, and are copied as far as may be. */
 static void go_on(struct world *w)
 {
-  const char *pinned;
+  struct wal_pinner pinned;
   world_step(w, "UPDATE t SET v = v || 'x'");
   assert_in_range(world_checkpoint(w, &pinned), 0, 1);
   world_step(w, "DELETE FROM t WHERE id % 3 = 0; VACUUM");

@@ -111,6 +111,8 @@ static struct raft *sole_leader(void)
 static int setup(void **state)
 {
   struct node *node = calloc(1, sizeof(*node));
+  assert_int_equal(control_open(&io_posix, NULL, true, &node->map), 0);
+  node->shared = node->map->control;
   node_conditions(node);
   pthread_mutex_init(&node->events.mutex, NULL);
   node->inflight_tail = &node->inflight;
@@ -120,7 +122,7 @@ static int setup(void **state)
   reads_init(node);
   node->raft = sole_leader();
   node->identity.election_timeout_ms = 500;
-  atomic_store(&node->serving, true);
+  atomic_store(&node->shared->serving, true);
   atomic_store(&node->settled, true);
   node->applied = 1;
   *state = node;
@@ -132,6 +134,7 @@ static int teardown(void **state)
   struct node *node = *state;
   raft_free(node->raft);
   pthread_mutex_destroy(&node->mutex);
+  control_close(node->map);
   free(node);
   return 0;
 }
@@ -243,11 +246,11 @@ static void test_lease(void **state)
   node->identity.lease = true;
   reads_publish(node); /* raft has none */
   assert_false(node_leased(node));
-  atomic_store(&node->lease_commit, 1);
-  atomic_store(&node->lease_until, UINT64_MAX);
+  atomic_store(&node->shared->lease_commit, 1);
+  atomic_store(&node->shared->lease_until, UINT64_MAX);
   assert_true(node_leased(node));
   /* What it covers must be applied: that is waited for, without a request. */
-  atomic_store(&node->lease_commit, 2);
+  atomic_store(&node->shared->lease_commit, 2);
   assert_false(node_leased(node));
   reader = (struct reader){.node = node, .level = LEVEL_LEASE, .ms = 60000};
   pthread_create(&reader.thread, NULL, run_reader, &reader);
@@ -255,10 +258,10 @@ static void test_lease(void **state)
   apply(node, 2);
   assert_int_equal(end(&reader), SQLITE_OK);
   assert_int_equal(node->next_read, 0);
-  atomic_store(&node->lease_until, 1);
+  atomic_store(&node->shared->lease_until, 1);
   assert_false(node_leased(node));
   reads_begin_raft(node);
-  assert_int_equal(atomic_load(&node->lease_until), 0);
+  assert_int_equal(atomic_load(&node->shared->lease_until), 0);
   assert_true(reads_clock(node, &now));
   assert_true(reads_clock(node, &now));
 }

@@ -330,7 +330,7 @@ static void look_at_copy(struct test *t)
   struct look l;
   sqlite3 *db = NULL;
   begin_look(&l, s, NULL, "a copy");
-  image_pin(wal, "a test", &image);
+  assert_int_equal(image_pin(wal, "a test", &image), 0);
   bool ok = copy_descriptor(wal->db, t->copy) &&
             copy_descriptor(wal->file, path_of(t->copy, "-wal").s);
   image_close(&image);

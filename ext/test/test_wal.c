@@ -42,7 +42,7 @@ static void apply_and_read(void **state, uint32_t page_size)
                       "error: attempt to write a readonly database");
   wal_advance(w.wal, 99);
   assert_int_equal(w.wal->confirmed_index, 99);
-  assert_int_equal(atomic_load(&w.control), 99);
+  assert_int_equal(atomic_load(&w.map->control->confirmed), 99);
   agree(&w);
   world_free(&w);
 }
@@ -130,7 +130,7 @@ static void test_confirm(void **state)
   assert_string_equal(reader_ask(&w.reader, DIGEST), before);
   assert_int_equal(wal_confirm(w.wal, &header, ++w.index), 0);
   assert_int_equal(w.wal->confirmed_index, w.index);
-  assert_int_equal(atomic_load(&w.control), w.index);
+  assert_int_equal(atomic_load(&w.map->control->confirmed), w.index);
   agree(&w);
   /* One that is rejected is written over. */
   world_write_local(&w, INSERT, &header);
@@ -222,7 +222,8 @@ static void control_comes_first(struct spy *spy, char kind, const uint8_t *data,
   if (kind != 'w' || w->wal == NULL) return;
   bool last = offset + n > wal_offset(w->wal, w->wal->confirmed.mx_frame +
                                                   w->origin.n_changed);
-  if (last) assert_int_equal(atomic_load(&w->control), w->index);
+  if (last)
+    assert_int_equal(atomic_load(&w->map->control->confirmed), w->index);
 }
 
 static void test_control_comes_first(void **state)
@@ -309,7 +310,7 @@ static void test_checkpoint(void **state)
 static void test_order_of_writes(void **state)
 {
   struct world w;
-  const char *pinned;
+  struct wal_pinner pinned;
   world_init(&w, state, 4096);
   world_open(&w);
   assert_string_equal(w.spy.trace, "nWw");
@@ -338,25 +339,25 @@ static void test_order_of_writes(void **state)
   world_free(&w);
 }
 
-static void pin(struct world *w, struct wal_reader *r)
+static void pin(struct world *w, struct control_reader *r)
 {
-  pthread_mutex_lock(&w->wal->mutex);
-  wal_pin(w->wal, r, false);
-  pthread_mutex_unlock(&w->wal->mutex);
+  struct control_view view;
+  assert_int_equal(control_enter(w->map, NULL, r), 0);
+  control_pin(w->map, r, false, &view);
 }
 
-static void unpin(struct world *w, struct wal_reader *r)
+static const char *us(void)
 {
-  pthread_mutex_lock(&w->wal->mutex);
-  wal_unpin(w->wal, r);
-  pthread_mutex_unlock(&w->wal->mutex);
+  static char name[64];
+  snprintf(name, sizeof(name), "a reader of process %d", getpid());
+  return name;
 }
 
 static void refused_by(struct world *w, const char *who, uint32_t backfill)
 {
-  const char *pinned;
+  struct wal_pinner pinned;
   assert_int_equal(world_checkpoint(w, &pinned), 1);
-  assert_string_equal(pinned, who);
+  assert_string_equal(pinned.s, who);
   assert_int_equal(w->wal->backfill, backfill);
   assert_int_equal(wal_restart(w->wal), -EBUSY);
 }
@@ -364,8 +365,7 @@ static void refused_by(struct world *w, const char *who, uint32_t backfill)
 static void test_pinned_snapshots(void **state)
 {
   struct world w;
-  struct wal_reader a, b;
-  const char *us = "a reader of this process";
+  struct control_reader a, b;
   world_init(&w, state, 4096);
   world_open(&w);
   open_reader(&w);
@@ -376,12 +376,12 @@ static void test_pinned_snapshots(void **state)
   world_step(&w, FILL(20, 501));
   pin(&w, &b);
   world_step(&w, FILL(20, 502));
-  refused_by(&w, us, a.frame);
+  refused_by(&w, us(), a.frame);
   agree(&w);
-  unpin(&w, &a);
-  refused_by(&w, us, b.frame);
+  control_leave(&a);
+  refused_by(&w, us(), b.frame);
   agree(&w);
-  unpin(&w, &b);
+  control_leave(&b);
   world_checkpoint_full(&w);
   assert_int_equal(wal_restart(w.wal), 0);
   agree(&w);
@@ -393,7 +393,7 @@ static void test_pinned_snapshots(void **state)
 static void test_pins_over_generations(void **state)
 {
   struct world w;
-  struct wal_reader a, b;
+  struct control_reader a, b;
   world_init(&w, state, 4096);
   world_open(&w);
   open_reader(&w);
@@ -403,20 +403,20 @@ static void test_pins_over_generations(void **state)
   assert_int_equal(wal_restart(w.wal), -EBUSY);
   pin(&w, &b);
   assert_false(b.uses_wal);
-  unpin(&w, &a);
+  control_leave(&a);
   assert_int_equal(wal_restart(w.wal), 0);
   assert_int_equal(b.generation + 1, w.wal->generation);
   world_file_is_origin(&w);
   size_t len;
   uint8_t *before = file_read(w.db, &len);
   world_step(&w, FILL(20, 501));
-  refused_by(&w, "a reader of this process", 1);
+  refused_by(&w, us(), 1);
   agree(&w);
   uint8_t *after = file_read(w.db, &len);
   assert_memory_equal(before, after, len);
   free(before);
   free(after);
-  unpin(&w, &b);
+  control_leave(&b);
   world_checkpoint_full(&w);
   world_file_is_origin(&w);
   assert_int_equal(wal_restart(w.wal), 0);
@@ -452,7 +452,7 @@ static void test_stock_read_marks(void **state)
 static void test_stock_reads_the_file(void **state)
 {
   struct world w;
-  const char *pinned;
+  struct wal_pinner pinned;
   char before[ANSWER_MAX];
   world_init(&w, state, 4096);
   world_open(&w);
@@ -466,7 +466,7 @@ static void test_stock_reads_the_file(void **state)
   world_step(&w, "UPDATE t SET v = 'changed'");
   was = w.wal->backfill;
   assert_int_equal(world_checkpoint(&w, &pinned), 1);
-  assert_string_equal(pinned, "another process");
+  assert_string_equal(pinned.s, "another process");
   assert_int_equal(w.wal->backfill, was);
   assert_string_equal(reader_ask(&w.reader, DIGEST), before);
   reader_ask(&w.reader, "COMMIT");
@@ -682,7 +682,7 @@ static int work(struct world *w)
   /* Always as many pages, or the sweep would never catch up. */
   static const char *const steps[3] = {"DELETE FROM t", FILL(12, 700),
                                        "DELETE FROM t WHERE id % 3; VACUUM"};
-  const char *pinned;
+  struct wal_pinner pinned;
   int rc;
   char *error = world_try_open(w, &rc);
   if (rc && error == NULL) fail_msg("refused without a word: %d", rc);
@@ -823,11 +823,11 @@ static void test_checkpoint_while_applying(void **state)
   world_step(&w, FILL(30, 400));
   assert_int_equal(pthread_create(&thread, NULL, append_many, &w), 0);
   for (uint32_t seen = 0; seen < LONG;) {
-    struct wal_reader r;
+    struct control_reader r;
     pin(&w, &r);
     seen = r.frame;
-    assert_in_range(wal_pgno(w.wal, r.frame), 1, w.origin.n_page);
-    unpin(&w, &r);
+    assert_in_range(control_pgno(w.wal->map, r.frame), 1, w.origin.n_page);
+    control_leave(&r);
     assert_int_equal(wal_checkpoint(w.wal, world_floor, &w, &done), 0);
   }
   assert_int_equal(pthread_join(thread, NULL), 0);

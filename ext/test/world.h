@@ -135,7 +135,7 @@ struct world {
   struct spy spy;
   struct reader reader;
   struct wal *wal;
-  _Atomic uint64_t control;
+  struct control_map *map;
   raft_index index, floor; /* newest entry; last argument of floor() */
   int floor_rc;
 };
@@ -144,7 +144,7 @@ struct world {
 static inline char *world_try_open(struct world *w, int *rc)
 {
   char *error = NULL;
-  *rc = wal_open(&w->spy.io, w->db, w->index, &w->control, &w->wal, &error);
+  *rc = wal_open(&w->spy.io, w->db, w->index, w->map, &w->wal, &error);
   assert_int_equal(*rc == 0, w->wal != NULL);
   return error;
 }
@@ -173,6 +173,7 @@ static inline void world_init(struct world *w, void **state, uint32_t page_size)
   origin_open(&w->origin, w->dir, page_size);
   origin_copy(&w->origin, w->db, true);
   spy_init(&w->spy);
+  assert_int_equal(control_open(&io_posix, NULL, true, &w->map), 0);
   w->index = 10;
   reader_start(&w->reader, w->db);
 }
@@ -180,6 +181,7 @@ static inline void world_init(struct world *w, void **state, uint32_t page_size)
 static inline void world_free(struct world *w)
 {
   if (w->wal) world_close(w, false);
+  control_close(w->map);
   reader_stop(&w->reader);
   origin_close(&w->origin);
   unlink(w->wal_path);
@@ -212,7 +214,7 @@ static inline void world_step(struct world *w, const char *sql)
   assert_int_equal(w->wal->confirmed.mx_frame, was + w->origin.n_changed);
   assert_int_equal(w->wal->confirmed.n_page, w->origin.n_page);
   assert_int_equal(w->wal->confirmed_index, w->index);
-  assert_int_equal(atomic_load(&w->control), w->index);
+  assert_int_equal(atomic_load(&w->map->control->confirmed), w->index);
 }
 
 /* A transaction as a connection of this node writes it: the frames are in
@@ -253,7 +255,7 @@ static inline int world_floor(void *ctx, raft_index index)
 }
 
 /* 0 and full; 1 and why not; or an error. */
-static inline int world_checkpoint(struct world *w, const char **pinned)
+static inline int world_checkpoint(struct world *w, struct wal_pinner *pinned)
 {
   struct wal_checkpointed done;
   int rc = wal_checkpoint(w->wal, world_floor, w, &done);
@@ -265,10 +267,10 @@ static inline int world_checkpoint(struct world *w, const char **pinned)
 
 static inline void world_checkpoint_full(struct world *w)
 {
-  const char *pinned;
+  struct wal_pinner pinned;
   int rc = world_checkpoint(w, &pinned);
-  if (rc) fail_msg("checkpoint: %d: %s", rc, pinned ? pinned : "-");
-  assert_null(pinned);
+  if (rc) fail_msg("checkpoint: %d: %s", rc, pinned.s);
+  assert_string_equal(pinned.s, "");
   assert_int_equal(w->wal->backfill, w->wal->confirmed.mx_frame);
 }
 
@@ -306,7 +308,7 @@ static inline void world_check(struct world *w)
   for (uint32_t f = 1; f <= n; f++) {
     const uint8_t *frame = wal + wal_offset(w->wal, f);
     assert_memory_equal(frame + 8, salt, 8);
-    assert_int_equal(get_be32(frame), wal_pgno(w->wal, f));
+    assert_int_equal(get_be32(frame), control_pgno(w->wal->map, f));
     assert_int_equal(get_be32(frame), walindex_pgno(&w->wal->index, f));
   }
   free(wal);
