@@ -28,7 +28,7 @@
 /* Where the backup goes. */
 struct target {
   char *dir;        /* absolute, without symbolic links */
-  const char *name; /* in it */
+  const char *name; /* in it; in the same memory */
   int dir_fd, fd;
   char partial[NAME_MAX + 1]; /* its name so far; empty: none */
 };
@@ -99,26 +99,48 @@ static int check_target(const struct node *node, const struct target *t,
   return 0;
 }
 
-static int open_target(const char *file, struct target *t, struct text *error)
+int backup_path(const char *file, char **path, struct text *error)
 {
-  const char *slash = strrchr(file, '/');
-  *t = (struct target){.dir_fd = -1, .fd = -1};
-  t->name = slash ? slash + 1 : file;
+  const char *slash = strrchr(file, '/'), *name = slash ? slash + 1 : file;
+  char *dir = NULL;
   char *parent = slash == NULL   ? strdup(".")
                  : slash == file ? strdup("/")
                                  : strndup(file, (size_t)(slash - file));
-  if (parent) t->dir = realpath(parent, NULL);
-  int rc = t->dir ? 0 : -errno;
-  if (rc == 0) {
-    t->dir_fd = open(t->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (t->dir_fd < 0) rc = -errno;
+  if (parent) dir = realpath(parent, NULL);
+  int rc = 0;
+  *path = NULL;
+  if (dir == NULL) {
+    rc = -errno;
+  } else if (asprintf(path, "%s/%s", dir, name) < 0) {
+    *path = NULL;
+    rc = -ENOMEM;
   }
-  if (rc)
-    text_set(error, "%s: %s", parent ? parent : file, errno_text(-rc).s);
-  else if (t->name[0] == 0 || strcmp(t->name, ".") == 0 ||
-           strcmp(t->name, "..") == 0)
-    rc = refuse(error, t, "is a directory");
+  if (rc) text_set(error, "%s: %s", parent ? parent : file, errno_text(-rc).s);
   free(parent);
+  free(dir);
+  return rc;
+}
+
+static int open_target(const char *file, struct target *t, struct text *error)
+{
+  *t = (struct target){.dir_fd = -1, .fd = -1};
+  if (file[0] != '/') {
+    text_set(error, "%s: is not an absolute path", file);
+    return -EINVAL;
+  }
+  int rc = backup_path(file, &t->dir, error);
+  if (rc) return rc;
+  char *slash = strrchr(t->dir, '/');
+  t->name = slash + 1;
+  *slash = 0;
+  t->dir_fd = open(t->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (t->dir_fd < 0) {
+    rc = -errno;
+    text_set(error, "%s: %s", t->dir, errno_text(-rc).s);
+  } else if (t->name[0] == 0 || strcmp(t->name, ".") == 0 ||
+             strcmp(t->name, "..") == 0) {
+    rc = refuse(error, t, "is a directory");
+  }
   return rc;
 }
 

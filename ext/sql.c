@@ -1,9 +1,11 @@
 /*
 ** sql.c: the SQL functions. Actions are scalar functions that only top-level
 ** SQL may call (SQLITE_DIRECTONLY) and return a line that says what happened.
-** A function that speaks of a node means the one of the main database.
+** A function that speaks of a node means the one of the main database, and is
+** carried out where that is: call.c. The others act on files of this process.
 */
 #include "sql.h"
+#include "call.h"
 #include "vfs.h"
 
 #include <errno.h>
@@ -12,6 +14,15 @@
 SQLITE_EXTENSION_INIT3
 
 #define OPTIONS_MAX 32
+
+/* A function of SQL, and its user data. */
+struct function {
+  const char *name;
+  int n;
+  bool action;
+  void (*run)(sqlite3_context *, int, sqlite3_value **);
+  uint8_t call; /* of those that are carried out by the node */
+};
 
 static void fail(sqlite3_context *ctx, const char *function, const char *reason)
 {
@@ -22,7 +33,8 @@ static void fail(sqlite3_context *ctx, const char *function, const char *reason)
 
 static const char *name_of(sqlite3_context *ctx)
 {
-  return sqlite3_user_data(ctx);
+  const struct function *function = sqlite3_user_data(ctx);
+  return function->name;
 }
 
 /* The connection of the main database; an SQL error when it has none. */
@@ -52,7 +64,7 @@ static const char *text_argument(sqlite3_context *ctx, sqlite3_value *value,
   return NULL;
 }
 
-/* ---- actions ----------------------------------------------------------- */
+/* ---- of this process --------------------------------------------------- */
 
 static bool take_options(sqlite3_context *ctx, int n, sqlite3_value **values,
                          const char **options)
@@ -134,23 +146,6 @@ static void sql_join(sqlite3_context *ctx, int n, sqlite3_value **values)
   finish(ctx, rc, &answer);
 }
 
-static void sql_invite(sqlite3_context *ctx, int n, sqlite3_value **values)
-{
-  (void)n;
-  struct text error = {""};
-  char *token = NULL;
-  const char *name = text_argument(ctx, values[0], "the name");
-  struct connection *c = name ? here(ctx) : NULL;
-  if (c == NULL) return;
-  if (cluster_invite(c->node, name, &token, &error) != 0) {
-    node_reason(c->node, "quorate_invite: %s", error.s);
-    fail(ctx, name_of(ctx), error.s);
-    return;
-  }
-  sqlite3_result_text(ctx, token, -1, SQLITE_TRANSIENT);
-  tls_free_text(token);
-}
-
 static void sql_stop(sqlite3_context *ctx, int n, sqlite3_value **values)
 {
   (void)n;
@@ -173,177 +168,11 @@ static void sql_detach(sqlite3_context *ctx, int n, sqlite3_value **values)
   finish(ctx, rc, &answer);
 }
 
-/* The functions below take their time. SQLite tells a function that runs of no
-   interrupt: only a statement that is prepared or stepped learns of it. */
-struct probe {
-  sqlite3_stmt *stmt;
-  bool raised;
-};
-
-static bool interrupted(void *ctx)
-{
-  struct probe *probe = ctx;
-  if (probe->stmt && !probe->raised) {
-    probe->raised = sqlite3_step(probe->stmt) == SQLITE_INTERRUPT;
-    sqlite3_reset(probe->stmt);
-  }
-  return probe->raised;
-}
-
-static struct interrupt begin_long(sqlite3_context *ctx, struct probe *probe)
-{
-  struct interrupt interrupt = {interrupted, probe};
-  probe->stmt = NULL;
-  probe->raised =
-      sqlite3_prepare_v2(sqlite3_context_db_handle(ctx), "VALUES(1)", -1,
-                         &probe->stmt, NULL) == SQLITE_INTERRUPT;
-  return interrupt;
-}
-
-static void end_long(sqlite3_context *ctx, struct probe *probe, int rc,
-                     const struct text *answer)
-{
-  sqlite3_finalize(probe->stmt);
-  if (rc == -EINTR)
-    sqlite3_result_error_code(ctx, SQLITE_INTERRUPT);
-  else
-    finish(ctx, rc ? SQLITE_ERROR : SQLITE_OK, answer);
-}
-
-/* A function without arguments that may take long and answers with a text. */
-static void run_long(sqlite3_context *ctx,
-                     int (*run)(struct node *node,
-                                const struct interrupt *interrupt,
-                                struct text *answer))
-{
-  struct text answer = {""};
-  struct connection *c = here(ctx);
-  if (c == NULL) return;
-  struct probe probe;
-  struct interrupt interrupt = begin_long(ctx, &probe);
-  int rc = run(c->node, &interrupt, &answer);
-  end_long(ctx, &probe, rc, &answer);
-}
-
-static void sql_checkpoint(sqlite3_context *ctx, int n, sqlite3_value **values)
-{
-  (void)n;
-  (void)values;
-  run_long(ctx, checkpoint_now);
-}
-
-static void sql_backup(sqlite3_context *ctx, int n, sqlite3_value **values)
-{
-  (void)n;
-  struct text error = {""};
-  raft_index index = 0;
-  const char *file = text_argument(ctx, values[0], "the file");
-  struct connection *c = file ? here(ctx) : NULL;
-  if (c == NULL) return;
-  struct probe probe;
-  struct interrupt interrupt = begin_long(ctx, &probe);
-  int rc = backup_run(c->node, file, &interrupt, &index, &error);
-  end_long(ctx, &probe, rc, &error);
-  if (rc == 0) sqlite3_result_int64(ctx, (sqlite3_int64)index);
-}
-
-static void sql_verify(sqlite3_context *ctx, int n, sqlite3_value **values)
-{
-  (void)n;
-  (void)values;
-  run_long(ctx, verify_run);
-}
-
-#define WAIT_MAX_MS 3600000
-
-static void sql_wait(sqlite3_context *ctx, int n, sqlite3_value **values)
-{
-  struct text reason, line;
-  raft_index applied;
-  sqlite3_int64 index = sqlite3_value_int64(values[0]);
-  sqlite3_int64 ms = n > 1 ? sqlite3_value_int64(values[1]) : 0;
-  if (sqlite3_value_numeric_type(values[0]) != SQLITE_INTEGER || index < 0) {
-    fail(ctx, name_of(ctx), "the index must be an integer, 0 or more");
-    return;
-  }
-  if (n > 1 && (sqlite3_value_numeric_type(values[1]) != SQLITE_INTEGER ||
-                ms < 0 || ms > WAIT_MAX_MS)) {
-    fail(ctx, name_of(ctx), "the wait must be 0 to 3600000 ms");
-    return;
-  }
-  struct connection *c = here(ctx);
-  if (c == NULL) return;
-  struct interrupt interrupt = {vfs_interrupted, c};
-  int rc = node_wait_applied(c->node, (raft_index)index,
-                             n > 1 ? (uint64_t)ms : c->write_wait, &interrupt,
-                             &applied, &reason);
-  if (rc == 0) {
-    sqlite3_result_int64(ctx, (sqlite3_int64)applied);
-  } else if (rc == -EINTR) {
-    sqlite3_result_error_code(ctx, SQLITE_INTERRUPT);
-  } else {
-    text_set(&line, "quorate_wait: %s", reason.s);
-    c->reason = line;
-    node_reason(c->node, "%s", line.s);
-    fail(ctx, name_of(ctx), reason.s);
-  }
-}
-
-/* ---- information ------------------------------------------------------- */
-
 static void sql_version(sqlite3_context *ctx, int n, sqlite3_value **values)
 {
   (void)n;
   (void)values;
   sqlite3_result_text(ctx, QUORATE_VERSION, -1, SQLITE_STATIC);
-}
-
-static struct node_view view_of(struct node *node, raft_index *applied)
-{
-  pthread_mutex_lock(&node->mutex);
-  struct node_view view = node->view;
-  if (applied) *applied = node->applied;
-  pthread_mutex_unlock(&node->mutex);
-  return view;
-}
-
-static void sql_role(sqlite3_context *ctx, int n, sqlite3_value **values)
-{
-  (void)n;
-  (void)values;
-  struct connection *c = here(ctx);
-  if (c) sqlite3_result_text(ctx, node_role_name(c->node), -1, SQLITE_STATIC);
-}
-
-static void sql_leader(sqlite3_context *ctx, int n, sqlite3_value **values)
-{
-  (void)n;
-  (void)values;
-  struct connection *c = here(ctx);
-  if (c == NULL) return;
-  pthread_mutex_lock(&c->node->mutex);
-  const struct raft_member *m = node_member(c->node, c->node->view.leader);
-  if (m) sqlite3_result_text(ctx, m->name, -1, SQLITE_TRANSIENT);
-  pthread_mutex_unlock(&c->node->mutex);
-}
-
-static void sql_term(sqlite3_context *ctx, int n, sqlite3_value **values)
-{
-  (void)n;
-  (void)values;
-  struct connection *c = here(ctx);
-  if (c) sqlite3_result_int64(ctx, (sqlite3_int64)view_of(c->node, NULL).term);
-}
-
-static void sql_index(sqlite3_context *ctx, int n, sqlite3_value **values)
-{
-  (void)n;
-  (void)values;
-  raft_index applied;
-  struct connection *c = here(ctx);
-  if (c == NULL) return;
-  view_of(c->node, &applied);
-  sqlite3_result_int64(ctx, (sqlite3_int64)applied);
 }
 
 static void sql_last_error(sqlite3_context *ctx, int n, sqlite3_value **values)
@@ -361,41 +190,123 @@ static void sql_last_error(sqlite3_context *ctx, int n, sqlite3_value **values)
   if (reason.s[0]) sqlite3_result_text(ctx, reason.s, -1, SQLITE_TRANSIENT);
 }
 
+/* ---- of the node ------------------------------------------------------- */
+
+void sql_result(sqlite3_context *ctx, const struct cell *cell)
+{
+  if (cell->type == CELL_TEXT)
+    sqlite3_result_text(ctx, cell->text, -1, SQLITE_TRANSIENT);
+  else if (cell->type == CELL_INTEGER)
+    sqlite3_result_int64(ctx, cell->number);
+  else
+    sqlite3_result_null(ctx);
+}
+
+/* Some functions take their time. SQLite tells a function that runs of no
+   interrupt: only a statement that is prepared or stepped learns of it. */
+struct probe {
+  sqlite3_stmt *stmt;
+  bool raised;
+};
+
+static bool interrupted(void *ctx)
+{
+  struct probe *probe = ctx;
+  if (probe->stmt && !probe->raised) {
+    probe->raised = sqlite3_step(probe->stmt) == SQLITE_INTERRUPT;
+    sqlite3_reset(probe->stmt);
+  }
+  return probe->raised;
+}
+
+static bool takes_long(uint8_t call)
+{
+  return call == CALL_CHECKPOINT || call == CALL_BACKUP || call == CALL_VERIFY;
+}
+
+static void carry_out(sqlite3_context *ctx, struct connection *c,
+                      struct call *call, struct answer *answer)
+{
+  struct interrupt interrupt = {vfs_interrupted, c};
+  struct probe probe = {NULL, false};
+  if (takes_long(call->what)) {
+    interrupt = (struct interrupt){interrupted, &probe};
+    probe.raised =
+        sqlite3_prepare_v2(sqlite3_context_db_handle(ctx), "VALUES(1)", -1,
+                           &probe.stmt, NULL) == SQLITE_INTERRUPT;
+  }
+  call_do(c, call, &interrupt, answer);
+  sqlite3_finalize(probe.stmt);
+}
+
+/* Texts, but for the numbers of a wait. */
+static void add_argument(struct call *call, sqlite3_value *value)
+{
+  if (call->what == CALL_WAIT &&
+      sqlite3_value_numeric_type(value) == SQLITE_INTEGER)
+    cells_integer(&call->arguments, (uint64_t)sqlite3_value_int64(value));
+  else
+    cells_text(&call->arguments, (const char *)sqlite3_value_text(value));
+}
+
+static void sql_call(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  const struct function *function = sqlite3_user_data(ctx);
+  struct call call = {.what = function->call};
+  struct answer answer = {0};
+  struct connection *c = NULL;
+  for (int i = 0; i < n; i++)
+    add_argument(&call, values[i]);
+  if (!call_check(&call, &answer.error))
+    fail(ctx, function->name, answer.error.s);
+  else
+    c = here(ctx);
+  if (c) {
+    carry_out(ctx, c, &call, &answer);
+    if (answer.status == SQLITE_OK)
+      sql_result(ctx, &answer.cells.at[0]);
+    else if (answer.status == SQLITE_ERROR)
+      fail(ctx, function->name, answer.error.s);
+    else
+      sqlite3_result_error_code(ctx, answer.status);
+    if (answer.status == SQLITE_ERROR && call.what == CALL_WAIT)
+      text_set(&c->reason, "%s: %s", function->name, answer.error.s);
+  }
+  cells_clear(&call.arguments);
+  answer_clear(&answer);
+}
+
 /* ---- registration ------------------------------------------------------ */
+
+static struct function functions[] = {
+    {"quorate_bootstrap", -1, true, sql_bootstrap, 0},
+    {"quorate_join", -1, true, sql_join, 0},
+    {"quorate_invite", 1, true, sql_call, CALL_INVITE},
+    {"quorate_rebuild", -1, true, sql_rebuild, 0},
+    {"quorate_stop", 1, true, sql_stop, 0},
+    {"quorate_detach", 1, true, sql_detach, 0},
+    {"quorate_checkpoint", 0, true, sql_call, CALL_CHECKPOINT},
+    {"quorate_backup", 1, true, sql_call, CALL_BACKUP},
+    {"quorate_verify", 0, true, sql_call, CALL_VERIFY},
+    {"quorate_wait", 1, true, sql_call, CALL_WAIT},
+    {"quorate_wait", 2, true, sql_call, CALL_WAIT},
+    {"quorate_version", 0, false, sql_version, 0},
+    {"quorate_role", 0, false, sql_call, CALL_ROLE},
+    {"quorate_leader", 0, false, sql_call, CALL_LEADER},
+    {"quorate_term", 0, false, sql_call, CALL_TERM},
+    {"quorate_index", 0, false, sql_call, CALL_INDEX},
+    {"quorate_last_error", 0, false, sql_last_error, 0},
+};
 
 int sql_register(sqlite3 *db)
 {
-  static struct {
-    char name[24]; /* user data of the function */
-    int n;
-    bool action;
-    void (*run)(sqlite3_context *, int, sqlite3_value **);
-  } functions[] = {
-      {"quorate_bootstrap", -1, true, sql_bootstrap},
-      {"quorate_join", -1, true, sql_join},
-      {"quorate_invite", 1, true, sql_invite},
-      {"quorate_rebuild", -1, true, sql_rebuild},
-      {"quorate_stop", 1, true, sql_stop},
-      {"quorate_detach", 1, true, sql_detach},
-      {"quorate_checkpoint", 0, true, sql_checkpoint},
-      {"quorate_backup", 1, true, sql_backup},
-      {"quorate_verify", 0, true, sql_verify},
-      {"quorate_wait", 1, true, sql_wait},
-      {"quorate_wait", 2, true, sql_wait},
-      {"quorate_version", 0, false, sql_version},
-      {"quorate_role", 0, false, sql_role},
-      {"quorate_leader", 0, false, sql_leader},
-      {"quorate_term", 0, false, sql_term},
-      {"quorate_index", 0, false, sql_index},
-      {"quorate_last_error", 0, false, sql_last_error},
-  };
   int rc = tables_register(db);
   for (unsigned i = 0;
        rc == SQLITE_OK && i < sizeof(functions) / sizeof(functions[0]); i++)
     rc = sqlite3_create_function_v2(
         db, functions[i].name, functions[i].n,
         SQLITE_UTF8 | (functions[i].action ? SQLITE_DIRECTONLY : 0),
-        functions[i].name, functions[i].run, NULL, NULL, NULL);
+        &functions[i], functions[i].run, NULL, NULL, NULL);
   /* What is there cannot be replaced while a statement runs, as one does that
      loads the extension again. */
   return rc == SQLITE_BUSY ? SQLITE_OK : rc;

@@ -13,6 +13,10 @@ int sql_register(sqlite3 *db);
 /* The same, as sqlite3_auto_extension wants it. */
 int sql_auto(sqlite3 *db, char **error, const sqlite3_api_routines *api);
 
+/* What a cell of an answer is in SQL. */
+struct cell;
+void sql_result(sqlite3_context *ctx, const struct cell *cell);
+
 /* tables.c */
 int tables_register(sqlite3 *db);
 

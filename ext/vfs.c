@@ -11,6 +11,7 @@
 ** write it.
 */
 #include "vfs.h"
+#include "call.h"
 
 SQLITE_EXTENSION_INIT3
 
@@ -235,22 +236,18 @@ static int answer(char **args, int rc, const char *text)
 
 static int follow_writer(struct connection *c, char **args)
 {
-  const char *value = args[2];
-  struct text error = {""};
-  bool on = false;
-  if (value && sqlite3_stricmp(value, "on") != 0 &&
-      sqlite3_stricmp(value, "off") != 0)
-    return answer(args, SQLITE_ERROR,
-                  "quorate_follow_writer: must be on or off");
-  if (value && cluster_follow_writer(c->node, sqlite3_stricmp(value, "on") == 0,
-                                     &error) != 0) {
-    args[0] = sqlite3_mprintf("quorate_follow_writer: %s", error.s);
-    return SQLITE_ERROR;
-  }
-  pthread_mutex_lock(&c->node->mutex);
-  on = cluster_follows_writer(c->node);
-  pthread_mutex_unlock(&c->node->mutex);
-  return answer(args, SQLITE_OK, on ? "on" : "off");
+  const struct interrupt interrupt = {vfs_interrupted, c};
+  struct call call = {.what = CALL_FOLLOW_WRITER};
+  struct answer told = {0};
+  if (args[2]) cells_text(&call.arguments, args[2]);
+  int rc = call_do(c, &call, &interrupt, &told);
+  if (rc == SQLITE_OK)
+    rc = answer(args, SQLITE_OK, told.cells.at[0].text);
+  else if (rc == SQLITE_ERROR)
+    args[0] = sqlite3_mprintf("quorate_follow_writer: %s", told.error.s);
+  cells_clear(&call.arguments);
+  answer_clear(&told);
+  return rc;
 }
 
 /* args: answer or error, name of the pragma, its argument or NULL. */
