@@ -21,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#define EARLIER_MAX 65536
 #define TOGETHER 64 /* small transactions in one write of frames */
 
 bool tx_parse(const struct raft_body *body, uint32_t page_size,
@@ -135,9 +136,45 @@ static struct transaction *own(struct node *node,
   return same ? tx : NULL;
 }
 
+/* One of this node's under an earlier host, whose process may have left somebody
+   behind who wants to know what became of it. */
+static void note_earlier(struct node *node, const struct tx_head *head)
+{
+  struct earlier *e = &node->earlier;
+  if (head->node != node->identity.id ||
+      head->incarnation != node->identity.incarnation ||
+      head->sequence > node->started)
+    return;
+  pthread_mutex_lock(&node->mutex);
+  if (e->n == e->cap && e->cap < EARLIER_MAX) {
+    size_t cap = e->cap ? e->cap * 2 : 256;
+    uint64_t *grown = realloc(e->sequences, cap * sizeof(*grown));
+    if (grown) {
+      e->sequences = grown;
+      e->cap = cap;
+    }
+  }
+  /* The newest ones are those that are asked for. */
+  if (e->cap) e->sequences[e->n++ % e->cap] = head->sequence;
+  pthread_mutex_unlock(&node->mutex);
+}
+
+bool apply_knows(struct node *node, uint64_t sequence)
+{
+  const struct earlier *e = &node->earlier;
+  bool found = false;
+  pthread_mutex_lock(&node->mutex);
+  for (size_t i = 0; i < e->n && i < e->cap && !found; i++)
+    found = e->sequences[i] == sequence;
+  pthread_mutex_unlock(&node->mutex);
+  return found;
+}
+
 static int confirm_own(struct node *node, struct transaction *tx,
                        const struct raft_entry *entry)
 {
+  /* Before a checkpoint can take it out of the next host's sight. */
+  if (tx->committed) atomic_store(tx->committed, tx->sequence);
   int rc = wal_confirm(node->wal, &tx->header, entry->index);
   if (rc) return rc;
   lock_confirmed(node, tx);
@@ -197,6 +234,7 @@ static int apply_commit(struct node *node, const struct raft_entry *entry)
     return rc;
   }
   overtaken(node);
+  note_earlier(node, &head);
   if (head.part > 0) {
     /* As many parts as it may be: not on this thread. */
     node->apply_busy = true;
@@ -451,6 +489,7 @@ static bool stage(struct node *node, const struct raft_entry *entry, bool first,
     overtaken(node);
     wal_append_start(node->wal);
   }
+  note_earlier(node, &head);
   *rc = append_part(node->wal, entry->body, head.n_page);
   if (*rc == 0) *rc = wal_append_end(node->wal, head.n_page, entry->index);
   return *rc == 0;
@@ -593,6 +632,7 @@ static int fold_entry(struct node *node, struct fold *fold,
     *whole = fold->n;
     fold->n_page = head.n_page;
     fold->whole_so_far = false;
+    note_earlier(node, &head);
   }
   return rc;
 }

@@ -6,7 +6,7 @@
 ** arguments, and a result of the struct answer.
 */
 #include "call.h"
-#include "vfs.h"
+#include "attach.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -452,7 +452,27 @@ int call_do(struct connection *connection, struct call *call,
   call->reader = connection->reader.slot;
   answer->status = complete(call, answer);
   if (answer->status != SQLITE_OK) return answer->status;
-  return call_run(connection->node, call, interrupt, answer);
+  int rc = VFS_MOVED;
+  for (int i = 0; i < VFS_MOVES && rc == VFS_MOVED; i++) {
+    vfs_locate(connection);
+    rc = connection->node ? call_run(connection->node, call, interrupt, answer)
+                          : attach_call(connection, call, interrupt, answer);
+    /* What does something may have been done by the one before. */
+    if (rc == VFS_MOVED && call->what < CALL_WAIT) break;
+  }
+  if (connection->node) return rc;
+  if (rc == SQLITE_OK) {
+    if (answer->error.s[0]) connection->reason = answer->error;
+    return answer->status;
+  }
+  *answer =
+      (struct answer){.status = rc == SQLITE_INTERRUPT ? rc : SQLITE_ERROR};
+  if (rc == VFS_MOVED)
+    text_set(&answer->error, "the process that hosted the node has ended: try "
+                             "again");
+  else
+    answer->error = connection->reason;
+  return answer->status;
 }
 
 /* ---- as bytes ---------------------------------------------------------- */

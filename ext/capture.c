@@ -17,13 +17,15 @@
 ** read back, newest image of each page, and handed over to the node in parts
 ** of about 1 MiB. The second phase waits for its fate.
 */
-#include "vfs.h"
+#include "attach.h"
 
 SQLITE_EXTENSION_INIT3
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #define KEPT_BYTES (64u << 10) /* of frames kept for their hand-over */
 
@@ -36,7 +38,7 @@ static int refuse_revoked(struct connection *c)
 {
   text_set(&c->reason, "transaction rolled back: this node may no longer "
                        "write");
-  node_reason(c->node, "%s", c->reason.s);
+  vfs_say(c);
   return VFS_REJECTED;
 }
 
@@ -50,8 +52,18 @@ int capture_may_read(struct connection *c)
   struct node *node = c->node;
   struct timespec end;
   if (c->writing) return SQLITE_OK;
-  if (c->reserved && !c->kept) writer_leave(c);
+  if (c->reserved && !c->kept) {
+    if (node)
+      writer_leave(c);
+    else
+      attach_leave(c);
+  }
   if (!c->ahead) return SQLITE_OK;
+  if (node == NULL) {
+    int rc = attach_settled(c);
+    c->ahead = rc != SQLITE_OK;
+    return rc;
+  }
   end = clock_deadline(node_limits.fate_ms);
   pthread_mutex_lock(&node->mutex);
   node->watchers++;
@@ -111,15 +123,15 @@ static void invert_salts(uint8_t header[WAL_FRAME_HEADER])
     header[i] = (uint8_t)~header[i];
 }
 
-static size_t frame_size(const struct wal *wal)
+static size_t frame_size(const struct connection *c)
 {
-  return WAL_FRAME_HEADER + wal->page_size;
+  return WAL_FRAME_HEADER + c->page_size;
 }
 
 /* How many frames of a transaction are kept in memory for its hand-over. */
-static uint32_t kept_most(const struct wal *wal)
+static uint32_t kept_most(const struct connection *c)
 {
-  size_t most = KEPT_BYTES / frame_size(wal);
+  size_t most = KEPT_BYTES / frame_size(c);
   return most ? (uint32_t)most : 1;
 }
 
@@ -127,17 +139,16 @@ static uint32_t kept_most(const struct wal *wal)
    together, for as long as they are being written. NULL: no memory. */
 static uint8_t *place_of(struct connection *c, uint32_t i)
 {
-  const struct wal *wal = c->node->wal;
-  uint32_t most = kept_most(wal), at = i < most ? i : most;
+  uint32_t most = kept_most(c), at = i < most ? i : most;
   if (at >= c->cap_copies) {
     uint32_t cap = c->cap_copies ? c->cap_copies * 2 : 4;
     if (cap > most + 1 || at >= cap) cap = most + 1;
-    uint8_t *grown = realloc(c->copies, cap * frame_size(wal));
+    uint8_t *grown = realloc(c->copies, cap * frame_size(c));
     if (grown == NULL) return NULL;
     c->copies = grown;
     c->cap_copies = cap;
   }
-  return c->copies + at * frame_size(wal);
+  return c->copies + at * frame_size(c);
 }
 
 void capture_begin(struct connection *c)
@@ -189,6 +200,15 @@ static int write_header(struct connection *c, sqlite3_file *real,
   return real->pMethods->xWrite(real, header, WAL_FRAME_HEADER, offset);
 }
 
+/* The database is in WAL mode for all, and writable for nobody else. */
+static void fence_page(const struct connection *c, uint32_t frame,
+                       uint8_t *page)
+{
+  if (pgno_of(c, frame) != 1) return;
+  page[18] = 3;
+  page[19] = 2;
+}
+
 static int write_page(struct connection *c, sqlite3_file *real,
                       const uint8_t *data, int n, sqlite3_int64 offset,
                       uint32_t frame)
@@ -198,11 +218,7 @@ static int write_page(struct connection *c, sqlite3_file *real,
   if (header == NULL) return SQLITE_IOERR_NOMEM;
   uint8_t *page = header + WAL_FRAME_HEADER;
   memcpy(page, data, (size_t)n);
-  if (pgno_of(c, frame) == 1) {
-    /* The database is in WAL mode for all, and writable for nobody else. */
-    page[18] = 3;
-    page[19] = 2;
-  }
+  fence_page(c, frame, page);
   if (c->headed != frame) {
     c->chained = UINT32_MAX;
     return real->pMethods->xWrite(real, page, n, offset);
@@ -213,14 +229,160 @@ static int write_page(struct connection *c, sqlite3_file *real,
                                 offset - WAL_FRAME_HEADER);
 }
 
+/* ---- of a process that is attached -------------------------------------- */
+
+/* Its frames are not in -wal until the host has written them there: should this
+   process stand still, and wake up when others have their turn, it harms nothing.
+   The first ones are kept as ever; the pages of the others are in a file without
+   a name, each at its place. */
+
+static int open_draft(struct connection *c)
+{
+  if (c->draft >= 0) return SQLITE_OK;
+  c->draft = open(c->database->dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  char *path = NULL;
+  if (c->draft < 0 && errno != ENOSPC &&
+      asprintf(&path, "%s/draft-XXXXXX", c->database->dir) >= 0) {
+    /* A file system without such files. */
+    c->draft = mkostemp(path, O_CLOEXEC);
+    if (c->draft >= 0) unlink(path);
+    free(path);
+  }
+  if (c->draft >= 0) return SQLITE_OK;
+  return errno == ENOSPC ? SQLITE_FULL : SQLITE_IOERR_WRITE;
+}
+
+static int draft_page(struct connection *c, uint32_t i, const uint8_t *page)
+{
+  int rc = open_draft(c);
+  if (rc != SQLITE_OK) return rc;
+  rc = io_posix.pwrite(NULL, c->draft, page, c->page_size,
+                       (uint64_t)i * c->page_size);
+  if (rc == -ENOSPC) return SQLITE_FULL;
+  return rc ? SQLITE_IOERR_WRITE : SQLITE_OK;
+}
+
+static int draft_write(struct connection *c, const uint8_t *data, int n,
+                       uint32_t inside, uint32_t frame)
+{
+  uint32_t i = frame - c->given.mx_frame - 1;
+  if (capture_revoked(c)) return refuse_revoked(c);
+  if (inside == 0 && n == (int)WAL_FRAME_HEADER) {
+    int rc = set_pending(c, frame, get_be32(data));
+    uint32_t n_page = get_be32(data + 4);
+    if (rc == SQLITE_OK && n_page) {
+      c->end = frame;
+      c->end_n_page = n_page;
+    }
+    return rc;
+  }
+  if (inside != WAL_FRAME_HEADER || n != (int)c->page_size ||
+      frame <= c->given.mx_frame || i >= c->n_pending)
+    return SQLITE_IOERR_WRITE;
+  if (i >= kept_most(c)) return draft_page(c, i, data);
+  uint8_t *header = place_of(c, i);
+  if (header == NULL) return SQLITE_IOERR_NOMEM;
+  memcpy(header + WAL_FRAME_HEADER, data, c->page_size);
+  return SQLITE_OK;
+}
+
+/* Of a header SQLite wants to know what it wrote of page numbers. */
+static int draft_read(struct connection *c, uint8_t *data, int n,
+                      uint32_t inside, uint32_t frame)
+{
+  uint32_t i = frame - c->given.mx_frame - 1, left = (uint32_t)n, skip = 0;
+  uint8_t header[WAL_FRAME_HEADER] = {0};
+  if (!c->writing || i >= c->n_pending ||
+      inside + left > WAL_FRAME_HEADER + c->page_size)
+    return SQLITE_IOERR_READ;
+  put_be32(header, c->pending[i]);
+  if (frame == c->end) put_be32(header + 4, c->end_n_page);
+  if (inside < WAL_FRAME_HEADER) {
+    skip = WAL_FRAME_HEADER - inside < left ? WAL_FRAME_HEADER - inside : left;
+    memcpy(data, header + inside, skip);
+    left -= skip;
+  }
+  if (left == 0) return SQLITE_OK;
+  uint32_t at = inside + skip - WAL_FRAME_HEADER;
+  if (i < kept_most(c)) {
+    memcpy(data + skip, c->copies + i * frame_size(c) + WAL_FRAME_HEADER + at,
+           left);
+    return SQLITE_OK;
+  }
+  return io_posix.pread(NULL, c->draft, data + skip, left,
+                        (uint64_t)i * c->page_size + at) == (ssize_t)left
+             ? SQLITE_OK
+             : SQLITE_IOERR_READ;
+}
+
+static void draft_clear(struct connection *c)
+{
+  if (c->draft >= 0) close(c->draft);
+  c->draft = -1;
+  c->end = 0;
+}
+
+/* All pages into the file, and their numbers behind them. */
+static int complete_draft(struct connection *c, uint32_t count)
+{
+  uint32_t most = kept_most(c);
+  int rc = SQLITE_OK;
+  for (uint32_t i = 0; rc == SQLITE_OK && i < count && i < most; i++)
+    rc = draft_page(c, i, place_of(c, i) + WAL_FRAME_HEADER);
+  if (rc != SQLITE_OK) return rc;
+  uint64_t bytes = session_commit_bytes(c->page_size, count);
+  if (io_posix.pwrite(NULL, c->draft, c->pending, (size_t)count * 4,
+                      (uint64_t)count * c->page_size) != 0 ||
+      ftruncate(c->draft, (off_t)bytes) != 0)
+    return SQLITE_IOERR_WRITE;
+  return SQLITE_OK;
+}
+
+/* Hands the transaction over to the host. Its fate is told by draft_wait(), also
+   when that failed. */
+static void draft_send(struct connection *c, uint32_t count, uint32_t n_page)
+{
+  struct iovec parts[SESSION_PARTS];
+  struct session_commit commit = {.n_page = n_page,
+                                  .page_size = c->page_size,
+                                  .count = count,
+                                  .file = -1,
+                                  .pgnos = c->pending,
+                                  .parts = parts};
+  bool fits = count <= kept_most(c) && count <= SESSION_PARTS &&
+              session_commit_fits(c->page_size, count);
+  int rc = count > 0 && count <= c->n_pending ? SQLITE_OK : SQLITE_IOERR_WRITE;
+  for (uint32_t i = 0; rc == SQLITE_OK && fits && i < count; i++)
+    parts[commit.n_parts++] =
+        (struct iovec){place_of(c, i) + WAL_FRAME_HEADER, c->page_size};
+  if (rc == SQLITE_OK && !fits) {
+    rc = complete_draft(c, count);
+    commit.file = c->draft;
+  }
+  if (rc == SQLITE_OK)
+    attach_commit(c, &commit);
+  else
+    c->fault = rc;
+}
+
+static int draft_wait(struct connection *c)
+{
+  int rc = attach_wait(c);
+  if (rc != SQLITE_OK) return rc;
+  c->valid = c->sure = c->given.mx_frame;
+  c->spoiled = c->ahead = false;
+  return SQLITE_OK;
+}
+
 int capture_write(struct connection *c, sqlite3_file *real, const void *data,
                   int n, sqlite3_int64 offset)
 {
-  struct wal *wal = c->node->wal;
   uint32_t inside, frame;
   int rc;
   if (!c->writing || offset < WAL_HEADER) return SQLITE_IOERR_WRITE;
   frame = frame_at(c, offset, &inside);
+  if (c->node == NULL) return draft_write(c, data, n, inside, frame);
+  struct wal *wal = c->node->wal;
   pthread_mutex_lock(&wal->file_mutex);
   if (capture_revoked(c))
     rc = refuse_revoked(c);
@@ -242,6 +404,8 @@ int capture_read(struct connection *c, sqlite3_file *real, void *data, int n,
   if (offset < WAL_HEADER || n < 20)
     return real->pMethods->xRead(real, data, n, offset);
   uint32_t inside, frame = frame_at(c, offset, &inside);
+  if (c->node == NULL && frame > c->given.mx_frame)
+    return draft_read(c, data, n, inside, frame);
   int rc = pgno_of(c, frame) == 1 ? SQLITE_OK : capture_may_read(c);
   if (rc == SQLITE_OK) rc = real->pMethods->xRead(real, data, n, offset);
   if (rc != SQLITE_OK) return rc;
@@ -356,8 +520,8 @@ static bool read_page(const struct connection *c, uint32_t frame, uint8_t *page)
 {
   const struct wal *wal = c->node->wal;
   uint32_t i = frame - c->given.mx_frame - 1;
-  if (i < kept_most(wal)) {
-    memcpy(page, c->copies + i * frame_size(wal) + WAL_FRAME_HEADER,
+  if (i < kept_most(c)) {
+    memcpy(page, c->copies + i * frame_size(c) + WAL_FRAME_HEADER,
            wal->page_size);
     return true;
   }
@@ -404,6 +568,11 @@ static int hand_over(struct connection *c, struct transaction *tx,
   pthread_mutex_lock(&node->mutex);
   head.sequence = tx->sequence = ++node->sequence;
   pthread_mutex_unlock(&node->mutex);
+  if (c->slot) {
+    /* Should this process end, the next host can tell its fate. */
+    tx->committed = &c->slot->committed;
+    atomic_store(&c->slot->handed, tx->sequence);
+  }
   for (uint32_t at = 0;;) {
     uint32_t n = count - at < per_part ? count - at : per_part;
     bool last = at + n == count;
@@ -443,9 +612,9 @@ static bool changes_schema(const struct connection *c,
          memcmp(before, after, 4) != 0;
 }
 
-static struct transaction *make_transaction(struct connection *c)
+static struct transaction *make_transaction(struct connection *c,
+                                            const struct walindex_header *now)
 {
-  const struct walindex_header *now = walindex_header(&c->index);
   uint32_t n = now->mx_frame - c->given.mx_frame;
   struct transaction *tx = transaction_new();
   if (tx == NULL) return NULL;
@@ -461,14 +630,13 @@ static struct transaction *make_transaction(struct connection *c)
   return tx;
 }
 
-void capture_finish(struct connection *c)
+/* Hands over what was written up to `now`. */
+static void take_over(struct connection *c, const struct walindex_header *now)
 {
-  struct walindex_header *now = walindex_header(&c->index);
-  if (memcmp(now, &c->before, sizeof(*now)) == 0) return; /* rolled back */
   uint32_t n = now->mx_frame - c->given.mx_frame, count = 0;
   struct wal_image *images = NULL;
   assert(c->tx == NULL);
-  c->tx = make_transaction(c);
+  c->tx = make_transaction(c, now);
   /* From here on the second phase tells: what cannot be handed over is
      rejected there. */
   if (c->tx == NULL) return;
@@ -484,7 +652,61 @@ void capture_finish(struct connection *c)
     bell_ring(&c->tx->bell, 1);
   }
   free(images);
-  walindex_info(&c->index)->read_mark[1] = now->mx_frame;
+}
+
+void capture_finish(struct connection *c)
+{
+  const struct walindex_header *now = walindex_header(&c->index);
+  bool same = memcmp(now, &c->before, sizeof(*now)) == 0; /* rolled back */
+  if (c->node && !same)
+    take_over(c, now);
+  else if (!same)
+    draft_send(c, now->mx_frame - c->given.mx_frame, now->n_page);
+  if (c->node == NULL) draft_clear(c);
+  if (!same) walindex_info(&c->index)->read_mark[1] = now->mx_frame;
+}
+
+void capture_for(struct connection *c, uint32_t count, uint32_t n_page,
+                 const uint32_t *pgnos,
+                 int (*page)(void *ctx, uint32_t i, uint8_t *data), void *ctx)
+{
+  struct walindex_header now = c->given;
+  struct wal *wal = c->node->wal;
+  int rc = 0;
+  c->before = c->given;
+  c->n_pending = c->headed = 0;
+  c->blank = UINT32_MAX;
+  c->writing = true;
+  capture_begin(c);
+  c->diverged = true; /* the chain is made here */
+  for (uint32_t i = 0; rc == 0 && i < count; i++) {
+    uint32_t frame = c->given.mx_frame + 1 + i;
+    uint8_t *header = place_of(c, i);
+    rc = header ? set_pending(c, frame, pgnos[i]) : SQLITE_NOMEM;
+    if (rc == 0) rc = page(ctx, i, header + WAL_FRAME_HEADER);
+    if (rc) break;
+    memset(header, 0, WAL_FRAME_HEADER);
+    put_be32(header, pgnos[i]);
+    put_be32(header + 4, i + 1 == count ? n_page : 0);
+    fence_page(c, frame, header + WAL_FRAME_HEADER);
+    pthread_mutex_lock(&wal->file_mutex);
+    rc = capture_revoked(c) ? VFS_REJECTED : 0;
+    if (rc == 0) {
+      chain_frame(c, i, header);
+      rc = wal->io->pwrite(wal->io->ctx, wal->file, header, frame_size(c),
+                           wal_offset(wal, frame));
+    }
+    pthread_mutex_unlock(&wal->file_mutex);
+  }
+  if (rc == -ENOSPC) full_noticed(c->node);
+  if (rc == 0) {
+    now.mx_frame += count;
+    now.n_page = n_page;
+    now.change++;
+    walindex_seal(&now);
+    take_over(c, &now);
+  }
+  c->writing = false;
 }
 
 /* ---- fate -------------------------------------------------------------- */
@@ -518,6 +740,13 @@ int capture_wait(struct connection *c)
   struct node *node = c->node;
   struct transaction *tx = c->tx;
   struct timespec end;
+  if (c->sent) return draft_wait(c);
+  if (c->fault) {
+    int fault = c->fault;
+    c->fault = SQLITE_OK;
+    c->spoiled = true;
+    return fault;
+  }
   if (tx == NULL) {
     /* Nothing was changed, or there was no memory to hand it over. What was
        read may be a head that is not confirmed. */

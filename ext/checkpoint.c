@@ -248,7 +248,7 @@ static void end_quiet(struct task *task)
 static void set_hold(struct node *node, enum hold hold)
 {
   pthread_mutex_lock(&node->mutex);
-  atomic_store(&node->shared->hold, hold);
+  control_set_hold(node->map, hold);
   pthread_cond_broadcast(&node->changed);
   writer_wake(node);
   pthread_mutex_unlock(&node->mutex);
@@ -271,10 +271,12 @@ static bool wait_for_writer(struct node *node)
 static bool wait_for_readers(struct node *node)
 {
   struct timespec end = clock_deadline(READERS_MS);
-  pthread_mutex_lock(&node->mutex);
-  while (!wal_unused(node->wal) && !node->stopping)
-    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
-  pthread_mutex_unlock(&node->mutex);
+  bool in_time = true;
+  while (in_time) {
+    uint32_t unpinned = atomic_load(&node->shared->unpinned);
+    if (wal_unused(node->wal)) break;
+    in_time = control_wait_unpinned(node->map, unpinned, &end);
+  }
   return wal_unused(node->wal) ||
          wal_frames(node->wal, NULL) >=
              PATIENCE * checkpoint_bound(node, node_limits.restart_frames);

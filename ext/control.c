@@ -26,12 +26,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define NUMBERS ((off_t)1 << 40) /* where the bytes that are locked begin */
@@ -291,6 +294,46 @@ uint64_t control_look(const struct control_map *map, struct control_view *view)
   return version;
 }
 
+/* ---- a moment without readers ------------------------------------------ */
+
+/* Not of this process alone. False: it is past `end`. */
+static bool wait_word(const _Atomic uint32_t *word, uint32_t value,
+                      const struct timespec *end)
+{
+  return syscall(SYS_futex, word, FUTEX_WAIT_BITSET, value, end, NULL,
+                 FUTEX_BITSET_MATCH_ANY) == 0 ||
+         errno != ETIMEDOUT;
+}
+
+static void wake_all(_Atomic uint32_t *word)
+{
+  syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+void control_set_hold(struct control_map *map, enum hold hold)
+{
+  atomic_store(&map->control->hold, hold);
+  wake_all(&map->control->hold);
+}
+
+bool control_wait_hold(const struct control_map *map,
+                       const struct timespec *end)
+{
+  bool in_time = true;
+  while (in_time && atomic_load(&map->control->hold) == HOLD_ALL)
+    in_time = wait_word(&map->control->hold, HOLD_ALL, end);
+  return in_time;
+}
+
+bool control_wait_unpinned(const struct control_map *map, uint32_t unpinned,
+                           const struct timespec *end)
+{
+  bool in_time = true;
+  while (in_time && atomic_load(&map->control->unpinned) == unpinned)
+    in_time = wait_word(&map->control->unpinned, unpinned, end);
+  return in_time;
+}
+
 /* ---- page numbers of frames -------------------------------------------- */
 
 /* Block i, mapped; NULL: it cannot be, or is not there yet. */
@@ -405,9 +448,15 @@ void control_pin(struct control_map *map, struct control_reader *reader,
   } while (atomic_load(&map->control->version) != version);
 }
 
-void control_unpin(struct control_reader *reader)
+void control_unpin(struct control_map *map, struct control_reader *reader)
 {
-  if (reader->slot) atomic_store(&reader->slot->pin, 0);
+  struct control *control = map->control;
+  if (reader->slot == NULL) return;
+  atomic_store(&reader->slot->pin, 0);
+  if (atomic_load(&control->hold) != HOLD_ALL) return;
+  /* The checkpointer waits for the last one. */
+  atomic_fetch_add(&control->unpinned, 1);
+  wake_all(&control->unpinned);
 }
 
 bool control_next_pinned(const struct control_map *map, uint64_t generation,

@@ -18,6 +18,7 @@
 #include "walindex.h"
 
 #include <stdatomic.h>
+#include <time.h>
 
 #define CONTROL_MAGIC "quorate control"
 #define CONTROL_SLOTS 4096u
@@ -39,6 +40,10 @@ struct control_view {
 #define CONTROL_WORDS (sizeof(struct control_view) / 8)
 _Static_assert(sizeof(struct control_view) == 136, "whole words");
 
+/* How the checkpointer gets a moment in which nothing is written: checkpoint.c.
+ */
+enum hold { HOLD_NONE = 0, HOLD_WRITERS, HOLD_ALL };
+
 /* A reader: a connection, or an image of the node's. */
 struct control_slot {
   _Atomic uint32_t owner; /* number of its process; 0: free */
@@ -47,8 +52,12 @@ struct control_slot {
   _Atomic uint64_t index; /* the newest entry in it; 0: not known */
   _Atomic int32_t pid;
   char who[36]; /* what an image serves, for users; empty: a connection's */
+  /* Of another process's connection: its newest transaction that was handed
+     over, 0: none; and whether that was seen to be committed. */
+  _Atomic uint64_t handed, committed;
+  uint64_t unused[6];
 };
-_Static_assert(sizeof(struct control_slot) == 64, "one line of a cache");
+_Static_assert(sizeof(struct control_slot) == 128, "two lines of a cache");
 
 /* The file "control". */
 struct control {
@@ -59,7 +68,10 @@ struct control {
   _Atomic uint64_t views[2][CONTROL_WORDS];
   _Atomic uint64_t epoch;      /* as in the view, to be looked at alone */
   _Atomic uint32_t slots_used; /* no slot from here on was ever taken */
-  _Atomic int hold;            /* enum hold: who must wait for a new WAL */
+  _Atomic uint32_t hold;       /* enum hold: who must wait for a new WAL */
+  _Atomic uint32_t unpinned;   /* moves when somebody unpins meanwhile */
+  _Atomic uint32_t election_ms;
+  _Atomic bool led;     /* a leader is known */
   _Atomic bool near;    /* a quorum was heard of just now, or the leader */
   _Atomic bool crowded; /* a writer would have to wait, or build on others */
   _Atomic bool serving; /* what is applied is fit to be read locally */
@@ -70,7 +82,7 @@ struct control {
   _Alignas(4096) struct control_slot slots[CONTROL_SLOTS];
 };
 _Static_assert(offsetof(struct control, confirmed) == 56, "as it ever was");
-_Static_assert(sizeof(struct control) == 4096 + 64 * CONTROL_SLOTS, "control");
+_Static_assert(sizeof(struct control) == 4096 + 128 * CONTROL_SLOTS, "control");
 
 /* This process's mapping of both files: one for each node, however many ask. */
 struct control_map {
@@ -104,6 +116,19 @@ void control_show(struct control_map *map, const struct control_view *view);
 /* Any thread: what is shown now; its version. */
 uint64_t control_look(const struct control_map *map, struct control_view *view);
 
+/* ---- a moment without readers ------------------------------------------ */
+
+/* The host. */
+void control_set_hold(struct control_map *map, enum hold hold);
+/* Whoever reads: waits while all are held back, until `end` of the monotonic
+   clock. False: they still are. */
+bool control_wait_hold(const struct control_map *map,
+                       const struct timespec *end);
+/* The host: waits until somebody unpins, who were `unpinned` before. False: it
+   is past `end`. */
+bool control_wait_unpinned(const struct control_map *map, uint32_t unpinned,
+                           const struct timespec *end);
+
 /* ---- page numbers of frames -------------------------------------------- */
 
 /* The host, before it shows them. 0 or a negated errno value. */
@@ -133,7 +158,7 @@ void control_leave(struct control_reader *reader);
    it away. */
 void control_pin(struct control_map *map, struct control_reader *reader,
                  bool head, struct control_view *view);
-void control_unpin(struct control_reader *reader);
+void control_unpin(struct control_map *map, struct control_reader *reader);
 static inline bool control_pinned(const struct control_reader *reader)
 {
   return reader->slot && atomic_load(&reader->slot->pin) != 0;

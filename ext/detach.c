@@ -297,7 +297,7 @@ int detach_orphan(const char *path, struct text *error)
   rc = exclude(wal, error);
   if (rc == 0) rc = fold_and_make_ordinary(wal, error);
   release(wal);
-  wal_close(wal, false);
+  wal_free(wal);
   return rc;
 }
 

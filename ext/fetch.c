@@ -703,7 +703,7 @@ static int enter_database(struct fetch *f)
   rc = identity_write(node->dir, &node->identity, &error);
   if (rc) {
     events_add(&node->events, "%s", error.s);
-    wal_close(wal, false);
+    wal_free(wal);
     return rc;
   }
   pthread_mutex_lock(&node->mutex);

@@ -62,6 +62,7 @@ void interrupt_learn(void)
 
 bool vfs_interrupted(void *connection)
 {
-  const struct connection *c = connection;
+  struct connection *c = connection;
+  if (c->interrupted) return c->interrupted(c);
   return flag > 0 && c->db && *c->db && word(*c->db, flag) != 0;
 }

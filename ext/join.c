@@ -8,6 +8,7 @@
 ** that the next attempt removes, or one whose identity says `joining`.
 */
 #include "cluster.h"
+#include "database.h"
 #include "vfs.h"
 
 #include <errno.h>
@@ -419,7 +420,7 @@ int cluster_bootstrap(const char *file, int n, const char *const *options,
 {
   struct identity identity = {0};
   struct place place = {0};
-  struct node *node = NULL;
+  struct database *database = NULL;
   char *ca_key = NULL;
   bool begun = false;
   bool ok = take_options(&identity, n, options, true, answer) &&
@@ -433,15 +434,15 @@ int cluster_bootstrap(const char *file, int n, const char *const *options,
          write_first_checkpoint(place.fresh, &identity, ca_key, answer) &&
          convert(&place, answer) && fence(&place, answer) &&
          finish_directory(&place, answer) &&
-         registry_start(place.path, NULL, &node, answer) == 0;
+         registry_start(place.path, NULL, &database, answer) == 0;
   }
   if (ok) {
-    node_barrier(node, LEVEL_LINEARIZABLE, 5000 + identity.election_timeout_ms,
-                 NULL, answer);
+    node_barrier(database->node, LEVEL_LINEARIZABLE,
+                 5000 + identity.election_timeout_ms, NULL, answer);
     text_set(answer, "node %s of new cluster %016llx, listening on %s",
              identity.name, (unsigned long long)identity.cluster,
              identity.listen);
-    registry_release(node);
+    registry_release(database);
   } else if (begun) {
     undo_bootstrap(&place);
   }
@@ -569,11 +570,11 @@ bool cluster_first_run(const char *path,
                        const struct raft_configuration *members,
                        struct text *error)
 {
-  struct node *node = NULL;
+  struct database *database = NULL;
   struct text ignored;
-  if (registry_start(path, members, &node, error) != 0) return false;
-  bool ok = wait_for_admission(node, error);
-  registry_release(node);
+  if (registry_start(path, members, &database, error) != 0) return false;
+  bool ok = wait_for_admission(database->node, error);
+  registry_release(database);
   if (!ok) registry_stop(path, false, &ignored);
   return ok;
 }

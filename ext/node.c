@@ -447,6 +447,7 @@ static void update_view(struct node *node, bool configuration_changed)
     node->lead_from = v.last;
     node->lead_since = clock_monotonic_ms();
   }
+  atomic_store(&node->shared->led, v.leader != 0);
   pthread_mutex_lock(&node->mutex);
   node->view = v;
   if (configuration_changed && c->n > 0) {

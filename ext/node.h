@@ -101,6 +101,13 @@ struct grant {
   uint64_t number; /* within the term */
 };
 
+/* Sequence numbers of transactions of this node that were applied and that an
+   earlier host had handed over: the newest ones, in a ring. */
+struct earlier {
+  uint64_t *sequences;
+  size_t n, cap;
+};
+
 /* A local transaction between its hand-over and its fate. */
 struct transaction {
   struct transaction *next;
@@ -114,6 +121,7 @@ struct transaction {
   enum tx_state state; /* node mutex, until it is final */
   bool abandoned;      /* nobody waits any more; node mutex */
   bool schema; /* it changes the schema: nobody builds on it: writer.c */
+  _Atomic uint64_t *committed; /* another process's word of it; or NULL */
 };
 struct transaction *transaction_new(void);
 void transaction_free(struct transaction *tx);
@@ -235,8 +243,6 @@ struct held_send {
   struct raft_message message;
 };
 
-/* How the worker gets a moment in which nothing is written: checkpoint.c. */
-enum hold { HOLD_NONE = 0, HOLD_WRITERS, HOLD_ALL };
 enum quiet { QUIET_NONE = 0, QUIET_ASKED, QUIET_GRANTED, QUIET_REFUSED };
 
 /* A checksum that this node computes, or has computed: verify.c. */
@@ -268,8 +274,7 @@ struct node_view {
 };
 
 struct node {
-  struct node *next; /* list of registry.c */
-  unsigned refs;     /* open files; registry mutex */
+  struct node *next; /* those of a database that were stopped: registry.c */
   char *path, *dir;
   struct identity identity;
   const struct io *io;
@@ -325,6 +330,7 @@ struct node {
   int quiet;                         /* checkpoint.c: the loop's answer */
   uint64_t sequence;                 /* of local transactions */
   uint64_t started;                  /* names this start among others */
+  struct earlier earlier;
 
   struct verifier verifier;
 
@@ -445,6 +451,9 @@ void node_settle(struct node *node, struct transaction *tx,
                  enum tx_state state);
 /* Under the node's mutex, or alone: what the loop thread knows of members. */
 const struct raft_member *node_member(const struct node *node, raft_id id);
+/* A stopped node's files are closed and its locks released: another process may
+   start it. Connections may still look at the rest. */
+void node_close(struct node *node);
 /* Releases everything of a node that is stopped and not in use. */
 void node_free(struct node *node);
 
@@ -536,7 +545,7 @@ enum read_level { LEVEL_LINEARIZABLE = 0, LEVEL_LEASE, LEVEL_LOCAL };
 int node_barrier(struct node *node, enum read_level level, uint64_t wait_ms,
                  const struct interrupt *interrupt, struct text *reason);
 /* The same at level lease, without a wait or a round: whether it may. */
-bool node_leased(struct node *node);
+bool reads_leased(const struct control_map *map);
 /* Until an entry is applied; *applied: the newest that is. 0, or -EINTR,
    -ETIMEDOUT, -ESHUTDOWN and *reason says why. */
 int node_wait_applied(struct node *node, raft_index index, uint64_t wait_ms,
@@ -608,6 +617,8 @@ void apply_reject_before(struct node *node, raft_term term);
 void apply_reject_after(struct node *node, const struct grant *grant,
                         uint64_t position);
 void apply_reject_all(struct node *node);
+/* Any thread: a transaction of an earlier host of this node was applied. */
+bool apply_knows(struct node *node, uint64_t sequence);
 /* Worker: applies the open parts. */
 void apply_large(struct node *node);
 
@@ -694,22 +705,5 @@ struct member_row {
 };
 /* The members, as the leader sees them if it answers in time. */
 int cluster_members(struct node *node, struct member_row **rows, unsigned *n);
-
-/* ---- nodes of this process: registry.c --------------------------------- */
-
-/* The node of a database path with a reference, started if need be; *out NULL
-   and SQLITE_OK: not replicated, or hosted by another process. */
-int registry_open(const char *path, struct node **out, struct text *error);
-/* Starts a node that was just made, with a reference: see node_start(). */
-int registry_start(const char *path, const struct raft_configuration *peers,
-                   struct node **out, struct text *error);
-void registry_release(struct node *node);
-/* Stops a node; it is freed when the last reference is released. */
-int registry_stop(const char *path, bool clean, struct text *answer);
-/* Makes the file of a node of this process, or of none, an ordinary one. */
-int registry_detach(const char *path, struct text *answer);
-/* Why the node of a path could not be opened here, or (path NULL) the newest
-   such reason; false: no reason known. */
-bool registry_refusal(const char *path, struct text *reason);
 
 #endif

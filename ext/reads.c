@@ -106,21 +106,20 @@ void reads_publish(struct node *node)
 }
 
 /* What a read by lease must see; 0: there is no lease. The clock comes last. */
-static raft_index leased(struct node *node)
+static raft_index leased(const struct control *control)
 {
-  uint64_t until = atomic_load(&node->shared->lease_until);
-  raft_index commit = atomic_load(&node->shared->lease_commit);
+  uint64_t until = atomic_load(&control->lease_until);
+  raft_index commit = atomic_load(&control->lease_commit);
   return until > 0 && boot_ms() < until ? commit : 0;
 }
 
-bool node_leased(struct node *node)
+bool reads_leased(const struct control_map *map)
 {
-  raft_index index = leased(node);
-  if (index == 0 || !atomic_load(&node->shared->serving)) return false;
-  pthread_mutex_lock(&node->mutex);
-  bool applied = index <= node->applied;
-  pthread_mutex_unlock(&node->mutex);
-  return applied;
+  struct control_view view;
+  raft_index index = leased(map->control);
+  if (index == 0 || !atomic_load(&map->control->serving)) return false;
+  control_look(map, &view);
+  return index <= view.confirmed_index;
 }
 
 /* ---- application threads ----------------------------------------------- */
@@ -220,7 +219,7 @@ int node_barrier(struct node *node, enum read_level level, uint64_t wait_ms,
     rc = rc ? rc : -ESHUTDOWN;
   } else if (level != LEVEL_LOCAL) {
     bool lease = level == LEVEL_LEASE;
-    index = lease ? leased(node) : 0;
+    index = lease ? leased(node->shared) : 0;
     rc = wait_for(node, &index, lease, &end, interrupt);
   } else {
     rc = 0;

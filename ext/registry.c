@@ -1,11 +1,12 @@
 /*
-** registry.c: the nodes of this process, by the path of their database.
+** registry.c: the replicated databases of this process, by their path.
 **
 ** One mutex guards the list and every start and stop. After fork() a child has
 ** the list but none of the threads: it keeps its hands off the parent's nodes,
 ** and finds, when it opens a database, that its parent hosts it.
 */
 #include "cluster.h"
+#include "database.h"
 
 #include <errno.h>
 #include <sqlite3ext.h>
@@ -15,6 +16,9 @@
 
 SQLITE_EXTENSION_INIT3
 
+#define HOST_MS 10000 /* of a host that starts or ends, to take us */
+#define PAUSE_MS 10
+
 struct refusal {
   struct refusal *next;
   char *path;
@@ -22,10 +26,11 @@ struct refusal {
 };
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-static struct node *nodes;
-static struct node *detached; /* but still used by open connections */
+static struct database *databases;
+static struct database *detached; /* but still used by open connections */
 static struct refusal *refusals;
 static struct text newest; /* of the refusals */
+static bool exiting;
 
 /* In fork(), so that the child finds the list whole and its mutex free. */
 static void before_fork(void)
@@ -39,14 +44,17 @@ static void after_fork(void)
 }
 
 /* In the child: the threads, and so the nodes, are the parent's; copies of its
-   locks must not outlive it. */
+   locks and connections must not outlive it. */
 static void in_child(void)
 {
-  for (struct node *n = nodes; n; n = n->next)
-    node_abandon(n);
-  for (struct node *n = detached; n; n = n->next)
-    node_abandon(n);
-  nodes = detached = NULL;
+  struct database *const lists[] = {databases, detached};
+  for (int i = 0; i < 2; i++)
+    for (struct database *d = lists[i]; d; d = d->next) {
+      struct node *node = atomic_load(&d->node);
+      if (node) node_abandon(node);
+      attach_abandon(d);
+    }
+  databases = detached = NULL;
   pthread_mutex_unlock(&mutex);
 }
 
@@ -62,11 +70,12 @@ static void enter(void)
   pthread_mutex_lock(&mutex);
 }
 
-static struct node *find(const char *path)
+static struct database *find(const char *path)
 {
-  for (struct node *n = nodes; n; n = n->next)
-    if (strcmp(n->path, path) == 0) return n;
-  return NULL;
+  struct database *d = databases;
+  while (d && strcmp(d->path, path) != 0)
+    d = d->next;
+  return d;
 }
 
 static void set_refusal(const char *path, const struct text *reason)
@@ -115,136 +124,260 @@ static bool has_directory(const char *path)
   return is;
 }
 
-int registry_open(const char *path, struct node **out, struct text *error)
+/* ---- databases --------------------------------------------------------- */
+
+static void free_nodes(struct node *node)
+{
+  while (node) {
+    struct node *next = node->next;
+    node_free(node);
+    node = next;
+  }
+}
+
+static void free_database(struct database *d)
+{
+  if (d == NULL) return;
+  attach_unfence(d);
+  free_nodes(d->former);
+  control_close(d->map);
+  pthread_mutex_destroy(&d->mutex);
+  pthread_cond_destroy(&d->changed);
+  free(d->path);
+  free(d->dir);
+  free(d);
+}
+
+static struct database *new_database(const char *path)
+{
+  struct database *d = calloc(1, sizeof(*d));
+  if (d == NULL) return NULL;
+  d->watch = d->wake = d->db_fd = d->shm_fd = -1;
+  pthread_mutex_init(&d->mutex, NULL);
+  clock_condition(&d->changed);
+  d->path = strdup(path);
+  if (d->path == NULL || asprintf(&d->dir, "%s-quorate", path) < 0) {
+    d->dir = NULL;
+    free_database(d);
+    return NULL;
+  }
+  return d;
+}
+
+static void list(struct database *d)
+{
+  d->next = databases;
+  databases = d;
+}
+
+static void unlist(struct database *d)
+{
+  struct database **const lists[] = {&databases, &detached};
+  for (int i = 0; i < 2; i++)
+    for (struct database **at = lists[i]; *at; at = &(*at)->next)
+      if (*at == d) {
+        *at = d->next;
+        return;
+      }
+}
+
+/* Starts the node of a database here. Mutex held. */
+static int host(struct database *d, const struct raft_configuration *peers,
+                struct text *error)
+{
+  struct node *node = NULL;
+  int rc = node_start(d->path, peers, &node, error);
+  if (rc) return rc;
+  if (d->map == NULL) d->map = control_ref(node->map);
+  atomic_store(&d->node, node);
+  return 0;
+}
+
+int registry_host(struct database *d, struct text *error)
+{
+  enter();
+  int rc = d->closing || exiting ? -ESHUTDOWN : host(d, NULL, error);
+  pthread_mutex_unlock(&mutex);
+  return rc;
+}
+
+int registry_attach(struct database *d, struct text *error)
+{
+  enter();
+  int rc = d->closing || exiting              ? -ESHUTDOWN
+           : atomic_load(&d->node) || d->live ? 0
+                                              : attach_begin(d, error);
+  pthread_mutex_unlock(&mutex);
+  return rc;
+}
+
+/* Hosts it here or attaches it to its host. Mutex held. */
+static int find_host(struct database *d, struct text *error)
+{
+  struct timespec pause = {0, PAUSE_MS * 1000000};
+  uint64_t end = clock_monotonic_ms() + HOST_MS;
+  int rc;
+  for (;;) {
+    rc = host(d, NULL, error);
+    if (rc != -EWOULDBLOCK) return rc;
+    struct text why = *error;
+    rc = attach_begin(d, error);
+    if (rc == 0) return 0;
+    /* It may be about to start, or to end. */
+    bool absent = rc == -ECONNREFUSED || rc == -ENOENT || rc == -EPIPE;
+    if (!absent || clock_monotonic_ms() > end) {
+      *error = why;
+      return -EWOULDBLOCK;
+    }
+    nanosleep(&pause, NULL);
+  }
+}
+
+static int open_new(const char *path, struct database **out, struct text *error)
 {
   static const struct text none;
+  struct database *d = new_database(path);
+  if (d == NULL) return SQLITE_NOMEM;
+  int rc = find_host(d, error);
+  set_refusal(path, rc ? error : &none);
+  if (rc) {
+    free_database(d);
+    return rc == -EWOULDBLOCK ? SQLITE_OK : SQLITE_CANTOPEN;
+  }
+  list(d);
+  *out = d;
+  return SQLITE_OK;
+}
+
+/* The node was stopped here, and is wanted again. */
+static int reopen(struct database *d, struct text *error)
+{
+  int rc = find_host(d, error);
+  if (rc == 0 && atomic_load(&d->node)) attach_unfence(d);
+  if (rc) set_refusal(d->path, error);
+  return rc ? SQLITE_CANTOPEN : SQLITE_OK;
+}
+
+int registry_open(const char *path, struct database **out, struct text *error)
+{
   *out = NULL;
   if (!has_directory(path)) return SQLITE_OK;
   int rc = SQLITE_OK;
   enter();
-  struct node *node = find(path);
-  if (node == NULL && !has_directory(path)) {
-    /* Detached meanwhile. */
-  } else if (node && node->stopping) {
-    text_set(error,
-             "%s: the node was stopped: close its open connections "
-             "first",
-             path);
-    set_refusal(path, error);
-    rc = SQLITE_CANTOPEN;
-  } else if (node == NULL) {
-    int started = node_start(path, NULL, &node, error);
-    set_refusal(path, started ? error : &none);
-    if (started == 0) {
-      node->next = nodes;
-      nodes = node;
-    } else if (started != -EWOULDBLOCK) {
-      rc = SQLITE_CANTOPEN;
-    }
-  }
-  if (rc == SQLITE_OK && node && node->wal == NULL) {
+  struct database *d = find(path);
+  /* Else it was detached meanwhile. */
+  if (d == NULL && has_directory(path))
+    rc = open_new(path, &d, error);
+  else if (d && !atomic_load(&d->node) && !d->live)
+    rc = reopen(d, error);
+  struct node *node = d ? atomic_load(&d->node) : NULL;
+  if (node && node->wal == NULL) {
     text_set(error, "%s: the node is still joining", path);
     set_refusal(path, error);
     rc = SQLITE_CANTOPEN;
   }
-  if (rc == SQLITE_OK && node) {
-    node->refs++;
-    *out = node;
+  if (rc == SQLITE_OK && d) {
+    d->refs++;
+    *out = d;
   }
   pthread_mutex_unlock(&mutex);
   return rc;
 }
 
 int registry_start(const char *path, const struct raft_configuration *peers,
-                   struct node **out, struct text *error)
+                   struct database **out, struct text *error)
 {
   enter();
-  int rc = find(path) ? -EEXIST : 0;
-  if (rc)
-    text_set(error, "%s: its node runs already", path);
-  else
-    rc = node_start(path, peers, out, error);
+  struct database *d = find(path) ? NULL : new_database(path);
+  int rc = d ? host(d, peers, error) : -EEXIST;
+  if (d == NULL) text_set(error, "%s: its node runs already", path);
   if (rc == 0) {
-    (*out)->refs++;
-    (*out)->next = nodes;
-    nodes = *out;
+    d->refs++;
+    list(d);
+    *out = d;
+  } else {
+    free_database(d);
   }
   pthread_mutex_unlock(&mutex);
   return rc;
 }
 
-/* Takes a node off a list. */
-static bool unlink_node(struct node **list, struct node *node)
-{
-  for (struct node **at = list; *at; at = &(*at)->next)
-    if (*at == node) {
-      *at = node->next;
-      return true;
-    }
-  return false;
-}
-
-static bool is_listed(const struct node *list, const struct node *node)
-{
-  while (list && list != node)
-    list = list->next;
-  return list != NULL;
-}
-
-void registry_release(struct node *node)
+void registry_release(struct database *d)
 {
   enter();
-  bool known = is_listed(nodes, node) || is_listed(detached, node);
-  if (known && --node->refs == 0 && node->stopping) {
-    if (!unlink_node(&nodes, node)) unlink_node(&detached, node);
-    node_free(node);
+  bool last = --d->refs == 0 && atomic_load(&d->node) == NULL;
+  if (last) {
+    d->closing = true;
+    unlist(d);
   }
   pthread_mutex_unlock(&mutex);
+  if (!last) return;
+  attach_end(d);
+  free_database(d);
 }
 
-/* Mutex held. */
-static void stop_one(struct node *node, bool clean)
+/* ---- stop -------------------------------------------------------------- */
+
+/* Its node has ended, or its file is ordinary now. Mutex held. */
+static void retire(struct database *d, bool gone)
 {
-  node_stop(node, clean);
-  if (node->refs == 0) {
-    unlink_node(&nodes, node);
-    node_free(node);
+  struct node *node = atomic_load(&d->node);
+  if (!node->stopping) return;
+  node_close(node);
+  atomic_store(&d->node, NULL);
+  node->next = d->former;
+  d->former = node;
+  if (d->refs == 0 || gone) unlist(d);
+  if (d->refs == 0) {
+    free_database(d);
+  } else if (gone) {
+    d->next = detached;
+    detached = d;
   }
+}
+
+/* Mutex held. What is stopped is freed when nobody uses it. */
+static void stop_one(struct database *d, bool clean)
+{
+  node_stop(atomic_load(&d->node), clean);
+  if (d->refs > 0) attach_fence(d); /* its connections may be reading */
+  retire(d, false);
 }
 
 int registry_stop(const char *path, bool clean, struct text *answer)
 {
   int rc = SQLITE_OK;
   enter();
-  struct node *node = find(path);
-  if (node == NULL || node->stopping) {
+  struct database *d = find(path);
+  struct node *node = d ? atomic_load(&d->node) : NULL;
+  if (node == NULL) {
     text_set(answer, "no node of %s runs in this process", path);
     rc = SQLITE_ERROR;
   } else {
     raft_index applied = node->applied;
-    stop_one(node, clean);
+    stop_one(d, clean);
     text_set(answer, "stopped at entry %llu", (unsigned long long)applied);
   }
   pthread_mutex_unlock(&mutex);
   return rc;
 }
 
-/* The node that is to be detached, started if it does not run. NULL: it cannot
-   start, *why; or (0 and NULL) there is none. Mutex held. */
-static int find_or_start(const char *path, struct node **out, struct text *why)
+/* The database that is to be detached, its node started if it does not run.
+   NULL: it cannot start, *why; or (0 and NULL) there is none. Mutex held. */
+static int find_or_start(const char *path, struct database **out,
+                         struct text *why)
 {
-  int rc = 0;
-  *out = find(path);
-  if (*out && (*out)->stopping) {
-    text_set(why, "%s: the node is stopped: close its open connections first",
-             path);
-    rc = -EWOULDBLOCK;
-  } else if (*out == NULL && has_directory(path)) {
-    rc = node_start(path, NULL, out, why);
-    if (rc == 0) {
-      (*out)->next = nodes;
-      nodes = *out;
-    }
+  struct database *d = find(path), *made = NULL;
+  *out = NULL;
+  if (d == NULL && !has_directory(path)) return 0;
+  if (d == NULL) d = made = new_database(path);
+  if (d == NULL) return -ENOMEM;
+  int rc = atomic_load(&d->node) ? 0 : host(d, NULL, why);
+  if (made && rc == 0) list(made);
+  if (made && rc != 0) free_database(made);
+  if (rc == 0) {
+    attach_unfence(d);
+    *out = d;
   }
   return rc;
 }
@@ -252,25 +385,18 @@ static int find_or_start(const char *path, struct node **out, struct text *why)
 int registry_detach(const char *path, struct text *answer)
 {
   struct text why = {""};
-  struct node *node;
+  struct database *d;
   enter();
-  int rc = find_or_start(path, &node, &why);
+  int rc = find_or_start(path, &d, &why);
   if (rc == -EWOULDBLOCK)
     *answer = why;
   else if (rc)
     rc = detach_files(path, &why, answer);
-  else if (node == NULL)
+  else if (d == NULL)
     rc = detach_rest(path, answer);
   else
-    rc = detach_node(node, answer);
-  if (node && node->stopping && node->refs == 0) {
-    unlink_node(&nodes, node);
-    node_free(node);
-  } else if (node && rc == 0) {
-    unlink_node(&nodes, node);
-    node->next = detached;
-    detached = node;
-  }
+    rc = detach_node(atomic_load(&d->node), answer);
+  if (d) retire(d, rc == 0);
   pthread_mutex_unlock(&mutex);
   return rc ? SQLITE_ERROR : SQLITE_OK;
 }
@@ -279,9 +405,10 @@ int registry_detach(const char *path, struct text *answer)
 __attribute__((destructor)) static void stop_all(void)
 {
   if (pthread_mutex_trylock(&mutex) != 0) return;
-  for (struct node *node = nodes, *next; node; node = next) {
-    next = node->next;
-    if (!node->stopping) stop_one(node, true);
+  exiting = true;
+  for (struct database *d = databases, *next; d; d = next) {
+    next = d->next;
+    if (atomic_load(&d->node)) stop_one(d, true);
   }
   pthread_mutex_unlock(&mutex);
 }

@@ -22,7 +22,7 @@
 ** write only on that. It needs no read index: should the head not be what the
 ** cluster agreed on, its own transaction will not be agreed on either.
 */
-#include "vfs.h"
+#include "attach.h"
 
 SQLITE_EXTENSION_INIT3
 
@@ -54,7 +54,7 @@ int vfs_shm_map(sqlite3_file *file, int region, int size, int extend,
     return SQLITE_IOERR_NOMEM;
   if (c->reader.slot == NULL && control_enter(c->map, NULL, &c->reader) != 0) {
     sqlite3_log(SQLITE_IOERR_SHMMAP, "quorate: %s: more than %u connections",
-                c->node->path, CONTROL_SLOTS);
+                c->database->path, CONTROL_SLOTS);
     return SQLITE_IOERR_SHMMAP;
   }
   if (first) {
@@ -77,19 +77,13 @@ int vfs_shm_map(sqlite3_file *file, int region, int size, int extend,
 
 static void unpin(struct connection *c)
 {
-  if (!control_pinned(&c->reader)) return;
-  control_unpin(&c->reader);
-  if (atomic_load(&c->map->control->hold) != HOLD_ALL) return;
-  /* The checkpointer waits for the last one. */
-  pthread_mutex_lock(&c->node->mutex);
-  pthread_cond_broadcast(&c->node->changed);
-  pthread_mutex_unlock(&c->node->mutex);
+  if (control_pinned(&c->reader)) control_unpin(c->map, &c->reader);
 }
 
 static int refuse(struct connection *c, int rc, const char *why)
 {
   text_set(&c->reason, "%s", why);
-  node_reason(c->node, "%s", why);
+  vfs_say(c);
   return rc;
 }
 
@@ -110,17 +104,9 @@ static bool wants_to_write(struct connection *c)
    go on. */
 static bool wait_for_hold(struct connection *c)
 {
-  struct node *node = c->node;
-  struct timespec end;
-  bool in_time = true;
   if (atomic_load(&c->map->control->hold) != HOLD_ALL) return true;
-  end = clock_deadline(HOLD_MS);
-  pthread_mutex_lock(&node->mutex);
-  while (in_time && atomic_load(&c->map->control->hold) == HOLD_ALL &&
-         !node->stopping)
-    in_time = pthread_cond_timedwait(&node->changed, &node->mutex, &end) == 0;
-  pthread_mutex_unlock(&node->mutex);
-  return in_time;
+  struct timespec end = clock_deadline(HOLD_MS);
+  return control_wait_hold(c->map, &end);
 }
 
 /* Pins what is confirmed, or the head for whoever is to write, and tells what
@@ -212,35 +198,49 @@ static enum asks asks_for(struct connection *c)
    just started would say of a new table that it does not exist. */
 static int barrier(struct connection *c, enum read_level level)
 {
-  struct node *node = c->node;
+  const struct control *control = c->map->control;
   struct interrupt interrupt = {vfs_interrupted, c};
-  if (atomic_load(&c->map->control->solo)) return SQLITE_OK;
-  if (level == LEVEL_LOCAL && atomic_load(&c->map->control->serving))
-    return SQLITE_OK;
-  if (level == LEVEL_LEASE && node_leased(node)) return SQLITE_OK;
-  pthread_mutex_lock(&node->mutex);
-  bool leaderless = node->view.leader == 0 && !node->stopping;
-  pthread_mutex_unlock(&node->mutex);
-  enum asks asks = leaderless ? asks_for(c) : ASKS_DATA;
+  if (atomic_load(&control->solo)) return SQLITE_OK;
+  if (level == LEVEL_LOCAL && atomic_load(&control->serving)) return SQLITE_OK;
+  if (level == LEVEL_LEASE && reads_leased(c->map)) return SQLITE_OK;
+  enum asks asks = atomic_load(&control->led) ? ASKS_DATA : asks_for(c);
   if (asks == ASKS_STATE) return SQLITE_OK;
   unsigned wait = writer_patience(c, c->refused_read, ROUND_MS);
-  if (asks == ASKS_SCHEMA && wait > 2 * node->identity.election_timeout_ms)
-    wait = 2 * node->identity.election_timeout_ms;
-  int rc = node_barrier(node, level, wait, &interrupt, &c->reason);
+  unsigned elected = 2 * atomic_load(&control->election_ms);
+  if (asks == ASKS_SCHEMA && wait > elected) wait = elected;
+  int rc = c->node ? node_barrier(c->node, level, wait, &interrupt, &c->reason)
+                   : attach_barrier(c, level, wait);
   if (rc == SQLITE_BUSY_TIMEOUT) c->refused_read = clock_monotonic_ms();
   return rc == SQLITE_BUSY_TIMEOUT && asks_for(c) != ASKS_DATA ? SQLITE_OK : rc;
 }
 
+static int take(struct connection *c)
+{
+  return c->node ? writer_take(c) : attach_take(c, false);
+}
+
+static int take_drained(struct connection *c)
+{
+  return c->node ? writer_take_drained(c) : attach_take(c, true);
+}
+
+static void leave(struct connection *c)
+{
+  if (c->node)
+    writer_leave(c);
+  else
+    attach_leave(c);
+}
+
 /* Waits for what the transaction needs that begins: its turn to write, or that
    what is here may be read. */
-static int begin(struct connection *c)
+static int begin_here(struct connection *c, bool stale)
 {
-  bool stale = c->stale;
   /* Nobody in the way and nobody to ask: then it need not be known. */
   bool matters =
-      atomic_load(&c->map->control->crowded) ||
+      c->node == NULL || atomic_load(&c->map->control->crowded) ||
       (c->level != LEVEL_LOCAL && !atomic_load(&c->map->control->solo));
-  c->stale = c->kept = false;
+  c->kept = false;
   if (matters && wants_to_write(c)) {
     /* What would be written without a quorum had no answer for long. */
     int rc = atomic_load(&c->map->control->near)
@@ -248,14 +248,29 @@ static int begin(struct connection *c)
                  : barrier(c, LEVEL_LINEARIZABLE);
     /* SQLite's busy handler comes back: the wait was this one. */
     if (rc) c->refused_write = clock_monotonic_ms();
-    return rc ? rc : writer_take(c);
+    return rc ? rc : take(c);
   }
   int rc = barrier(c, c->level);
   if (rc == SQLITE_OK && stale && matters) {
-    rc = writer_take_drained(c);
+    rc = take_drained(c);
     c->kept = c->reserved;
   }
   return rc;
+}
+
+/* The same, whoever hosts the node when it is done. */
+static int begin(struct connection *c)
+{
+  bool stale = c->stale;
+  int rc = VFS_MOVED;
+  c->stale = false;
+  for (int i = 0; i < VFS_MOVES && rc == VFS_MOVED; i++) {
+    vfs_locate(c);
+    rc = begin_here(c, stale);
+  }
+  return rc == VFS_MOVED
+             ? refuse(c, SQLITE_BUSY_TIMEOUT, "the node has no host for long")
+             : rc;
 }
 
 static int begin_read(struct connection *c, int slot)
@@ -269,7 +284,7 @@ static int begin_read(struct connection *c, int slot)
   if (c->read_state == READ_GRANTED) return SQLITE_OK;
   /* SQLite gave up on a commit over several databases between its phases: this
      one had gone ahead. */
-  if (c->tx != NULL) capture_wait(c);
+  if (c->tx != NULL || c->sent) capture_wait(c);
 
   int rc = begin(c);
   if (rc != SQLITE_OK) return rc;
@@ -277,7 +292,7 @@ static int begin_read(struct connection *c, int slot)
   uint32_t backfill;
   if (!pin(c, &header, &backfill)) {
     unpin(c);
-    if (c->reserved) writer_leave(c);
+    if (c->reserved) leave(c);
     return refuse(c, SQLITE_BUSY_TIMEOUT,
                   "the file was detached: open it anew");
   }
@@ -293,7 +308,7 @@ static int begin_read(struct connection *c, int slot)
   rc = fill(c, &header, backfill);
   if (rc != SQLITE_OK) {
     unpin(c);
-    if (c->reserved) writer_leave(c);
+    if (c->reserved) leave(c);
     return rc;
   }
   c->read_state = READ_RETRY;
@@ -306,16 +321,33 @@ static void end_read(struct connection *c)
   if (c->writing || c->read_state == READ_RETRY) return;
   c->read_state = READ_NONE;
   unpin(c);
-  if (c->reserved) writer_leave(c);
+  if (c->reserved) leave(c);
 }
 
 /* ---- writing ----------------------------------------------------------- */
+
+/* With a host in another process, the turn that was taken is the lock. */
+static int begin_there(struct connection *c)
+{
+  struct control_view view;
+  if (!c->reserved || c->kept) return attach_upgrade(c);
+  control_look(c->map, &view);
+  return view.epoch == c->epoch && view.generation == c->reader.generation &&
+                 memcmp(&view.head, &c->given, sizeof(c->given)) == 0
+             ? SQLITE_OK
+             : SQLITE_BUSY_SNAPSHOT;
+}
 
 static int begin_write(struct connection *c)
 {
   if (c->writing) return SQLITE_OK;
   if (c->read_state != READ_GRANTED) return SQLITE_BUSY;
-  int rc = writer_begin(c);
+  int rc = VFS_MOVED;
+  for (int i = 0; i < VFS_MOVES && rc == VFS_MOVED; i++) {
+    vfs_locate(c);
+    rc = c->node ? writer_begin(c) : begin_there(c);
+  }
+  if (rc == VFS_MOVED) rc = SQLITE_BUSY;
   c->stale = rc == SQLITE_BUSY_SNAPSHOT || rc == SQLITE_BUSY;
   if (rc != SQLITE_OK) return rc;
   c->before = *walindex_header(&c->index);
@@ -339,7 +371,7 @@ static void note_failed_copy(struct connection *c)
            "nothing was copied: what is restored into this database must have "
            "its page size, %u bytes",
            c->page_size);
-  sqlite3_log(SQLITE_READONLY, "quorate: %s: %s", c->node->path, text);
+  sqlite3_log(SQLITE_READONLY, "quorate: %s: %s", c->database->path, text);
   refuse(c, SQLITE_READONLY, text);
 }
 
@@ -350,7 +382,7 @@ static void end_write(struct connection *c)
   capture_finish(c);
   if (c->n_pending > 0) c->spoiled = true;
   c->writing = false;
-  writer_leave(c);
+  if (c->node || c->reserved) leave(c);
 }
 
 /* ---- the VFS's methods ------------------------------------------------- */
@@ -387,7 +419,7 @@ int vfs_shm_unmap(sqlite3_file *file, int delete_it)
   struct connection *c = (struct connection *)file;
   (void)delete_it;
   end_write(c);
-  if (c->reserved) writer_leave(c);
+  if (c->reserved) leave(c);
   c->read_state = READ_NONE;
   unpin(c);
   control_leave(&c->reader);

@@ -63,7 +63,9 @@ static int open_control(struct node *node, raft_index *confirmed,
   }
   struct control *shared = node->shared = node->map->control;
   *confirmed = control_begin(node->map);
-  atomic_store(&shared->hold, HOLD_NONE);
+  control_set_hold(node->map, HOLD_NONE); /* somebody may wait since before */
+  atomic_store(&shared->election_ms, node->identity.election_timeout_ms);
+  atomic_store(&shared->led, false);
   atomic_store(&shared->near, false);
   atomic_store(&shared->crowded, true);
   atomic_store(&shared->solo, false);
@@ -605,13 +607,20 @@ void node_abandon(struct node *node)
   close(node->wal->db);
 }
 
+void node_close(struct node *node)
+{
+  wal_close(node->wal, node->clean);
+  node_unlock(node->lock_fd);
+  node->lock_fd = -1;
+}
+
 void node_free(struct node *node)
 {
   if (node == NULL) return;
-  wal_close(node->wal, node->clean);
+  node_close(node);
+  wal_free(node->wal);
   tls_context_unref(node->tls);
   control_close(node->map);
-  node_unlock(node->lock_fd);
   settings_clear(&node->settings);
   store_checkpoint_clear(&node->checkpoint);
   while (node->history) {
@@ -621,6 +630,7 @@ void node_free(struct node *node)
   }
   identity_clear(&node->identity);
   free(node->open_parts);
+  free(node->earlier.sequences);
   lock_clear(node);
   pthread_mutex_destroy(&node->events.mutex);
   pthread_mutex_destroy(&node->mutex);

@@ -4,13 +4,13 @@
 ** It stands before the VFS that was the default when it was registered. A
 ** database file that has no "-quorate" directory beside it, and every other
 ** file, is opened by that VFS into the same sqlite3_file: from then on nothing
-** here is in the way. A database of a node of this process is opened as a
-** struct connection, and its -wal as a struct wal_handle that knows its
-** connection. A database whose node runs in another process is opened as a
-** stock program would open it: it can be read, and SQLite itself refuses to
-** write it.
+** here is in the way. The database of a node, whose host is this process or
+** another one, is opened as a struct connection, and its -wal as a struct
+** wal_handle that knows its connection. If the host will have nothing to do with
+** this process (it is another user's), the file is opened as a stock program
+** would open it: it can be read, and SQLite itself refuses to write it.
 */
-#include "vfs.h"
+#include "attach.h"
 #include "call.h"
 
 SQLITE_EXTENSION_INIT3
@@ -151,9 +151,10 @@ static int db_close(sqlite3_file *file)
   struct connection *c = (struct connection *)file;
   vfs_shm_unmap(file, 0);
   int rc = c->real->pMethods->xClose(c->real);
+  attach_close(c);
   free(c->pending);
   free(c->copies);
-  registry_release(c->node);
+  registry_release(c->database);
   return rc;
 }
 
@@ -392,14 +393,16 @@ static int open_real(const char *name, sqlite3_file *real, int flags,
   return rc;
 }
 
-static int open_database(struct node *node, const char *name,
+static int open_database(struct database *database, const char *name,
                          sqlite3_file *file, int flags, int *out_flags)
 {
   struct connection *c = (struct connection *)file;
   const char *key = forbidden(name);
   memset(c, 0, sizeof(*c));
   if (key) {
-    node_reason(node, "%s is not possible on a replicated database", key);
+    struct node *node = atomic_load(&database->node);
+    if (node)
+      node_reason(node, "%s is not possible on a replicated database", key);
     sqlite3_log(SQLITE_CANTOPEN,
                 "quorate: %s: %s is not possible on a replicated database",
                 name, key);
@@ -407,9 +410,13 @@ static int open_database(struct node *node, const char *name,
   }
   int rc = open_settings(c, name);
   if (rc != SQLITE_OK) return rc;
-  c->node = node;
-  c->map = node->map;
-  c->page_size = node->wal->page_size;
+  struct control_view view;
+  control_look(database->map, &view);
+  c->database = database;
+  c->node = atomic_load(&database->node);
+  c->map = database->map;
+  c->page_size = view.page_size;
+  c->client.fd = c->draft = -1;
   c->real = real_space(file);
   rc = open_real(name, c->real, flags, out_flags);
   if (rc != SQLITE_OK) return rc;
@@ -439,18 +446,18 @@ static int vfs_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *file,
     if (db && db->pMethods == &connection_methods)
       return open_wal((struct connection *)db, name, file, flags, out_flags);
   } else if (name && (flags & SQLITE_OPEN_MAIN_DB)) {
-    struct node *node = NULL;
+    struct database *database = NULL;
     struct text error = {""};
-    int rc = registry_open(name, &node, &error);
+    int rc = registry_open(name, &database, &error);
     if (rc != SQLITE_OK) {
       sqlite3_log(rc, "quorate: %s", error.s);
       return rc;
     }
-    if (node) {
-      rc = open_database(node, name, file, flags, out_flags);
+    if (database) {
+      rc = open_database(database, name, file, flags, out_flags);
       if (rc != SQLITE_OK) {
         file->pMethods = NULL;
-        registry_release(node);
+        registry_release(database);
       }
       return rc;
     }
@@ -510,7 +517,8 @@ static int vfs_randomness(sqlite3_vfs *vfs, int n, char *out)
 static int vfs_sleep(sqlite3_vfs *vfs, int us)
 {
   (void)vfs;
-  int slept = writer_sleep(us) ? us : below->xSleep(below, us);
+  int slept =
+      writer_sleep(us) || attach_sleep(us) ? us : below->xSleep(below, us);
   writer_slept();
   return slept;
 }
@@ -597,6 +605,18 @@ struct connection *vfs_connection(sqlite3 *db, const char *schema)
       file == NULL || file->pMethods != &connection_methods)
     return NULL;
   return (struct connection *)file;
+}
+
+void vfs_locate(struct connection *c)
+{
+  /* A transaction stays with the host that it was begun with. */
+  if (!c->writing && !c->reserved && c->tx == NULL && !c->sent)
+    c->node = atomic_load(&c->database->node);
+}
+
+void vfs_say(struct connection *c)
+{
+  if (c->node) node_reason(c->node, "%s", c->reason.s);
 }
 
 const char *vfs_below_name(void)

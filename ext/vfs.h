@@ -4,7 +4,8 @@
 #ifndef EXT_VFS_H
 #define EXT_VFS_H
 
-#include "node.h"
+#include "database.h"
+#include "session.h"
 
 #include <sqlite3ext.h>
 
@@ -13,6 +14,14 @@
    granted. See vfs_shm_lock() in shm.c. */
 enum read_state { READ_NONE = 0, READ_RETRY, READ_GRANTED };
 
+/* Its session with a host in another process: attach.c. */
+struct client {
+  struct client *next; /* of its database's */
+  int fd;              /* -1: none */
+  uint64_t host;       /* which start of the host it was made with */
+  struct session_buffer *buffer;
+};
+
 /*
 ** An open database file of a node: the sqlite3_file that SQLite sees, followed
 ** by the file of the VFS below. It belongs to one connection, and is used by
@@ -20,8 +29,10 @@ enum read_state { READ_NONE = 0, READ_RETRY, READ_GRANTED };
 */
 struct connection {
   sqlite3_file base;
-  struct node *node;
-  struct control_map *map; /* of it */
+  struct database *database;
+  struct node *node; /* that runs in this process; NULL: in another one */
+  struct client client;
+  struct control_map *map; /* the database's */
   uint32_t page_size;
   sqlite3_file *real;
   sqlite3 **db; /* SQLITE_FCNTL_PDB: with a shared cache it changes */
@@ -71,12 +82,25 @@ struct connection {
   uint32_t chain[2];      /* of the last of them */
   bool diverged;          /* SQLite's chain is another */
   struct transaction *tx; /* handed over, fate not yet told */
+  bool sent;              /* the same, to a host in another process */
+  int fault;              /* or why that could not be tried */
+  int draft; /* there: pages that are not among the copies; -1: none */
+  uint32_t end, end_n_page; /* the newest commit frame, and what it says */
+
+  /* For a connection of another process, which this one stands for: whether it
+     wants to be interrupted. */
+  bool (*interrupted)(struct connection *connection);
+  struct control_slot *slot; /* of that one */
 };
 
 /* Registers the VFS as the default; harmless when it is there already. */
 int vfs_register(void);
 /* The connection behind a schema of a database handle, or NULL. */
 struct connection *vfs_connection(sqlite3 *db, const char *schema);
+/* Before it begins something: where the node is now. */
+void vfs_locate(struct connection *connection);
+/* c->reason is also the node's, if that is here. */
+void vfs_say(struct connection *connection);
 /* The VFS that was the default; and a path as SQLite gives it to xOpen,
    malloc'd, NULL when it cannot be one. */
 const char *vfs_below_name(void);
@@ -118,6 +142,11 @@ int writer_take(struct connection *connection);
 int writer_take_drained(struct connection *connection);
 /* The turn was not used, or is over. */
 void writer_leave(struct connection *connection);
+/* What became of a transaction of this node under an earlier host: waits, for at
+   most `ms`, until the node may write, and so has applied everything that was
+   written before. SQLITE_OK, VFS_REJECTED, VFS_UNKNOWN. */
+int writer_resolve(struct connection *connection, uint64_t sequence,
+                   unsigned ms);
 /* The WRITE lock. SQLITE_BUSY_SNAPSHOT: what it reads is not the head. */
 int writer_begin(struct connection *connection);
 /* xSleep: waits for the turn instead, if this thread wants one. False: sleep
@@ -135,6 +164,13 @@ unsigned writer_patience(const struct connection *connection, uint64_t refused,
 
 /* The WRITE lock was given. */
 void capture_begin(struct connection *connection);
+/* A transaction of another process, as if this connection, which stands for that
+   one, had written it after writer_begin(): `count` frames, the page numbers in
+   order, the pages as page() gives them, 0 or an errno value. Then it is as
+   after capture_finish(). */
+void capture_for(struct connection *connection, uint32_t count, uint32_t n_page,
+                 const uint32_t *pgnos,
+                 int (*page)(void *ctx, uint32_t i, uint8_t *data), void *ctx);
 /* A frame (or a part of one) is written to -wal by SQLite. */
 int capture_write(struct connection *connection, sqlite3_file *real,
                   const void *data, int n, sqlite3_int64 offset);
@@ -157,5 +193,8 @@ int capture_may_read(struct connection *connection);
    fate is not known yet. */
 #define VFS_REJECTED SQLITE_IOERR_COMMIT_ATOMIC
 #define VFS_UNKNOWN SQLITE_IOERR_ROLLBACK_ATOMIC
+/* Nothing was done, and the node has another host: begin anew. */
+#define VFS_MOVED (-1)
+#define VFS_MOVES 20 /* one after the other, that are followed */
 
 #endif

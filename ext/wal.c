@@ -26,6 +26,8 @@
 #include <unistd.h>
 
 #define SHM_WRITE 120
+#define SHM_CKPT 121
+#define SHM_RECOVER 122
 #define SHM_READ(i) (123 + (i))
 #define SHM_DMS 128
 #define DB_SHARED 0x40000002
@@ -46,6 +48,14 @@ int wal_lock(int fd, short type, off_t start, off_t len)
   while (fcntl(fd, F_OFD_SETLK, &lock) != 0)
     if (errno != EINTR) return -errno;
   return 0;
+}
+
+int wal_fence(int db, int shm)
+{
+  int rc = wal_lock(shm, F_RDLCK, SHM_DMS, 1);
+  if (rc == 0) rc = wal_lock(shm, F_RDLCK, SHM_CKPT, 1);
+  if (rc == 0) rc = wal_lock(db, F_RDLCK, DB_SHARED, DB_SHARED_SIZE);
+  return rc;
 }
 
 static uint8_t *grow_shm(void *ctx, unsigned i)
@@ -125,14 +135,22 @@ void wal_close(struct wal *wal, bool clean)
   for (unsigned i = 0; i < wal->index.n_regions; i++)
     munmap(wal->index.region[i], WALINDEX_REGION);
   free(wal->index.region);
-  free(wal->out);
-  free(wal->append_pages);
-  free(wal->held);
+  memset(&wal->index, 0, sizeof(wal->index));
   close_beside(wal);
   if (wal->db >= 0) {
     wal_lock(wal->db, F_UNLCK, DB_SHARED, DB_SHARED_SIZE);
     wal->io->close(wal->io->ctx, wal->db);
   }
+  wal->db = -1;
+}
+
+void wal_free(struct wal *wal)
+{
+  if (wal == NULL) return;
+  wal_close(wal, false);
+  free(wal->out);
+  free(wal->append_pages);
+  free(wal->held);
   pthread_mutex_destroy(&wal->mutex);
   pthread_mutex_destroy(&wal->file_mutex);
   control_close(wal->map);
@@ -319,7 +337,10 @@ static int try_fences(struct wal *wal, bool *alone)
 {
   *alone = wal_lock(wal->shm, F_WRLCK, SHM_DMS, 1) == 0;
   int rc = *alone ? 0 : wal_lock(wal->shm, F_RDLCK, SHM_DMS, 1);
-  if (rc == 0) rc = wal_lock(wal->shm, F_WRLCK, SHM_WRITE, 3);
+  /* CKPT together with the processes that are attached: nobody else may. */
+  if (rc == 0) rc = wal_lock(wal->shm, F_WRLCK, SHM_WRITE, 1);
+  if (rc == 0) rc = wal_lock(wal->shm, F_RDLCK, SHM_CKPT, 1);
+  if (rc == 0) rc = wal_lock(wal->shm, F_WRLCK, SHM_RECOVER, 1);
   if (rc == 0) rc = wal_lock(wal->db, F_RDLCK, DB_SHARED, DB_SHARED_SIZE);
   return rc;
 }
@@ -458,9 +479,9 @@ int wal_open(const struct io *io, const char *path, raft_index index,
   if (rc == 0) wal->info = walindex_info(&wal->index);
   /* Nothing can be recovered by others any more; stock readers may look for
      a recovery in progress. */
-  if (rc == 0) rc = wal_lock(wal->shm, F_UNLCK, SHM_WRITE + 2, 1);
+  if (rc == 0) rc = wal_lock(wal->shm, F_UNLCK, SHM_RECOVER, 1);
   if (rc) {
-    wal_close(wal, false);
+    wal_free(wal);
     return rc;
   }
   *out = wal;

@@ -87,9 +87,14 @@ int wal_open(const struct io *io, const char *path, raft_index index,
 /* clean: everything is in the database file; -wal and -shm are emptied if no
    other process has them open. */
 void wal_close(struct wal *wal, bool clean);
+/* Closes it first, if it is not closed yet. */
+void wal_free(struct wal *wal);
 
 /* An OFD lock on one of the files; 0 or a negated errno value. */
 int wal_lock(int fd, short type, off_t start, off_t len);
+/* Shared locks, as a process that reads takes them which is not the host: no
+   stock program checkpoints or removes -wal and -shm meanwhile. */
+int wal_fence(int db, int shm);
 /* All bytes of the database file that SQLite locks. */
 #define WAL_DB_LOCKS 0x40000000
 #define WAL_DB_LOCKS_SIZE 512

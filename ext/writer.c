@@ -382,6 +382,26 @@ int writer_take_drained(struct connection *c)
   return SQLITE_OK;
 }
 
+int writer_resolve(struct connection *c, uint64_t sequence, unsigned ms)
+{
+  const struct control_slot *slot = c->slot ? c->slot : c->reader.slot;
+  uint64_t end = clock_monotonic_ms() + ms;
+  unsigned write_wait = c->write_wait;
+  int rc = SQLITE_BUSY_TIMEOUT;
+  while (rc == SQLITE_BUSY_TIMEOUT && clock_monotonic_ms() < end &&
+         !c->node->stopping) {
+    c->refused_write = 0;
+    c->write_wait = (unsigned)(end - clock_monotonic_ms());
+    rc = writer_take(c);
+  }
+  c->write_wait = write_wait;
+  if (rc == SQLITE_OK) writer_leave(c);
+  if (atomic_load(&slot->committed) == sequence ||
+      apply_knows(c->node, sequence))
+    return rc == SQLITE_OK ? SQLITE_OK : VFS_UNKNOWN;
+  return rc == SQLITE_OK ? VFS_REJECTED : VFS_UNKNOWN;
+}
+
 void writer_leave(struct connection *c)
 {
   struct node *node = c->node;

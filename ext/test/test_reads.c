@@ -78,7 +78,9 @@ static void until(struct node *node, struct waiters *list, unsigned n)
 static void apply(struct node *node, raft_index index)
 {
   pthread_mutex_lock(&node->mutex);
+  struct control_view view = {.confirmed_index = index};
   node->applied = index;
+  control_show(node->map, &view);
   pthread_mutex_unlock(&node->mutex);
   reads_released(node);
 }
@@ -124,7 +126,7 @@ static int setup(void **state)
   node->identity.election_timeout_ms = 500;
   atomic_store(&node->shared->serving, true);
   atomic_store(&node->settled, true);
-  node->applied = 1;
+  apply(node, 1);
   *state = node;
   return 0;
 }
@@ -242,16 +244,16 @@ static void test_lease(void **state)
   struct node *node = *state;
   struct reader reader;
   uint64_t now;
-  assert_false(node_leased(node));
+  assert_false(reads_leased(node->map));
   node->identity.lease = true;
   reads_publish(node); /* raft has none */
-  assert_false(node_leased(node));
+  assert_false(reads_leased(node->map));
   atomic_store(&node->shared->lease_commit, 1);
   atomic_store(&node->shared->lease_until, UINT64_MAX);
-  assert_true(node_leased(node));
+  assert_true(reads_leased(node->map));
   /* What it covers must be applied: that is waited for, without a request. */
   atomic_store(&node->shared->lease_commit, 2);
-  assert_false(node_leased(node));
+  assert_false(reads_leased(node->map));
   reader = (struct reader){.node = node, .level = LEVEL_LEASE, .ms = 60000};
   pthread_create(&reader.thread, NULL, run_reader, &reader);
   until(node, &node->waiting, 1);
@@ -259,7 +261,7 @@ static void test_lease(void **state)
   assert_int_equal(end(&reader), SQLITE_OK);
   assert_int_equal(node->next_read, 0);
   atomic_store(&node->shared->lease_until, 1);
-  assert_false(node_leased(node));
+  assert_false(reads_leased(node->map));
   reads_begin_raft(node);
   assert_int_equal(atomic_load(&node->shared->lease_until), 0);
   assert_true(reads_clock(node, &now));

@@ -160,6 +160,7 @@ static inline void world_open(struct world *w)
 static inline void world_close(struct world *w, bool clean)
 {
   wal_close(w->wal, clean);
+  wal_free(w->wal);
   w->wal = NULL;
 }
 

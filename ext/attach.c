@@ -1,0 +1,606 @@
+/*
+** attach.c: a process that is not the host of a node.
+**
+** Two kinds of session with the host. The watch is the process's own: a thread
+** waits for its end, which is the end of the host, and answers when the host
+** asks for a sign of life. When the host has ended, the thread tries to be the
+** host itself: one process gets the lock, the others attach to it. The other
+** kind belongs to a connection that needed the host for the first time; what it
+** asks for is asked and answered in turn (session.c).
+**
+** Reading needs no host (control.h). A read index, the turn to write, what
+** becomes of a transaction: these are the host's. When it has ended, whatever
+** changed nothing is asked for again (VFS_MOVED tells the caller to begin anew,
+** perhaps in this process). A transaction that was handed over is settled: the
+** host had left word in the connection's slot before it could be in the log, and
+** the next host says what became of it.
+**
+** While a process is attached it holds locks on the files that keep stock
+** programs from checkpointing, so that snapshots stay whole when nobody hosts
+** the node for a moment.
+*/
+#include "attach.h"
+#include "call.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+SQLITE_EXTENSION_INIT3
+
+#define CONNECT_MS 1000 /* to be accepted */
+#define WELCOME_MS 2000 /* and welcomed */
+#define SEND_MS 1000
+#define LOOK_MS 50       /* pace of looking for an interrupt */
+#define LEAST_MS 2000    /* time for another process to become the host */
+#define SLACK_MS 5000    /* an answer may be late by that */
+#define HANDLER_MS 6000  /* the host looks around, for a turn */
+#define CALL_MS 86400000 /* they end when they are interrupted */
+#define RETRY_MS 10      /* the next host may still be starting */
+#define RETRY_MOST_MS 1000
+
+/* ---- fences ------------------------------------------------------------ */
+
+static int open_beside(const char *path, const char *suffix, int *fd)
+{
+  char *name = NULL;
+  if (asprintf(&name, "%s%s", path, suffix) < 0) return -ENOMEM;
+  *fd = open(name, O_RDWR | O_CLOEXEC);
+  int rc = *fd < 0 ? -errno : 0;
+  free(name);
+  return rc;
+}
+
+int attach_fence(struct database *d)
+{
+  int rc = open_beside(d->path, "", &d->db_fd);
+  if (rc == 0) rc = open_beside(d->path, "-shm", &d->shm_fd);
+  if (rc == 0) rc = wal_fence(d->db_fd, d->shm_fd);
+  if (rc) attach_unfence(d);
+  return rc;
+}
+
+void attach_unfence(struct database *d)
+{
+  if (d->db_fd >= 0) close(d->db_fd);
+  if (d->shm_fd >= 0) close(d->shm_fd);
+  d->db_fd = d->shm_fd = -1;
+}
+
+/* ---- the watch --------------------------------------------------------- */
+
+/* A session with the host. *start: which start of the host it is. */
+static int greet(struct database *d, enum session_kind kind, uint32_t slot,
+                 struct session_buffer *buffer, int *out, uint64_t *start,
+                 struct text *error)
+{
+  struct session_peer peer;
+  struct session_message m = {.type = SESSION_HELLO};
+  int fd = -1, rc = session_connect(d->dir, CONNECT_MS, &fd, &peer);
+  m.hello = (struct session_hello){.version = SESSION_VERSION,
+                                   .kind = kind,
+                                   .process = d->map->number,
+                                   .slot = slot,
+                                   .pid = (uint32_t)getpid()};
+  if (rc == 0) rc = session_send(fd, &m, SEND_MS);
+  if (rc == 0) rc = session_receive(fd, buffer, WELCOME_MS, &m);
+  if (rc == 0 && m.type == SESSION_REFUSED) {
+    text_set(error, "%s: the process that hosts it refuses: %s", d->path,
+             m.text);
+    rc = -EPERM;
+  } else if (rc == 0 && m.type != SESSION_WELCOME) {
+    rc = -EPROTO;
+  } else if (rc == -EPERM) {
+    text_set(error, "%s: it is hosted by process %d of another user", d->path,
+             (int)peer.pid);
+  }
+  if (rc) {
+    if (fd >= 0) close(fd);
+    return rc;
+  }
+  *start = m.start;
+  *out = fd;
+  return 0;
+}
+
+static int connect_watch(struct database *d, struct text *error)
+{
+  struct session_buffer *buffer = malloc(sizeof(*buffer));
+  uint64_t start = 0;
+  int fd = -1;
+  if (buffer == NULL) return -ENOMEM;
+  int rc = greet(d, SESSION_KIND_WATCH, 0, buffer, &fd, &start, error);
+  free(buffer);
+  if (rc) return rc;
+  pthread_mutex_lock(&d->mutex);
+  d->watch = fd;
+  d->attached = true;
+  d->host = start;
+  d->trouble.s[0] = 0;
+  pthread_cond_broadcast(&d->changed);
+  pthread_mutex_unlock(&d->mutex);
+  return 0;
+}
+
+/* Until the host has ended: true; or this thread is to end. */
+static bool watch(struct database *d, struct session_buffer *buffer)
+{
+  struct session_message m;
+  const struct session_message pong = {.type = SESSION_PONG};
+  struct pollfd fds[] = {{.fd = d->watch, .events = POLLIN},
+                         {.fd = d->wake, .events = POLLIN}};
+  for (;;) {
+    if (poll(fds, 2, -1) < 0 && errno != EINTR) return true;
+    if (fds[1].revents) return false;
+    if (fds[0].revents == 0) continue;
+    int rc = session_receive(d->watch, buffer, 0, &m);
+    if (rc == 0 && m.type == SESSION_PING)
+      rc = session_send(d->watch, &pong, SEND_MS);
+    if (rc && rc != -ETIMEDOUT) return true;
+  }
+}
+
+static void unwatch(struct database *d)
+{
+  pthread_mutex_lock(&d->mutex);
+  if (d->watch >= 0) close(d->watch);
+  d->watch = -1;
+  d->attached = false;
+  pthread_mutex_unlock(&d->mutex);
+}
+
+static void tell(struct database *d, const struct text *trouble)
+{
+  pthread_mutex_lock(&d->mutex);
+  d->trouble = *trouble;
+  pthread_cond_broadcast(&d->changed);
+  pthread_mutex_unlock(&d->mutex);
+}
+
+/* Becomes the host or attaches to who has. True: attached. */
+static bool find_next(struct database *d)
+{
+  struct text error = {""};
+  struct pollfd end = {.fd = d->wake, .events = POLLIN};
+  for (int pause = RETRY_MS;; pause *= 2) {
+    int rc = registry_host(d, &error);
+    if (rc == -ESHUTDOWN) return false;
+    if (rc == 0) {
+      attach_unfence(d);
+      tell(d, &error);
+      return false;
+    }
+    if (rc == -EWOULDBLOCK && connect_watch(d, &error) == 0) return true;
+    if (rc != -EWOULDBLOCK) tell(d, &error);
+    /* The lock is free as soon as the one before is gone for good; who has it
+       may need a while to start. */
+    if (rc == -EWOULDBLOCK && pause > 5 * RETRY_MS) pause = 5 * RETRY_MS;
+    if (pause > RETRY_MOST_MS) pause = RETRY_MOST_MS;
+    if (poll(&end, 1, pause) > 0) return false;
+  }
+}
+
+static void *watch_main(void *arg)
+{
+  struct database *d = arg;
+  struct session_buffer *buffer = malloc(sizeof(*buffer));
+  pthread_setname_np(pthread_self(), "quorate watch");
+  while (buffer && watch(d, buffer)) {
+    unwatch(d);
+    if (!find_next(d)) break;
+  }
+  free(buffer);
+  unwatch(d);
+  pthread_mutex_lock(&d->mutex);
+  d->live = false;
+  pthread_cond_broadcast(&d->changed);
+  pthread_mutex_unlock(&d->mutex);
+  return NULL;
+}
+
+static int start_watch(struct database *d)
+{
+  sigset_t all, old;
+  d->wake = eventfd(0, EFD_CLOEXEC);
+  if (d->wake < 0) return -errno;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, &old);
+  int rc = pthread_create(&d->thread, NULL, watch_main, d);
+  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  d->watching = d->live = rc == 0;
+  return -rc;
+}
+
+/* What another host's database is like. */
+static int check_view(struct database *d, struct text *error)
+{
+  struct control_view view;
+  control_look(d->map, &view);
+  if (view.page_size != 0) return 0;
+  text_set(error, "%s: the node is still joining", d->path);
+  return -EINVAL;
+}
+
+int attach_begin(struct database *d, struct text *error)
+{
+  attach_end(d); /* the watch of an earlier time has ended by itself */
+  int rc = d->map ? 0 : control_open(&io_posix, d->dir, false, &d->map);
+  if (rc == 0) rc = connect_watch(d, error);
+  if (rc) return rc;
+  rc = check_view(d, error);
+  if (rc == 0 && d->shm_fd < 0) rc = attach_fence(d);
+  if (rc == 0) rc = start_watch(d);
+  if (rc) {
+    if (rc != -EINVAL) text_set(error, "%s: %s", d->path, errno_text(-rc).s);
+    unwatch(d);
+  }
+  return rc;
+}
+
+void attach_end(struct database *d)
+{
+  uint64_t one = 1;
+  if (d->watching) {
+    while (write(d->wake, &one, sizeof(one)) < 0 && errno == EINTR)
+      ;
+    pthread_join(d->thread, NULL);
+    d->watching = false;
+  }
+  if (d->wake >= 0) close(d->wake);
+  d->wake = -1;
+}
+
+void attach_abandon(struct database *d)
+{
+  if (d->watch >= 0) close(d->watch);
+  if (d->wake >= 0) close(d->wake);
+  attach_unfence(d);
+  for (struct client *client = d->clients; client; client = client->next)
+    if (client->fd >= 0) close(client->fd);
+}
+
+/* ---- a connection's session -------------------------------------------- */
+
+/* Where this thread waits, while it is in a busy handler. */
+static _Thread_local struct connection *asking;
+
+static void hang_up(struct connection *c)
+{
+  struct database *d = c->database;
+  struct client *client = &c->client;
+  if (client->fd < 0) return;
+  pthread_mutex_lock(&d->mutex);
+  for (struct client **at = &d->clients; *at; at = &(*at)->next)
+    if (*at == client) {
+      *at = client->next;
+      break;
+    }
+  close(client->fd);
+  client->fd = -1;
+  pthread_mutex_unlock(&d->mutex);
+}
+
+void attach_close(struct connection *c)
+{
+  hang_up(c);
+  free(c->client.buffer);
+  c->client.buffer = NULL;
+}
+
+static void refuse(struct connection *c, const char *what)
+{
+  struct database *d = c->database;
+  pthread_mutex_lock(&d->mutex);
+  text_set(&c->reason, "%s: %s", what,
+           d->trouble.s[0] ? d->trouble.s
+                           : "the process that hosted the node has ended, and "
+                             "no other one hosts it");
+  pthread_mutex_unlock(&d->mutex);
+}
+
+/* Waits until there is a host again that is not `was`, here or elsewhere. */
+static bool wait_for_host(struct connection *c, uint64_t was,
+                          const struct timespec *end)
+{
+  struct database *d = c->database;
+  struct text error = {""};
+  bool in_time = true;
+  pthread_mutex_lock(&d->mutex);
+  if (!d->live && atomic_load(&d->node) == NULL) {
+    /* The node was stopped here: whoever hosts it now was not told to us. */
+    pthread_mutex_unlock(&d->mutex);
+    return registry_attach(d, &error) == 0;
+  }
+  while (in_time && atomic_load(&d->node) == NULL &&
+         (!d->attached || d->host == was) && !vfs_interrupted(c)) {
+    struct timespec look = clock_deadline(LOOK_MS);
+    bool last = look.tv_sec > end->tv_sec ||
+                (look.tv_sec == end->tv_sec && look.tv_nsec > end->tv_nsec);
+    in_time = pthread_cond_timedwait(&d->changed, &d->mutex,
+                                     last ? end : &look) == 0 ||
+              !last;
+  }
+  bool found = atomic_load(&d->node) || (d->attached && d->host != was);
+  pthread_mutex_unlock(&d->mutex);
+  return found;
+}
+
+/* The session has ended, or cannot be had: VFS_MOVED when there is another
+   host within `ms`. */
+static int lost(struct connection *c, const char *what, unsigned ms)
+{
+  struct timespec end = clock_deadline(ms > LEAST_MS ? ms : LEAST_MS);
+  uint64_t was = c->client.host;
+  hang_up(c);
+  if (wait_for_host(c, was, &end)) return VFS_MOVED;
+  refuse(c, what);
+  return vfs_interrupted(c) ? SQLITE_INTERRUPT : SQLITE_BUSY_TIMEOUT;
+}
+
+/* 0: there is one. */
+static int open_session(struct connection *c)
+{
+  struct database *d = c->database;
+  struct client *client = &c->client;
+  struct text error = {""};
+  uint32_t slot = (uint32_t)(c->reader.slot - d->map->control->slots);
+  int fd = -1;
+  if (client->fd >= 0) return 0;
+  pthread_mutex_lock(&d->mutex);
+  client->host = d->host; /* should it fail: that one is gone */
+  pthread_mutex_unlock(&d->mutex);
+  if (client->buffer == NULL) client->buffer = malloc(sizeof(*client->buffer));
+  if (client->buffer == NULL) return -ENOMEM;
+  int rc = greet(d, SESSION_KIND_CONNECTION, slot, client->buffer, &fd,
+                 &client->host, &error);
+  if (rc) return rc;
+  pthread_mutex_lock(&d->mutex);
+  client->fd = fd;
+  client->next = d->clients;
+  d->clients = client;
+  pthread_mutex_unlock(&d->mutex);
+  return 0;
+}
+
+static int send_message(struct connection *c, const struct session_message *m)
+{
+  int rc = open_session(c);
+  return rc ? rc : session_send(c->client.fd, m, SEND_MS);
+}
+
+/* Asks the connection's busy handler, for the host. */
+static int run_handler(struct connection *c)
+{
+  struct session_message m = {.type = SESSION_HANDLED};
+  struct connection *outer = asking;
+  int (*handler)(void *) = NULL;
+  if (c->busy) memcpy(&handler, &c->busy[0], sizeof(handler));
+  asking = c;
+  if (handler) m.more = handler(c->busy[1]) != 0;
+  asking = outer;
+  return c->client.fd < 0 ? -EPIPE : session_send(c->client.fd, &m, SEND_MS);
+}
+
+/* The next message, for which the host may take `ms`, and a bit. */
+static int receive(struct connection *c, const struct interrupt *interrupt,
+                   uint64_t ms, struct session_message *m)
+{
+  const struct session_message stop = {.type = SESSION_INTERRUPT};
+  uint64_t end = clock_monotonic_ms() + ms + SLACK_MS;
+  bool said = false;
+  for (;;) {
+    int rc = session_receive(c->client.fd, c->client.buffer, LOOK_MS, m);
+    if (rc != -ETIMEDOUT) return rc;
+    if (clock_monotonic_ms() > end) return rc;
+    if (said || !interrupt->raised(interrupt->ctx)) continue;
+    rc = session_send(c->client.fd, &stop, SEND_MS);
+    if (rc) return rc;
+    said = true;
+  }
+}
+
+/* A request and its answer. Errors: the session is of no use any more. */
+static int exchange(struct connection *c, const struct session_message *request,
+                    const struct interrupt *interrupt, uint64_t ms,
+                    struct session_message *answer)
+{
+  int rc = send_message(c, request);
+  while (rc == 0) {
+    rc = receive(c, interrupt, ms, answer);
+    if (rc) break;
+    if (answer->type == SESSION_ANSWER) return 0;
+    rc = answer->type == SESSION_BUSY ? run_handler(c) : -EPROTO;
+  }
+  return rc;
+}
+
+/* The same; an SQLite result code, and the reason is the connection's. */
+static int ask(struct connection *c, const struct session_message *request,
+               uint64_t ms, const char *what, struct session_message *answer)
+{
+  struct interrupt interrupt = {vfs_interrupted, c};
+  if (exchange(c, request, &interrupt, ms, answer) != 0)
+    return lost(c, what, (unsigned)ms);
+  int rc = answer->answer.rc;
+  if (rc != SQLITE_OK && answer->answer.reason)
+    text_set(&c->reason, "%s", answer->answer.reason);
+  return rc;
+}
+
+bool attach_sleep(int us)
+{
+  struct connection *c = asking;
+  struct interrupt interrupt = {vfs_interrupted, c};
+  struct session_message m = {.type = SESSION_SLEEP, .us = (uint32_t)us};
+  if (c == NULL || c->client.fd < 0) return false;
+  int rc = session_send(c->client.fd, &m, SEND_MS);
+  if (rc == 0) rc = receive(c, &interrupt, (uint64_t)us / 1000, &m);
+  if (rc == 0 && m.type == SESSION_SLEPT) return m.waited;
+  hang_up(c);
+  return false;
+}
+
+/* ---- requests ---------------------------------------------------------- */
+
+static struct session_view view_of(const struct connection *c)
+{
+  struct session_view view = {
+      .generation = c->reader.generation, .epoch = c->epoch, .ahead = c->ahead};
+  memcpy(view.header, &c->given, sizeof(view.header));
+  return view;
+}
+
+int attach_barrier(struct connection *c, enum read_level level, unsigned ms)
+{
+  struct session_message answer,
+      m = {.type = SESSION_BARRIER,
+           .barrier = {.level = (uint8_t)level, .wait_ms = ms}};
+  return ask(c, &m, ms, "read refused", &answer);
+}
+
+int attach_take(struct connection *c, bool drained)
+{
+  unsigned patience = writer_patience(c, c->refused_write, 0);
+  struct session_message answer, m = {.type = SESSION_TAKE};
+  m.take = (struct session_take){.write_wait = c->write_wait,
+                                 .patience = patience,
+                                 .drained = drained,
+                                 .has_handler = c->busy && c->busy[0],
+                                 .begin = !drained};
+  /* As long as others write and the busy handler wants to wait, it waits. */
+  int rc = ask(c, &m, patience + HANDLER_MS, "write refused", &answer);
+  c->reserved = rc == SQLITE_OK && answer.answer.extra[0] != 0;
+  if (rc == SQLITE_BUSY_TIMEOUT && answer.answer.extra[1])
+    c->refused_write = clock_monotonic_ms();
+  return rc;
+}
+
+int attach_upgrade(struct connection *c)
+{
+  unsigned patience = writer_patience(c, c->refused_write, 0);
+  struct session_message answer, m = {.type = SESSION_BEGIN};
+  m.view = view_of(c);
+  int rc = ask(c, &m, patience + HANDLER_MS, "write refused", &answer);
+  if (rc == SQLITE_BUSY_TIMEOUT) c->refused_write = clock_monotonic_ms();
+  if (rc == SQLITE_OK) c->reserved = true;
+  return rc;
+}
+
+void attach_leave(struct connection *c)
+{
+  const struct session_message m = {.type = SESSION_LEAVE};
+  c->reserved = false;
+  if (c->client.fd >= 0 && session_send(c->client.fd, &m, SEND_MS) != 0)
+    hang_up(c);
+}
+
+int attach_settled(struct connection *c)
+{
+  struct session_message answer, m = {.type = SESSION_SETTLED};
+  m.view = view_of(c);
+  int rc = ask(c, &m, node_limits.fate_ms, "read refused", &answer);
+  return rc == VFS_MOVED ? VFS_REJECTED : rc;
+}
+
+/* ---- transactions ------------------------------------------------------ */
+
+int attach_commit(struct connection *c, const struct session_commit *commit)
+{
+  struct session_message m = {.type = SESSION_COMMIT, .commit = *commit};
+  struct control_slot *slot = c->reader.slot;
+  m.commit.view = view_of(c);
+  atomic_store(&slot->committed, 0);
+  atomic_store(&slot->handed, 0);
+  c->reserved = false; /* the host gives the turn on */
+  c->sent = true;
+  if (c->client.fd < 0) return -EPIPE;
+  return session_send(c->client.fd, &m, SEND_MS);
+}
+
+/* What the host before had taken over: its fate is the next one's to tell. */
+static int resolve(struct connection *c, const struct timespec *end)
+{
+  struct control_slot *slot = c->reader.slot;
+  struct session_message answer, m = {.type = SESSION_RESOLVE};
+  struct timespec now;
+  m.sequence = atomic_load(&slot->handed);
+  if (m.sequence == 0) return VFS_REJECTED; /* it was not in anybody's log */
+  for (;;) {
+    hang_up(c);
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (now.tv_sec >= end->tv_sec || !wait_for_host(c, c->client.host, end))
+      return VFS_UNKNOWN;
+    struct interrupt never = {attach_never, NULL};
+    unsigned ms = (unsigned)(end->tv_sec - now.tv_sec) * 1000;
+    c->node = atomic_load(&c->database->node);
+    if (c->node) return writer_resolve(c, m.sequence, ms);
+    if (exchange(c, &m, &never, ms, &answer) == 0) return answer.answer.rc;
+  }
+}
+
+bool attach_never(void *ctx)
+{
+  (void)ctx;
+  return false;
+}
+
+int attach_wait(struct connection *c)
+{
+  struct control_slot *slot = c->reader.slot;
+  struct session_message answer;
+  struct interrupt never = {attach_never, NULL};
+  struct timespec end = clock_deadline(node_limits.fate_ms + SLACK_MS);
+  int rc = c->client.fd < 0 ? -EPIPE : 0;
+  if (rc == 0) rc = receive(c, &never, node_limits.fate_ms, &answer);
+  c->sent = false;
+  if (rc == 0 && answer.type == SESSION_ANSWER) {
+    rc = answer.answer.rc;
+    if (rc == SQLITE_OK)
+      memcpy(&c->given, answer.answer.view.header, sizeof(c->given));
+    else if (answer.answer.reason)
+      text_set(&c->reason, "%s", answer.answer.reason);
+  } else {
+    /* Where its frames are, nothing here tells. */
+    c->generation = 0;
+    rc = resolve(c, &end);
+    hang_up(c);
+    text_set(&c->reason, "%s",
+             rc == VFS_UNKNOWN
+                 ? "outcome unknown: the process that hosted the node has "
+                   "ended, and no quorum answered in 30 s"
+                 : "transaction rolled back: the process that hosted the node "
+                   "has ended before it was agreed on");
+  }
+  atomic_store(&slot->handed, 0);
+  return rc;
+}
+
+/* ---- calls ------------------------------------------------------------- */
+
+int attach_call(struct connection *c, const struct call *call,
+                const struct interrupt *interrupt, struct answer *answer)
+{
+  struct packer bytes = {0}, rows = {0};
+  struct session_message m = {.type = SESSION_CALL}, got;
+  int rc = call_pack(call, &bytes);
+  m.rows.bytes = bytes.data;
+  m.rows.len = bytes.len;
+  if (rc == 0) rc = send_message(c, &m);
+  for (bool more = true; rc == 0 && more;) {
+    rc = receive(c, interrupt, CALL_MS, &got);
+    if (rc == 0 && got.type != SESSION_ROWS) rc = -EPROTO;
+    if (rc) break;
+    pack_bytes(&rows, got.rows.bytes, got.rows.len);
+    more = got.rows.more;
+    if (rows.bad || rows.len > ANSWER_BYTES_MAX) rc = -ENOMEM;
+  }
+  if (rc == 0) rc = answer_unpack(rows.data, rows.len, call, answer);
+  free(bytes.data);
+  free(rows.data);
+  return rc ? lost(c, "refused", LEAST_MS) : SQLITE_OK;
+}

@@ -1,0 +1,77 @@
+/*
+** database.h: a replicated database file in this process.
+**
+** Its node runs here (this process is the host), or in another process, to which
+** this one is attached; that changes while connections are open: when the host
+** ends, one of those that were attached takes its place.
+*/
+#ifndef EXT_DATABASE_H
+#define EXT_DATABASE_H
+
+#include "node.h"
+
+struct database {
+  struct database *next; /* list of registry.c */
+  unsigned refs;         /* open files; registry mutex */
+  char *path, *dir;
+  struct control_map *map;
+  /* The node, if it runs here. One that was stopped is kept for connections
+     that may still look at it. */
+  _Atomic(struct node *) node;
+  struct node *former;
+  bool closing; /* nobody uses it any more; registry mutex */
+
+  /* ---- attach.c ---- */
+  pthread_mutex_t mutex;
+  pthread_cond_t changed;
+  /* guarded by mutex */
+  bool attached;       /* to a host that lives */
+  uint64_t host;       /* which start of a host it is */
+  struct text trouble; /* why there is none */
+  struct client *clients;
+  /* The watch: a thread that notices the end of the host. */
+  pthread_t thread;
+  bool watching, live; /* to be joined; it has not ended yet */
+  int watch, wake;     /* a session; an eventfd that ends the thread */
+  int db_fd, shm_fd;   /* shared locks while nobody else has them: fences */
+};
+
+/* ---- registry.c -------------------------------------------------------- */
+
+/* The database of a path with a reference, its node started here if nobody else
+   hosts it; *out NULL and SQLITE_OK: not replicated, or the host has nothing to
+   do with this process. */
+int registry_open(const char *path, struct database **out, struct text *error);
+/* Starts a node that was just made, with a reference: see node_start(). */
+int registry_start(const char *path, const struct raft_configuration *peers,
+                   struct database **out, struct text *error);
+void registry_release(struct database *database);
+/* Stops a node of this process. */
+int registry_stop(const char *path, bool clean, struct text *answer);
+/* Makes the file of a node of this process, or of none, an ordinary one. */
+int registry_detach(const char *path, struct text *answer);
+/* Why the node of a path could not be opened here, or (path NULL) the newest
+   such reason; false: no reason known. */
+bool registry_refusal(const char *path, struct text *reason);
+/* The watch: has this process host the node from now on. 0; -EWOULDBLOCK:
+   another does; -ESHUTDOWN: nobody here needs it any more; or why not. */
+int registry_host(struct database *database, struct text *error);
+/* Has it attached again to a host, if there is one: attach_begin(). */
+int registry_attach(struct database *database, struct text *error);
+
+/* ---- attach.c: this process is not the host ----------------------------- */
+
+/* Attaches to the host, if there is one that takes us. 0 or a negated errno
+   value: -ECONNREFUSED, -ENOENT: none; -EPERM: it is another user's. */
+int attach_begin(struct database *database, struct text *error);
+/* Waits for the watch to end. Not with the registry's mutex. */
+void attach_end(struct database *database);
+/* In a child after fork(): closes what is the parent's. */
+void attach_abandon(struct database *database);
+/* Shared locks on the database file and the -shm, so that no stock process
+   checkpoints or removes anything while this process reads and nobody hosts the
+   node. 0 or a negated errno value. */
+int attach_fence(struct database *database);
+void attach_unfence(struct database *database);
+
+#endif
