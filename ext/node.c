@@ -752,6 +752,7 @@ static void on_timer(uv_timer_t *timer)
     apply_tick(node);
     look_around(node);
     writer_tick(node);
+    host_tick(node);
     lock_tick(node, now);
   }
   go_on(node);

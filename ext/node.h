@@ -375,6 +375,7 @@ struct node {
   uint64_t dice;        /* of void_one_in */
   struct join *joins;   /* cluster.c: requests that wait for agreement */
   struct lock lock;
+  struct host *host; /* sessions with attached processes */
 
   _Atomic uint64_t durable; /* newest durable sequence number */
   _Atomic int disk_status;
@@ -487,6 +488,21 @@ void writer_tick(struct node *node);
 void writer_recall(struct node *node);
 /* They have had it. */
 bool writer_is_over(const struct node *node);
+
+/* ---- attached processes: host.c ---------------------------------------- */
+
+/* Listens for them, before the loop runs. */
+int host_open(struct node *node, struct text *error);
+/* Loop thread, now and then. */
+void host_tick(struct node *node);
+/* Loop thread, when the node stops: nobody else is accepted. */
+void host_deafen(struct node *node);
+/* Ends all sessions, when what they wait for is settled and there is no loop any
+   more. Then, at last, the memory. */
+void host_close(struct node *node);
+void host_free(struct node *node);
+/* In a child after fork(). */
+void host_abandon(struct node *node);
 
 /* ---- the database as of one index: image.c ----------------------------- */
 

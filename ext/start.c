@@ -408,7 +408,7 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
   if (rc) return rc;
   rc = open_network(node, error);
   if (rc == -EBADMSG) advise_identity(node, error);
-  return rc;
+  return rc ? rc : host_open(node, error);
 }
 
 int node_start(const char *path, const struct raft_configuration *peers,
@@ -482,6 +482,7 @@ static void close_all(struct task *task)
   cluster_close(node);
   snapshot_close(node);
   fetch_close(node);
+  host_deafen(node);
   uv_timer_stop(&node->timer);
   net_close(node->net, closed, node);
 }
@@ -494,6 +495,7 @@ static void stop_loop(struct node *node)
     pthread_join(node->loop_thread, NULL);
     node->loop_started = false;
   } else if (node->loop_made) {
+    host_deafen(node);
     if (node->net)
       net_close(node->net, closed, node);
     else
@@ -583,6 +585,7 @@ void node_stop(struct node *node, bool clean)
   verify_stop(node);
   if (node->wal) wal_revoke(node->wal);
   drop_queues(node);
+  host_close(node);
   if (node->wal && clean && !node->failed) {
     /* Undisturbed now: what is confirmed goes into the database file, and the
        next start has nothing to do. */
@@ -601,6 +604,7 @@ void node_abandon(struct node *node)
 {
   if (node->lock_fd >= 0) close(node->lock_fd);
   node->lock_fd = -1;
+  host_abandon(node);
   if (node->wal == NULL) return;
   close(node->wal->shm);
   close(node->wal->file);
@@ -632,6 +636,7 @@ void node_free(struct node *node)
   free(node->open_parts);
   free(node->earlier.sequences);
   lock_clear(node);
+  host_free(node);
   pthread_mutex_destroy(&node->events.mutex);
   pthread_mutex_destroy(&node->mutex);
   pthread_cond_destroy(&node->changed);
