@@ -92,9 +92,11 @@ static int greet(struct database *d, enum session_kind kind, uint32_t slot,
   if (rc == 0 && m.type == SESSION_REFUSED) {
     text_set(error, "%s: the process that hosts it refuses: %s", d->path,
              m.text);
-    rc = -EPERM;
+    rc = -EBUSY;
   } else if (rc == 0 && m.type != SESSION_WELCOME) {
     rc = -EPROTO;
+  } else if (rc == -EPROTO || rc == -EPIPE) {
+    text_set(error, "%s: the process that hosts it broke off", d->path);
   } else if (rc == -EPERM) {
     text_set(error, "%s: it is hosted by process %d of another user", d->path,
              (int)peer.pid);
@@ -230,7 +232,11 @@ int attach_begin(struct database *d, struct text *error)
 {
   attach_end(d); /* the watch of an earlier time has ended by itself */
   int rc = d->map ? 0 : control_open(&io_posix, d->dir, false, &d->map);
-  if (rc == 0) rc = connect_watch(d, error);
+  if (rc) {
+    text_set(error, "%s/control: %s", d->dir, errno_text(-rc).s);
+    return rc;
+  }
+  rc = connect_watch(d, error);
   if (rc) return rc;
   rc = check_view(d, error);
   if (rc == 0 && d->shm_fd < 0) rc = attach_fence(d);
@@ -487,7 +493,10 @@ int attach_upgrade(struct connection *c)
   m.view = view_of(c);
   int rc = ask(c, &m, patience + HANDLER_MS, "write refused", &answer);
   if (rc == SQLITE_BUSY_TIMEOUT) c->refused_write = clock_monotonic_ms();
-  if (rc == SQLITE_OK) c->reserved = true;
+  if (rc == SQLITE_OK) {
+    c->reserved = true;
+    c->epoch = answer.answer.view.epoch;
+  }
   return rc;
 }
 

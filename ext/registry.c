@@ -225,10 +225,12 @@ static int find_host(struct database *d, struct text *error)
     if (rc == 0) return 0;
     /* It may be about to start, or to end. */
     bool absent = rc == -ECONNREFUSED || rc == -ENOENT || rc == -EPIPE;
-    if (!absent || clock_monotonic_ms() > end) {
-      *error = why;
-      return -EWOULDBLOCK;
+    if (rc == -EPERM) return -EWOULDBLOCK; /* as for a stock program */
+    if (rc == -ETIMEDOUT || (absent && clock_monotonic_ms() > end)) {
+      text_set(error, "%s, which does not answer", why.s);
+      return -ETIMEDOUT;
     }
+    if (!absent) return rc;
     nanosleep(&pause, NULL);
   }
 }

@@ -121,7 +121,7 @@ static int take_lock(struct node *node, struct text *error)
   node->lock_fd = node_lock(node->dir, &pid, error);
   if (node->lock_fd == -EWOULDBLOCK)
     text_set(error,
-             "%s: the node runs in process %d: this process can only read",
+             "%s: the node runs in process %d",
              node->path, pid);
   return node->lock_fd < 0 ? node->lock_fd : 0;
 }
