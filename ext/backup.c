@@ -99,14 +99,29 @@ static int check_target(const struct node *node, const struct target *t,
   return 0;
 }
 
+/* A directory's path without symbolic links, malloc'd; NULL: errno says why it
+   is none that can be read. */
+static char *real_directory(const char *path)
+{
+  char *real = realpath(path, NULL);
+  int fd = real ? open(real, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+  if (fd >= 0) {
+    close(fd);
+    return real;
+  }
+  int number = errno;
+  free(real);
+  errno = number;
+  return NULL;
+}
+
 int backup_path(const char *file, char **path, struct text *error)
 {
   const char *slash = strrchr(file, '/'), *name = slash ? slash + 1 : file;
-  char *dir = NULL;
   char *parent = slash == NULL   ? strdup(".")
                  : slash == file ? strdup("/")
                                  : strndup(file, (size_t)(slash - file));
-  if (parent) dir = realpath(parent, NULL);
+  char *dir = parent ? real_directory(parent) : NULL;
   int rc = 0;
   *path = NULL;
   if (dir == NULL) {
