@@ -380,6 +380,7 @@ static struct node *node_new(const char *path)
     node_free(node);
     return NULL;
   }
+  node->events.path = node->path;
   return node;
 }
 
