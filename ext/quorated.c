@@ -253,6 +253,7 @@ static struct {
   int stop_fd; /* readable: the keeper is to end */
   int news_fd; /* readable: it stops the nodes, or has done so */
   _Atomic bool refused, ended;
+  bool unclean; /* a node that ran could not be stopped in order */
   pthread_t thread;
 } keeper;
 
@@ -454,10 +455,10 @@ static void close_files(void)
     sqlite3_close(f->db);
     f->db = NULL;
     f->state = STOPPED;
-    if (ask(keeper.db, "SELECT quorate_stop(?)", f->path, &answer) == SQLITE_OK)
-      say(f->path, "%s", answer.s);
-    else if (was == RUNS)
-      say(f->path, "cannot stop: %s", answer.s);
+    int rc = ask(keeper.db, "SELECT quorate_stop(?)", f->path, &answer);
+    if (rc == SQLITE_OK || was == RUNS)
+      say(f->path, rc == SQLITE_OK ? "%s" : "cannot stop: %s", answer.s);
+    if (rc != SQLITE_OK && was == RUNS) keeper.unclean = true;
   }
 }
 
@@ -647,7 +648,7 @@ int main(int argc, char **argv)
   }
   pthread_join(keeper.thread, NULL);
   free_files();
-  status = atomic_load(&keeper.refused) ? 1 : 0;
+  status = atomic_load(&keeper.refused) || keeper.unclean;
   if (!printer_end()) _exit(status);
   return status;
 }
