@@ -560,13 +560,12 @@ static int take_files(unsigned n, char **names)
   keeper.files = calloc(n, sizeof(keeper.files[0]));
   if (keeper.files == NULL) return refuse("out of memory");
   for (unsigned i = 0; i < n; i++) {
-    struct file *f = &keeper.files[keeper.n];
+    struct file *f = &keeper.files[keeper.n++];
     f->path = vfs_absolute(names[i]);
     if (f->path == NULL) return refuse("%s: no such path", names[i]);
-    for (unsigned k = 0; k < keeper.n; k++)
+    for (unsigned k = 0; k < i; k++)
       if (strcmp(keeper.files[k].path, f->path) == 0)
         return refuse("%s: given twice", names[i]);
-    keeper.n++;
   }
   return 0;
 }
