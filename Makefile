@@ -1,7 +1,7 @@
 # quorate: a loadable SQLite extension that keeps one database in agreement on
 # several machines.
 #
-#   make               build/quorate.so
+#   make               build/quorate.so and build/quorated
 #   make demo          the quickstart (demo/run installs what is missing first)
 #   make test          everything that must hold (sql-tests/run likewise)
 #   make unit          only the C tests
@@ -76,7 +76,8 @@ OBJ_raft/store := $(call objs,raft/store)
 OBJ_raft/sim   := $(filter-out %/main.o,$(call objs,raft/sim))
 OBJ_tls        := $(call objs,tls)
 OBJ_net        := $(call objs,net)
-OBJ_ext        := $(call objs,ext)
+# Without the program, which is more than the extension.
+OBJ_ext        := $(filter-out %/quorated.o,$(call objs,ext))
 
 # What the tests of a room are linked with.
 NEED_raft       := $(OBJ_raft)
@@ -87,11 +88,15 @@ NEED_net        := $(OBJ_raft) $(OBJ_tls) $(OBJ_net)
 NEED_ext        := $(OBJ_raft) $(OBJ_raft/store) $(OBJ_tls) $(OBJ_net) \
                    $(OBJ_ext)
 
-all: $(B)/quorate.so
+all: $(B)/quorate.so $(B)/quorated
 
 $(B)/quorate.so: $(NEED_ext) ext/exports.map
 	$(CC) -shared -o $@ $(NEED_ext) $(LDFLAGS) $(LIBS) \
 	  -Wl,--version-script=ext/exports.map -Wl,-z,defs,-z,now,-z,nodelete
+
+# It has the extension in itself and needs no quorate.so beside it.
+$(B)/quorated: $(B)/ext/quorated.o $(NEED_ext)
+	$(CC) -o $@ $^ $(LDFLAGS) $(LIBS) $(LIBS_ext)
 
 define room
 $$(B)/$(1)/%.o: $(1)/%.c

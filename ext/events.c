@@ -4,6 +4,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+void (*events_echo)(const char *path, const struct event *event);
+
 void events_add(struct events *events, const char *format, ...)
 {
   va_list args;
@@ -14,5 +16,6 @@ void events_add(struct events *events, const char *format, ...)
   vsnprintf(e->text, sizeof(e->text), format, args);
   va_end(args);
   events->n++;
+  if (events_echo) events_echo(events->path, e);
   pthread_mutex_unlock(&events->mutex);
 }

@@ -159,11 +159,16 @@ struct event {
 /* What happened to a node, newest last, and why something was refused. */
 struct events {
   pthread_mutex_t mutex;
-  uint64_t n; /* ever added */
+  const char *path; /* the node's */
+  uint64_t n;       /* ever added */
   struct event ring[EVENTS_MAX];
 };
 void events_add(struct events *events, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+/* A program that wants to be told of each event of all nodes sets it before the
+   first one starts. Called on the threads of nodes, in order for each: it must
+   not wait, and must not ask a node anything. */
+extern void (*events_echo)(const char *path, const struct event *event);
 
 /* ---- the node ---------------------------------------------------------- */
 

@@ -342,6 +342,7 @@ static struct node *node_new(const char *path)
     node_free(node);
     return NULL;
   }
+  node->events.path = node->path;
   return node;
 }
 

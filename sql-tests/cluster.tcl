@@ -6,6 +6,7 @@
 # as in the manual.
 #
 #   spawn NAME shell|tcl ?argument...?   starts a process
+#   spawn NAME program COMMAND ?argument...?    any other
 #   sql NAME STATEMENT ?MS?    its answer, as the shell's list mode gives it;
 #                              an error of SQL is an error of Tcl, its code is
 #                              in ::code
@@ -105,6 +106,8 @@ proc spawn {name kind args} {
   kill9 $name
   if {$kind eq "shell"} {
     set command [list $::cluster(SQLITE3) -batch {*}$args]
+  } elseif {$kind eq "program"} {
+    set command $args
   } else {
     set command [list [info nameofexecutable] $::here/node.tcl {*}$args]
   }
