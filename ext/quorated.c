@@ -17,7 +17,8 @@
 ** The states of a file:
 **
 **     NEW -------> RUNS --SIGTERM--> STOPPED
-**      | `-------> WAITS   another process hosts it: tried again each second
+**      | `-------> WAITS   another process hosts it: this one is attached, and
+**      |                   hosts it when that one ends (attach.c): then it RUNS
 **      `---------> BROKEN  at the start of this program: its end, status 1;
 **                          after a wait: tried again
 */
@@ -240,7 +241,7 @@ enum state { NEW, RUNS, WAITS, BROKEN, STOPPED };
 struct file {
   char *path; /* as the node knows it */
   enum state state;
-  sqlite3 *db;       /* of one that RUNS */
+  sqlite3 *db;       /* of one that RUNS or WAITS */
   struct text said;  /* why it does not */
   uint64_t tried_ms; /* when that was */
   bool leads, led, serves, failed;
@@ -315,6 +316,25 @@ static void tell_why(const struct file *f, sqlite3 *db, struct text *why)
     memmove(why->s, why->s + n + 2, strlen(why->s + n + 2) + 1);
 }
 
+/* The node runs in this process. */
+static bool is_here(const struct file *f)
+{
+  struct connection *c = vfs_connection(f->db, "main");
+  return c && atomic_load(&c->database->node);
+}
+
+/* The process that hosts it; 0: not known. */
+static int host_of(const struct file *f)
+{
+  char path[PATH_MAX + 16], digits[24] = "";
+  snprintf(path, sizeof(path), "%s-quorate/lock", f->path);
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  ssize_t n = fd < 0 ? 0 : read(fd, digits, sizeof(digits) - 1);
+  if (fd >= 0) close(fd);
+  digits[n > 0 ? n : 0] = 0;
+  return atoi(digits);
+}
+
 /* Opens a file, which starts its node: it RUNS, or it WAITS for the end of
    another process, or it is BROKEN; *why says more of the latter two. */
 static enum state open_file(struct file *f, struct text *why)
@@ -329,14 +349,17 @@ static enum state open_file(struct file *f, struct text *why)
   if (rc == SQLITE_OK) rc = sqlite3_exec(f->db, settings, NULL, NULL, NULL);
   enum state state = rc == SQLITE_OK ? RUNS : BROKEN;
   if (state == BROKEN) tell_why(f, f->db, why);
-  /* It is open, but not as a node's: then that is in another process. */
+  /* It is open, but not as a node's: that is another user's. */
   if (state == RUNS && ask(f->db, "SELECT quorate_role()", NULL, &role)) {
     tell_why(f, f->db, why);
-    state = WAITS;
+    state = BROKEN;
   }
-  if (state != RUNS) {
+  if (state == BROKEN) {
     sqlite3_close(f->db);
     f->db = NULL;
+  } else if (!is_here(f)) {
+    state = WAITS;
+    text_set(why, "the node runs in process %d", host_of(f));
   }
   return state;
 }
@@ -436,8 +459,9 @@ static void keep_files(void)
   do {
     for (unsigned i = 0; i < keeper.n; i++) {
       struct file *f = &keeper.files[i];
-      if (f->state != RUNS && clock_monotonic_ms() - f->tried_ms >= RETRY_MS)
+      if (f->db == NULL && clock_monotonic_ms() - f->tried_ms >= RETRY_MS)
         try_file(f);
+      if (f->state == WAITS && is_here(f)) f->state = RUNS;
       if (f->state == RUNS) look_at(f);
     }
     tell_state(&ready);
@@ -451,9 +475,9 @@ static void close_files(void)
   for (unsigned i = 0; i < keeper.n; i++) {
     struct file *f = &keeper.files[i];
     enum state was = f->state;
-    if (was != RUNS && was != BROKEN) continue;
     sqlite3_close(f->db);
     f->db = NULL;
+    if (was != RUNS && was != BROKEN) continue;
     f->state = STOPPED;
     int rc = ask(keeper.db, "SELECT quorate_stop(?)", f->path, &answer);
     if (rc == SQLITE_OK || was == RUNS)

@@ -247,7 +247,7 @@ static int begin_here(struct connection *c, bool stale)
                  ? SQLITE_OK
                  : barrier(c, LEVEL_LINEARIZABLE);
     /* SQLite's busy handler comes back: the wait was this one. */
-    if (rc) c->refused_write = clock_monotonic_ms();
+    if (rc && rc != VFS_MOVED) c->refused_write = clock_monotonic_ms();
     return rc ? rc : take(c);
   }
   int rc = barrier(c, c->level);
