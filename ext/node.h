@@ -535,9 +535,9 @@ int image_read(const struct image *image, uint32_t pgno, uint8_t *page);
 
 /* ---- a copy of the database: backup.c ---------------------------------- */
 
-/* Makes a path absolute, and its directory, which must be there, free of symbolic
-   links: in the process that was told it. *path is malloc'd. 0, or a negated
-   errno value and *error says why. */
+/* Makes a path absolute, and its directory, which must be there, free of
+   symbolic links: in the process that was told it. *path is malloc'd. 0, or a
+   negated errno value and *error says why. */
 int backup_path(const char *file, char **path, struct text *error);
 /* Application threads: makes `file`, an absolute path that must not exist, a
    copy of what is confirmed now. *index is the newest entry in it. 0, -EINTR,

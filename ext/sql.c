@@ -8,7 +8,6 @@
 #include "call.h"
 #include "vfs.h"
 
-#include <errno.h>
 #include <stdio.h>
 
 SQLITE_EXTENSION_INIT3
