@@ -429,10 +429,14 @@ static void parse_pages(struct parser *p, struct session_commit *commit)
     if (commit->pgnos[i] == 0) p->bad = true;
 }
 
+/* One that can be read, of a size. */
 static bool is_file_of(int fd, uint64_t bytes)
 {
   struct stat st;
-  return fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size >= 0 &&
+  int flags = fcntl(fd, F_GETFL);
+  return flags >= 0 && (flags & O_PATH) == 0 &&
+         (flags & O_ACCMODE) != O_WRONLY && fstat(fd, &st) == 0 &&
+         S_ISREG(st.st_mode) && st.st_size >= 0 &&
          (uint64_t)st.st_size == bytes;
 }
 
@@ -780,5 +784,6 @@ int session_peek(int fd)
   struct parser p = parser_of(head, (size_t)n);
   uint32_t magic = parse_u32(&p), type = parse_u32(&p) & 0xffff;
   bool known = type > 0 && type <= SESSION_TYPES;
-  return !p.bad && magic == MAGIC && known ? (int)type : -EPROTO;
+  bool whole = parse_u32(&p) >= HEAD && !p.bad;
+  return whole && magic == MAGIC && known ? (int)type : -EPROTO;
 }
