@@ -24,7 +24,7 @@
 ** host      SLEPT waited                not waited: the turn came before, and
 **                                         this sleep is not for it
 ** attached  HANDLED more                the handler has returned
-** attached  BEGIN view                  the WRITE lock, on top of view -> ANSWER
+** attached  BEGIN view                  the WRITE lock, on view -> ANSWER
 ** attached  LEAVE                       the turn is not used, or the WRITE lock
 **                                         given back without COMMIT -> nothing
 ** attached  SETTLED view                wait until a view that was ahead is
@@ -65,7 +65,7 @@
 **
 ** Both ends check who is at the other one (SO_PEERCRED): the directory is 0700
 ** and the socket 0600, but both may have been changed by somebody who meant it
-** well. Nothing that comes is trusted more for that: it may be another build, or
+** well. Nothing that comes is trusted more for that: it may be another build or
 ** one with a bug. It is parsed within bounds and refused, and a descriptor that
 ** nobody asked for is closed.
 */

@@ -366,7 +366,7 @@ static void talk(const char *dir, int listener)
   close(host);
 }
 
-/* A short path is bound as it is, which needs no /proc and is what `ss` shows. */
+/* A short path is bound as it is: that needs no /proc, and `ss` shows it. */
 static bool is_direct(int listener, const char *dir)
 {
   struct sockaddr_un address;
