@@ -24,7 +24,7 @@
 ** host      SLEPT waited                not waited: the turn came before, and
 **                                         this sleep is not for it
 ** attached  HANDLED more                the handler has returned
-** attached  BEGIN view                  the WRITE lock, on top of view -> ANSWER
+** attached  BEGIN view                  the WRITE lock, on view -> ANSWER
 ** attached  LEAVE                       the turn is not used, or the WRITE lock
 **                                         given back without COMMIT -> nothing
 ** attached  SETTLED view                wait until a view that was ahead is
@@ -65,7 +65,7 @@
 **
 ** Both ends check who is at the other one (SO_PEERCRED): the directory is 0700
 ** and the socket 0600, but both may have been changed by somebody who meant it
-** well. Nothing that comes is trusted more for that: it may be another build, or
+** well. Nothing that comes is trusted more for that: it may be another build or
 ** one with a bug. It is parsed within bounds and refused, and a descriptor that
 ** nobody asked for is closed.
 */
@@ -429,10 +429,14 @@ static void parse_pages(struct parser *p, struct session_commit *commit)
     if (commit->pgnos[i] == 0) p->bad = true;
 }
 
+/* One that can be read, of a size. */
 static bool is_file_of(int fd, uint64_t bytes)
 {
   struct stat st;
-  return fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size >= 0 &&
+  int flags = fcntl(fd, F_GETFL);
+  return flags >= 0 && (flags & O_PATH) == 0 &&
+         (flags & O_ACCMODE) != O_WRONLY && fstat(fd, &st) == 0 &&
+         S_ISREG(st.st_mode) && st.st_size >= 0 &&
          (uint64_t)st.st_size == bytes;
 }
 
@@ -780,5 +784,6 @@ int session_peek(int fd)
   struct parser p = parser_of(head, (size_t)n);
   uint32_t magic = parse_u32(&p), type = parse_u32(&p) & 0xffff;
   bool known = type > 0 && type <= SESSION_TYPES;
-  return !p.bad && magic == MAGIC && known ? (int)type : -EPROTO;
+  bool whole = parse_u32(&p) >= HEAD && !p.bad;
+  return whole && magic == MAGIC && known ? (int)type : -EPROTO;
 }

@@ -179,7 +179,8 @@ bool session_commit_fits(uint32_t page_size, uint32_t count);
 
 /* Sends a message, all of it or nothing. -ETIMEDOUT: the other end does not
    read. -EPIPE: it has closed; what it sent before can still be received.
-   -EMSGSIZE: larger than SESSION_MAX. -EINVAL: of no type, or a COMMIT without its pages. */
+   -EMSGSIZE: larger than SESSION_MAX. -EINVAL: of no type, or a COMMIT without
+   its pages. Other errors are the kernel's, and nothing was sent. */
 int session_send(int fd, const struct session_message *message, int timeout_ms);
 /* Takes the next message. -ETIMEDOUT. -EPIPE: the other end has closed.
    -EPROTO: it sent what nobody may send; hang up. -EMFILE: a COMMIT with a file
