@@ -354,9 +354,10 @@ static int open_session(struct connection *c)
   struct database *d = c->database;
   struct client *client = &c->client;
   struct text error = {""};
-  uint32_t slot = (uint32_t)(c->reader.slot - d->map->control->slots);
   int fd = -1;
   if (client->fd >= 0) return 0;
+  if (!vfs_enter(c)) return -EUSERS;
+  uint32_t slot = (uint32_t)(c->reader.slot - d->map->control->slots);
   pthread_mutex_lock(&d->mutex);
   client->host = d->host; /* should it fail: that one is gone */
   pthread_mutex_unlock(&d->mutex);
