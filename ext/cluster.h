@@ -80,6 +80,9 @@ int peers_write(const struct io *io, const char *dir,
 
 /* ---- detach.c to registry.c and join.c --------------------------------- */
 
+/* Until nothing is in flight in a node that runs here, for a few seconds at
+   most, and not if that is in vain. 0, whatever came of it, or -EINTR. */
+int detach_wait(struct node *node, const struct interrupt *interrupt);
 /* A node that runs here is stopped and its file made an ordinary one. When
    that fails after the stop it can be started again. */
 int detach_node(struct node *node, struct text *answer);

@@ -249,22 +249,40 @@ static int find_or_start(const char *path, struct node **out, struct text *why)
   return rc;
 }
 
-int registry_detach(const char *path, struct text *answer)
+/* What is in flight here has its fate first. Nobody else has to wait for that:
+   the mutex is free meanwhile, and the node may be stopped. */
+static int wait_for_fates(struct node *node, const struct interrupt *interrupt,
+                          struct text *why)
+{
+  node->refs++;
+  pthread_mutex_unlock(&mutex);
+  int rc = detach_wait(node, interrupt);
+  enter();
+  node->refs--;
+  if (rc || !node->stopping) return rc;
+  text_set(why, "%s: the node was stopped meanwhile", node->path);
+  return -EWOULDBLOCK;
+}
+
+int registry_detach(const char *path, const struct interrupt *interrupt,
+                    struct text *answer)
 {
   struct text why = {""};
   struct node *node;
   enter();
   int rc = find_or_start(path, &node, &why);
-  if (rc == -EWOULDBLOCK)
+  bool runs = rc == 0 && node;
+  if (runs) rc = wait_for_fates(node, interrupt, &why);
+  if (rc == -EINTR || rc == -EWOULDBLOCK)
     *answer = why;
   else if (rc)
     rc = detach_files(path, &why, answer);
-  else if (node == NULL)
-    rc = detach_rest(path, answer);
-  else
+  else if (runs)
     rc = detach_node(node, answer);
+  else
+    rc = detach_rest(path, answer);
   if (node && node->stopping && node->refs == 0) {
-    unlink_node(&nodes, node);
+    if (!unlink_node(&nodes, node)) unlink_node(&detached, node);
     node_free(node);
   } else if (node && rc == 0) {
     unlink_node(&nodes, node);
@@ -272,7 +290,7 @@ int registry_detach(const char *path, struct text *answer)
     detached = node;
   }
   pthread_mutex_unlock(&mutex);
-  return rc ? SQLITE_ERROR : SQLITE_OK;
+  return rc;
 }
 
 /* The process ends: its threads must not run into what exit() takes down. */

@@ -162,17 +162,6 @@ static void sql_stop(sqlite3_context *ctx, int n, sqlite3_value **values)
   finish(ctx, rc, &answer);
 }
 
-static void sql_detach(sqlite3_context *ctx, int n, sqlite3_value **values)
-{
-  (void)n;
-  struct text answer = {""};
-  char *path = path_argument(ctx, values[0]);
-  if (path == NULL) return;
-  int rc = registry_detach(path, &answer);
-  free(path);
-  finish(ctx, rc, &answer);
-}
-
 /* The functions below take their time. SQLite tells a function that runs of no
    interrupt: only a statement that is prepared or stepped learns of it. */
 struct probe {
@@ -230,6 +219,19 @@ static void sql_checkpoint(sqlite3_context *ctx, int n, sqlite3_value **values)
   (void)n;
   (void)values;
   run_long(ctx, checkpoint_now);
+}
+
+static void sql_detach(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  struct text answer = {""};
+  char *path = path_argument(ctx, values[0]);
+  if (path == NULL) return;
+  struct probe probe;
+  struct interrupt interrupt = begin_long(ctx, &probe);
+  int rc = registry_detach(path, &interrupt, &answer);
+  end_long(ctx, &probe, rc, &answer);
+  free(path);
 }
 
 static void sql_backup(sqlite3_context *ctx, int n, sqlite3_value **values)
