@@ -26,6 +26,22 @@ enum {
   ASK_FOLLOW = 9
 };
 
+/* What the leader answers to who asks to JOIN, or whether it is ADMITTED. */
+struct admission {
+  raft_id id;
+  uint64_t incarnation;
+  const char *cert, *ca; /* PEM; cert: "" if it has one */
+  unsigned heartbeat_ms, election_timeout_ms;
+  bool lease;
+  struct raft_configuration members; /* with it */
+};
+void cluster_pack_admission(struct packer *p, const struct admission *a);
+/* a->cert and a->ca are in the body. False: malformed, or what no node can be
+   made of. */
+bool cluster_parse_admission(const uint8_t *body, size_t len,
+                             struct admission *a);
+#define MALFORMED_ADMISSION "the cluster sent a malformed answer"
+
 /* Application threads: asks the leader; takes body's memory. *data is
    malloc'd, zero-terminated. Returns the status; -1: no answer, *data NULL or
    a text. */
