@@ -53,7 +53,8 @@ struct node_limits node_limits = {.segment_bytes = 8u << 20,
                                   .quiet_frames = 200,
                                   .quiet_ms = 5000,
                                   .stall_ms = 30000,
-                                  .fate_ms = 30000};
+                                  .fate_ms = 30000,
+                                  .follow_ms = 60000};
 
 /* ---- files ------------------------------------------------------------- */
 
