@@ -15,7 +15,7 @@ struct writer {
   struct nodes *nodes;
   unsigned number, node, pause;
   pthread_t thread;
-  _Atomic bool stop;
+  _Atomic bool stop, failed;
   _Atomic unsigned acked; /* rows, numbered from 1 */
   char error[200];        /* the first; it ends then */
 };
@@ -24,13 +24,15 @@ static void *writer_main(void *arg)
 {
   struct writer *w = arg;
   sqlite3 *db = nodes_connect(w->nodes, w->node);
-  while (!atomic_load(&w->stop) && w->error[0] == 0) {
+  while (!atomic_load(&w->stop) && !atomic_load(&w->failed)) {
     char *sql = sqlite3_mprintf("INSERT INTO t VALUES(%u, %u)", w->number,
                                 atomic_load(&w->acked) + 1);
-    if (sqlite3_exec(db, sql, NULL, NULL, NULL) == SQLITE_OK)
+    if (sqlite3_exec(db, sql, NULL, NULL, NULL) == SQLITE_OK) {
       atomic_fetch_add(&w->acked, 1);
-    else
+    } else {
       snprintf(w->error, sizeof(w->error), "%s", sqlite3_errmsg(db));
+      atomic_store(&w->failed, true);
+    }
     sqlite3_free(sql);
     if (w->pause) pause_ms(w->pause);
   }
@@ -48,11 +50,16 @@ static void begin(struct writer *w, struct nodes *nodes, unsigned node,
   assert_int_equal(pthread_create(&w->thread, NULL, writer_main, w), 0);
 }
 
+static void look_at_writer(struct writer *w)
+{
+  if (atomic_load(&w->failed)) fail_msg("node %u: %s", w->node, w->error);
+}
+
 static void end(struct writer *w)
 {
   atomic_store(&w->stop, true);
   pthread_join(w->thread, NULL);
-  if (w->error[0]) fail_msg("node %u: %s", w->node, w->error);
+  look_at_writer(w);
 }
 
 static bool is_set(sqlite3 *db, const char *how)
@@ -86,8 +93,10 @@ static void stays(struct nodes *nodes, struct writer *w, unsigned leader,
     assert_int_equal(view.term, term);
     pause_ms(PAUSE_MS);
   }
-  for (unsigned i = 0; i < WRITERS; i++)
-    until(atomic_load(&w[i].acked) > acked[i]);
+  for (unsigned i = 0; i < WRITERS; i++) {
+    until(atomic_load(&w[i].failed) || atomic_load(&w[i].acked) > acked[i]);
+    look_at_writer(&w[i]);
+  }
 }
 
 static bool tells(struct nodes *nodes, unsigned node, const char *words)
