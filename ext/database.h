@@ -48,8 +48,11 @@ int registry_start(const char *path, const struct raft_configuration *peers,
 void registry_release(struct database *database);
 /* Stops a node of this process. */
 int registry_stop(const char *path, bool clean, struct text *answer);
-/* Makes the file of a node of this process, or of none, an ordinary one. */
-int registry_detach(const char *path, struct text *answer);
+/* Makes the file of a node of this process, or of none, an ordinary one. Waits
+   some seconds for transactions whose fate is not known. 0, -EINTR, or another
+   negated errno value and *answer says why. */
+int registry_detach(const char *path, const struct interrupt *interrupt,
+                    struct text *answer);
 /* Why the node of a path could not be opened here, or (path NULL) the newest
    such reason; false: no reason known. */
 bool registry_refusal(const char *path, struct text *reason);

@@ -184,6 +184,7 @@ struct node_limits {
   uint32_t quiet_ms;          /* without a write: time to tidy up */
   uint32_t stall_ms;          /* a join waits without any progress */
   uint32_t fate_ms;           /* longest wait for the fate of a commit */
+  uint32_t follow_ms;         /* leadership follows who wrote most of this */
   uint32_t void_one_in; /* tests: a leader's grant ends once in so many times
                            that it looks for something to propose; 0: never */
 };

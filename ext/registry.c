@@ -324,7 +324,7 @@ void registry_release(struct database *d)
 static void retire(struct database *d, bool gone)
 {
   struct node *node = atomic_load(&d->node);
-  if (!node->stopping) return;
+  if (node == NULL || !node->stopping) return;
   node_close(node);
   atomic_store(&d->node, NULL);
   node->next = d->former;
@@ -384,23 +384,42 @@ static int find_or_start(const char *path, struct database **out,
   return rc;
 }
 
-int registry_detach(const char *path, struct text *answer)
+/* What is in flight here has its fate first. Nobody else has to wait for that:
+   the mutex is free meanwhile, and the node may be stopped. */
+static int wait_for_fates(struct database *d, const struct interrupt *interrupt,
+                          struct text *why)
+{
+  struct node *node = atomic_load(&d->node);
+  d->refs++;
+  pthread_mutex_unlock(&mutex);
+  int rc = detach_wait(node, interrupt);
+  enter();
+  d->refs--;
+  if (rc || atomic_load(&d->node) == node) return rc;
+  text_set(why, "%s: the node was stopped meanwhile", d->path);
+  return -EWOULDBLOCK;
+}
+
+int registry_detach(const char *path, const struct interrupt *interrupt,
+                    struct text *answer)
 {
   struct text why = {""};
   struct database *d;
   enter();
   int rc = find_or_start(path, &d, &why);
-  if (rc == -EWOULDBLOCK)
+  bool runs = rc == 0 && d;
+  if (runs) rc = wait_for_fates(d, interrupt, &why);
+  if (rc == -EINTR || rc == -EWOULDBLOCK)
     *answer = why;
   else if (rc)
     rc = detach_files(path, &why, answer);
-  else if (d == NULL)
-    rc = detach_rest(path, answer);
-  else
+  else if (runs)
     rc = detach_node(atomic_load(&d->node), answer);
-  if (d) retire(d, rc == 0);
+  else
+    rc = detach_rest(path, answer);
+  if (runs) retire(d, rc == 0);
   pthread_mutex_unlock(&mutex);
-  return rc ? SQLITE_ERROR : SQLITE_OK;
+  return rc;
 }
 
 /* The process ends: its threads must not run into what exit() takes down. */

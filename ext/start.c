@@ -42,7 +42,8 @@ struct node_limits node_limits = {.segment_bytes = 8u << 20,
                                   .quiet_frames = 200,
                                   .quiet_ms = 5000,
                                   .stall_ms = 30000,
-                                  .fate_ms = 30000};
+                                  .fate_ms = 30000,
+                                  .follow_ms = 60000};
 
 /* ---- files ------------------------------------------------------------- */
 
@@ -120,9 +121,7 @@ static int take_lock(struct node *node, struct text *error)
   int pid = 0;
   node->lock_fd = node_lock(node->dir, &pid, error);
   if (node->lock_fd == -EWOULDBLOCK)
-    text_set(error,
-             "%s: the node runs in process %d",
-             node->path, pid);
+    text_set(error, "%s: the node runs in process %d", node->path, pid);
   return node->lock_fd < 0 ? node->lock_fd : 0;
 }
 
