@@ -474,8 +474,7 @@ int attach_take(struct connection *c, bool drained)
 {
   unsigned patience = writer_patience(c, c->refused_write, 0);
   struct session_message answer, m = {.type = SESSION_TAKE};
-  m.take = (struct session_take){.write_wait = c->write_wait,
-                                 .patience = patience,
+  m.take = (struct session_take){.patience = patience,
                                  .drained = drained,
                                  .has_handler = c->busy && c->busy[0],
                                  .begin = !drained};
@@ -491,7 +490,7 @@ int attach_upgrade(struct connection *c)
 {
   unsigned patience = writer_patience(c, c->refused_write, 0);
   struct session_message answer, m = {.type = SESSION_BEGIN};
-  m.view = view_of(c);
+  m.begin = (struct session_begin){view_of(c), patience};
   int rc = ask(c, &m, patience + HANDLER_MS, "write refused", &answer);
   if (rc == SQLITE_BUSY_TIMEOUT) c->refused_write = clock_monotonic_ms();
   if (rc == SQLITE_OK) {

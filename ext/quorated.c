@@ -376,6 +376,21 @@ static void try_file(struct file *f)
   f->said = why;
 }
 
+/* The other process has ended, perhaps, and its node runs here. */
+static void look_for_turn(struct file *f)
+{
+  struct database *d = vfs_connection(f->db, "main")->database;
+  pthread_mutex_lock(&d->mutex);
+  struct text trouble = d->trouble;
+  pthread_mutex_unlock(&d->mutex);
+  if (is_here(f)) {
+    f->state = RUNS;
+  } else if (trouble.s[0] && strcmp(trouble.s, f->said.s) != 0) {
+    say(f->path, "cannot start: %s", trouble.s);
+    f->said = trouble;
+  }
+}
+
 /* Whether a node leads, has a leader, or can be read. */
 static void look_at(struct file *f)
 {
@@ -461,7 +476,7 @@ static void keep_files(void)
       struct file *f = &keeper.files[i];
       if (f->db == NULL && clock_monotonic_ms() - f->tried_ms >= RETRY_MS)
         try_file(f);
-      if (f->state == WAITS && is_here(f)) f->state = RUNS;
+      if (f->state == WAITS) look_for_turn(f);
       if (f->state == RUNS) look_at(f);
     }
     tell_state(&ready);

@@ -67,7 +67,6 @@ static struct session_commit sample_commit(void)
                                   .n_page = 0x80000001u,
                                   .page_size = PAGE,
                                   .count = PAGES,
-                                  .schema = true,
                                   .file = -1,
                                   .pgnos = pgnos,
                                   .parts = parts,
@@ -91,12 +90,14 @@ static struct session_message sample(unsigned type)
   case SESSION_REFUSED: m.text = "the node is stopping"; break;
   case SESSION_BARRIER: m.barrier = (struct session_barrier){2, 5000}; break;
   case SESSION_TAKE:
-    m.take = (struct session_take){5000, 250, true, true, true};
+    m.take = (struct session_take){250, true, true, true};
     break;
   case SESSION_HANDLED: m.more = true; break;
   case SESSION_SLEEP: m.us = 0xfffffffe; break;
   case SESSION_SLEPT: m.waited = true; break;
   case SESSION_BEGIN:
+    m.begin = (struct session_begin){sample_view(type), 5000};
+    break;
   case SESSION_SETTLED: m.view = sample_view(type); break;
   case SESSION_COMMIT: m.commit = sample_commit(); break;
   case SESSION_RESOLVE: m.sequence = UINT64_MAX - 1; break;
@@ -131,7 +132,6 @@ static void assert_same_commit(const struct session_commit *a,
   assert_int_equal(a->n_page, b->n_page);
   assert_int_equal(a->page_size, b->page_size);
   assert_int_equal(a->count, b->count);
-  assert_int_equal(a->schema, b->schema);
 }
 
 static void assert_same(const struct session_message *a,
@@ -153,7 +153,6 @@ static void assert_same(const struct session_message *a,
     assert_int_equal(a->barrier.wait_ms, b->barrier.wait_ms);
     break;
   case SESSION_TAKE:
-    assert_int_equal(a->take.write_wait, b->take.write_wait);
     assert_int_equal(a->take.patience, b->take.patience);
     assert_int_equal(a->take.drained, b->take.drained);
     assert_int_equal(a->take.has_handler, b->take.has_handler);
@@ -163,6 +162,9 @@ static void assert_same(const struct session_message *a,
   case SESSION_SLEEP: assert_int_equal(a->us, b->us); break;
   case SESSION_SLEPT: assert_int_equal(a->waited, b->waited); break;
   case SESSION_BEGIN:
+    assert_same_view(&a->begin.view, &b->begin.view);
+    assert_int_equal(a->begin.patience, b->begin.patience);
+    break;
   case SESSION_SETTLED: assert_same_view(&a->view, &b->view); break;
   case SESSION_COMMIT: assert_same_commit(&a->commit, &b->commit); break;
   case SESSION_RESOLVE: assert_int_equal(a->sequence, b->sequence); break;
@@ -360,7 +362,7 @@ static void test_fields_refused(void **state)
   assert_refused_with(SESSION_HELLO, HEAD + 4, 2); /* a watch with a slot */
   assert_refused_with(SESSION_HELLO, HEAD + 4, 3);
   assert_refused_with(SESSION_BARRIER, HEAD, 3);
-  for (size_t at = 8; at < 11; at++)
+  for (size_t at = 4; at < 7; at++)
     assert_refused_with(SESSION_TAKE, HEAD + at, 2);
   assert_refused_with(SESSION_HANDLED, HEAD, 2);
   assert_refused_with(SESSION_SLEPT, HEAD, 0xff);
