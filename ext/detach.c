@@ -35,6 +35,8 @@ SQLITE_EXTENSION_INIT3
 
 #define FATES_MS 5000 /* wait for what is in flight */
 #define DETACHED ".detached"
+#define PAUSE_MS 20
+#define PAUSES 75
 #define KEPT ".kept"
 
 static int refuse(struct text *error, const char *path, const char *why)
@@ -47,9 +49,16 @@ static int refuse(struct text *error, const char *path, const char *why)
 
 int detach_check_others(int db, const char *path, struct text *error)
 {
-  struct flock lock = {
-      .l_type = F_WRLCK, .l_start = WAL_DB_LOCKS, .l_len = WAL_DB_LOCKS_SIZE};
-  if (fcntl(db, F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) return 0;
+  struct timespec pause = {0, PAUSE_MS * 1000000};
+  struct flock lock;
+  /* An attached process keeps the file for a moment when it has closed it. */
+  for (int i = 0; i < PAUSES; i++) {
+    lock = (struct flock){
+        .l_type = F_WRLCK, .l_start = WAL_DB_LOCKS, .l_len = WAL_DB_LOCKS_SIZE};
+    if (fcntl(db, F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) return 0;
+    if (lock.l_pid > 0) break; /* another kind of lock */
+    nanosleep(&pause, NULL);
+  }
   if (lock.l_pid > 0 && lock.l_pid != getpid())
     text_set(error, "%s: process %d has it open: close it there first", path,
              (int)lock.l_pid);
