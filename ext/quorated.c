@@ -45,11 +45,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define STOP_MS 1800 /* from the first signal to the last node's end */
-#define DRAIN_MS 150 /* and then for lines that were not written yet */
-#define TWICE_MS                                                               \
-  100                    /* signals that are so close are one: timeout(1) sends
-                            it to its child, and then to its whole group */
+#define STOP_MS 1800     /* from the first signal to the last node's end */
+#define DRAIN_MS 150     /* and then for lines that were not written yet */
+#define TWICE_MS 100     /* signals that are so close are one: see watch() */
 #define RETRY_MS 1000    /* pace at which a file is tried that did not open */
 #define LOOK_MS 1000     /* pace at which the nodes are looked at */
 #define STARTING_MS 50   /* the same, until all of them serve */
@@ -593,7 +591,9 @@ static void die_of(int number)
   pthread_sigmask(SIG_UNBLOCK, &one, NULL);
 }
 
-/* Until the keeper has ended. False: it has not, and the time is over. */
+/* Until the keeper has ended. False: it has not, and the time is over. A second
+   signal is one that somebody sent again: timeout(1) sends it to its child, and
+   then at once to the whole group. */
 static bool watch(int signal_fd)
 {
   struct pollfd p[2] = {{.fd = signal_fd, .events = POLLIN},

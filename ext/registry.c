@@ -202,14 +202,16 @@ void registry_release(struct node *node)
   pthread_mutex_unlock(&mutex);
 }
 
-/* Mutex held. */
-static void stop_one(struct node *node, bool clean)
+/* Mutex held. The newest entry that was visible when its threads had ended. */
+static raft_index stop_one(struct node *node, bool clean)
 {
   node_stop(node, clean);
+  raft_index applied = node->applied;
   if (node->refs == 0) {
     unlink_node(&nodes, node);
     node_free(node);
   }
+  return applied;
 }
 
 int registry_stop(const char *path, bool clean, struct text *answer)
@@ -221,8 +223,7 @@ int registry_stop(const char *path, bool clean, struct text *answer)
     text_set(answer, "no node of %s runs in this process", path);
     rc = SQLITE_ERROR;
   } else {
-    raft_index applied = node->applied;
-    stop_one(node, clean);
+    raft_index applied = stop_one(node, clean);
     text_set(answer, "stopped at entry %llu", (unsigned long long)applied);
   }
   pthread_mutex_unlock(&mutex);
