@@ -129,7 +129,12 @@ static int connect_watch(struct database *d, struct text *error)
   return 0;
 }
 
-/* Until the host has ended: true; or this thread is to end. */
+void attach_look(struct database *d)
+{
+  eventfd_write(d->wake, 1);
+}
+
+/* Until the host has ended: true; or nobody here needs it any more. */
 static bool watch(struct database *d, struct session_buffer *buffer)
 {
   struct session_message m;
@@ -137,8 +142,11 @@ static bool watch(struct database *d, struct session_buffer *buffer)
   struct pollfd fds[] = {{.fd = d->watch, .events = POLLIN},
                          {.fd = d->wake, .events = POLLIN}};
   for (;;) {
-    if (poll(fds, 2, -1) < 0 && errno != EINTR) return true;
-    if (fds[1].revents) return false;
+    eventfd_t looks;
+    int left = registry_linger(d);
+    if (left == 0) return false;
+    if (poll(fds, 2, left) < 0 && errno != EINTR) return true;
+    if (fds[1].revents) eventfd_read(d->wake, &looks);
     if (fds[0].revents == 0) continue;
     int rc = session_receive(d->watch, buffer, 0, &m);
     if (rc == 0 && m.type == SESSION_PING)
@@ -164,42 +172,48 @@ static void tell(struct database *d, const struct text *trouble)
   pthread_mutex_unlock(&d->mutex);
 }
 
-/* Becomes the host or attaches to who has. True: attached. */
-static bool find_next(struct database *d)
+/* Becomes the host, 0, or attaches to who has: -EALREADY. Or nobody here needs
+   it: -ESHUTDOWN. */
+static int find_next(struct database *d)
 {
   struct text error = {""};
-  struct pollfd end = {.fd = d->wake, .events = POLLIN};
+  struct pollfd look = {.fd = d->wake, .events = POLLIN};
   for (int pause = RETRY_MS;; pause *= 2) {
+    eventfd_t looks;
     int rc = registry_host(d, &error);
-    if (rc == -ESHUTDOWN) return false;
-    if (rc == 0) {
-      attach_unfence(d);
-      tell(d, &error);
-      return false;
-    }
-    if (rc == -EWOULDBLOCK && connect_watch(d, &error) == 0) return true;
+    if (rc == 0) attach_unfence(d);
+    if (rc == 0 || rc == -ESHUTDOWN) return rc;
+    if (rc == -EWOULDBLOCK && connect_watch(d, &error) == 0) return -EALREADY;
     if (rc != -EWOULDBLOCK) tell(d, &error);
     /* The lock is free as soon as the one before is gone for good; who has it
        may need a while to start. */
     if (rc == -EWOULDBLOCK && pause > 5 * RETRY_MS) pause = 5 * RETRY_MS;
     if (pause > RETRY_MOST_MS) pause = RETRY_MOST_MS;
-    if (poll(&end, 1, pause) > 0) return false;
+    if (poll(&look, 1, pause) > 0) eventfd_read(d->wake, &looks);
   }
 }
 
 static void *watch_main(void *arg)
 {
   struct database *d = arg;
-  struct session_buffer *buffer = malloc(sizeof(*buffer));
+  struct session_buffer *buffer = d->watch_buffer;
+  int rc = -EALREADY;
   pthread_setname_np(pthread_self(), "quorate watch");
-  while (buffer && watch(d, buffer)) {
+  while (rc == -EALREADY) {
+    rc = watch(d, buffer) ? 0 : -ESHUTDOWN;
     unwatch(d);
-    if (!find_next(d)) break;
+    if (rc == 0) rc = find_next(d);
   }
   free(buffer);
-  unwatch(d);
+  if (rc == -ESHUTDOWN) {
+    pthread_detach(pthread_self());
+    d->watching = false;
+    registry_free(d);
+    return NULL;
+  }
   pthread_mutex_lock(&d->mutex);
   d->live = false;
+  d->trouble.s[0] = 0;
   pthread_cond_broadcast(&d->changed);
   pthread_mutex_unlock(&d->mutex);
   return NULL;
@@ -210,11 +224,14 @@ static int start_watch(struct database *d)
   sigset_t all, old;
   d->wake = eventfd(0, EFD_CLOEXEC);
   if (d->wake < 0) return -errno;
+  d->watch_buffer = malloc(sizeof(*d->watch_buffer));
+  if (d->watch_buffer == NULL) return -ENOMEM;
   sigfillset(&all);
   pthread_sigmask(SIG_BLOCK, &all, &old);
   int rc = pthread_create(&d->thread, NULL, watch_main, d);
   pthread_sigmask(SIG_SETMASK, &old, NULL);
   d->watching = d->live = rc == 0;
+  if (rc) free(d->watch_buffer);
   return -rc;
 }
 
@@ -250,13 +267,8 @@ int attach_begin(struct database *d, struct text *error)
 
 void attach_end(struct database *d)
 {
-  uint64_t one = 1;
-  if (d->watching) {
-    while (write(d->wake, &one, sizeof(one)) < 0 && errno == EINTR)
-      ;
-    pthread_join(d->thread, NULL);
-    d->watching = false;
-  }
+  if (d->watching) pthread_join(d->thread, NULL);
+  d->watching = false;
   if (d->wake >= 0) close(d->wake);
   d->wake = -1;
 }
@@ -354,9 +366,10 @@ static int open_session(struct connection *c)
   struct database *d = c->database;
   struct client *client = &c->client;
   struct text error = {""};
-  uint32_t slot = (uint32_t)(c->reader.slot - d->map->control->slots);
   int fd = -1;
   if (client->fd >= 0) return 0;
+  if (!vfs_enter(c)) return -EUSERS;
+  uint32_t slot = (uint32_t)(c->reader.slot - d->map->control->slots);
   pthread_mutex_lock(&d->mutex);
   client->host = d->host; /* should it fail: that one is gone */
   pthread_mutex_unlock(&d->mutex);
@@ -473,8 +486,7 @@ int attach_take(struct connection *c, bool drained)
 {
   unsigned patience = writer_patience(c, c->refused_write, 0);
   struct session_message answer, m = {.type = SESSION_TAKE};
-  m.take = (struct session_take){.write_wait = c->write_wait,
-                                 .patience = patience,
+  m.take = (struct session_take){.patience = patience,
                                  .drained = drained,
                                  .has_handler = c->busy && c->busy[0],
                                  .begin = !drained};
@@ -490,7 +502,7 @@ int attach_upgrade(struct connection *c)
 {
   unsigned patience = writer_patience(c, c->refused_write, 0);
   struct session_message answer, m = {.type = SESSION_BEGIN};
-  m.view = view_of(c);
+  m.begin = (struct session_begin){view_of(c), patience};
   int rc = ask(c, &m, patience + HANDLER_MS, "write refused", &answer);
   if (rc == SQLITE_BUSY_TIMEOUT) c->refused_write = clock_monotonic_ms();
   if (rc == SQLITE_OK) {

@@ -91,8 +91,8 @@ unsigned call_columns(uint8_t what);
    NULL. The status of the answer. */
 int call_run(struct node *node, const struct call *call,
              const struct interrupt *interrupt, struct answer *answer);
-/* The same for a connection of this process, wherever its node is: fills in what
-   only the connection and this process know. */
+/* The same for a connection of this process, wherever its node is: fills in
+   what only the connection and this process know. */
 int call_do(struct connection *connection, struct call *call,
             const struct interrupt *interrupt, struct answer *answer);
 void answer_clear(struct answer *answer);

@@ -455,27 +455,59 @@ static void handle_join(struct node *node, struct parser *p,
   begin_join(node, join, to);
 }
 
+void cluster_pack_admission(struct packer *p, const struct admission *a)
+{
+  struct raft_body *c = raft_configuration_encode(&a->members);
+  pack_u64(p, a->id);
+  pack_u64(p, a->incarnation);
+  pack_text(p, a->cert);
+  pack_text(p, a->ca);
+  pack_u32(p, a->heartbeat_ms);
+  pack_u32(p, a->election_timeout_ms);
+  pack_u8(p, a->lease);
+  if (c)
+    pack_blob(p, c->data, c->len);
+  else
+    p->bad = true;
+  raft_body_unref(c);
+}
+
+bool cluster_parse_admission(const uint8_t *body, size_t len,
+                             struct admission *a)
+{
+  struct parser p = parser_of(body, len);
+  size_t n;
+  a->id = parse_u64(&p);
+  a->incarnation = parse_u64(&p);
+  a->cert = parse_text(&p);
+  a->ca = parse_text(&p);
+  a->heartbeat_ms = parse_u32(&p);
+  a->election_timeout_ms = parse_u32(&p);
+  a->lease = parse_u8(&p) != 0;
+  const uint8_t *c = parse_blob(&p, &n);
+  return parser_done(&p) && a->id != 0 && a->heartbeat_ms != 0 &&
+         a->election_timeout_ms > a->heartbeat_ms &&
+         raft_configuration_decode(c, n, &a->members) == 0 &&
+         raft_configuration_find(&a->members, a->id) != NULL;
+}
+
 static void join_answer(struct node *node, struct join *join)
 {
   struct packer p = {0};
-  struct raft_body *c =
-      raft_configuration_encode(raft_configuration(node->raft, NULL));
-  pack_u64(&p, join->member.id);
-  pack_u64(&p, join->member.incarnation);
-  pack_text(&p, join->cert ? join->cert : ""); /* rebuilt: it has one */
-  pack_text(&p, node->identity.ca);
-  pack_u32(&p, node->identity.heartbeat_ms);
-  pack_u32(&p, node->identity.election_timeout_ms);
-  pack_u8(&p, node->identity.lease);
-  if (c)
-    pack_blob(&p, c->data, c->len);
-  else
-    p.bad = true;
+  struct admission a = {
+      .id = join->member.id,
+      .incarnation = join->member.incarnation,
+      .cert = join->cert ? join->cert : "", /* rebuilt: it has one */
+      .ca = node->identity.ca,
+      .heartbeat_ms = node->identity.heartbeat_ms,
+      .election_timeout_ms = node->identity.election_timeout_ms,
+      .lease = node->identity.lease,
+      .members = *raft_configuration(node->raft, NULL)};
+  cluster_pack_admission(&p, &a);
   if (p.bad)
     net_reply(join->request, ANSWER_REFUSED, "out of memory", 13);
   else
     net_reply(join->request, ANSWER_OK, p.data, p.len);
-  raft_body_unref(c);
   free(p.data);
   events_add(&node->events,
              join->cert ? "%s joined from %s" : "%s is rebuilt at %s",

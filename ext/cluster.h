@@ -26,6 +26,22 @@ enum {
   ASK_FOLLOW = 9
 };
 
+/* What the leader answers to who asks to JOIN, or whether it is ADMITTED. */
+struct admission {
+  raft_id id;
+  uint64_t incarnation;
+  const char *cert, *ca; /* PEM; cert: "" if it has one */
+  unsigned heartbeat_ms, election_timeout_ms;
+  bool lease;
+  struct raft_configuration members; /* with it */
+};
+void cluster_pack_admission(struct packer *p, const struct admission *a);
+/* a->cert and a->ca are in the body. False: malformed, or what no node can be
+   made of. */
+bool cluster_parse_admission(const uint8_t *body, size_t len,
+                             struct admission *a);
+#define MALFORMED_ADMISSION "the cluster sent a malformed answer"
+
 /* Application threads: asks the leader; takes body's memory. *data is
    malloc'd, zero-terminated. Returns the status; -1: no answer, *data NULL or
    a text. */
@@ -80,6 +96,9 @@ int peers_write(const struct io *io, const char *dir,
 
 /* ---- detach.c to registry.c and join.c --------------------------------- */
 
+/* Until nothing is in flight in a node that runs here, for a few seconds at
+   most, and not if that is in vain. 0, whatever came of it, or -EINTR. */
+int detach_wait(struct node *node, const struct interrupt *interrupt);
 /* A node that runs here is stopped and its file made an ordinary one. When
    that fails after the stop it can be started again. */
 int detach_node(struct node *node, struct text *answer);

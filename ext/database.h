@@ -19,7 +19,7 @@ struct database {
      that may still look at it. */
   _Atomic(struct node *) node;
   struct node *former;
-  bool closing; /* nobody uses it any more; registry mutex */
+  uint64_t released; /* ms: when the last one was closed; likewise */
 
   /* ---- attach.c ---- */
   pthread_mutex_t mutex;
@@ -32,8 +32,9 @@ struct database {
   /* The watch: a thread that notices the end of the host. */
   pthread_t thread;
   bool watching, live; /* to be joined; it has not ended yet */
-  int watch, wake;     /* a session; an eventfd that ends the thread */
-  int db_fd, shm_fd;   /* shared locks while nobody else has them: fences */
+  int watch, wake;     /* a session; an eventfd: look anew */
+  struct session_buffer *watch_buffer;
+  int db_fd, shm_fd; /* shared locks while nobody else has them: fences */
 };
 
 /* ---- registry.c -------------------------------------------------------- */
@@ -48,14 +49,23 @@ int registry_start(const char *path, const struct raft_configuration *peers,
 void registry_release(struct database *database);
 /* Stops a node of this process. */
 int registry_stop(const char *path, bool clean, struct text *answer);
-/* Makes the file of a node of this process, or of none, an ordinary one. */
-int registry_detach(const char *path, struct text *answer);
+/* Makes the file of a node of this process, or of none, an ordinary one. Waits
+   some seconds for transactions whose fate is not known. 0, -EINTR, or another
+   negated errno value and *answer says why. */
+int registry_detach(const char *path, const struct interrupt *interrupt,
+                    struct text *answer);
 /* Why the node of a path could not be opened here, or (path NULL) the newest
    such reason; false: no reason known. */
 bool registry_refusal(const char *path, struct text *reason);
 /* The watch: has this process host the node from now on. 0; -EWOULDBLOCK:
-   another does; -ESHUTDOWN: nobody here needs it any more; or why not. */
+   another does; -ESHUTDOWN: nobody here needs it, and it is the caller's now; or
+   why not. */
 int registry_host(struct database *database, struct text *error);
+/* The watch: ms until the database, which nobody has open, may be forgotten; -1:
+   somebody has; 0: it is now, and is the caller's. Some programs open a file
+   again and again. */
+int registry_linger(struct database *database);
+void registry_free(struct database *database);
 /* Has it attached again to a host, if there is one: attach_begin(). */
 int registry_attach(struct database *database, struct text *error);
 
@@ -64,7 +74,9 @@ int registry_attach(struct database *database, struct text *error);
 /* Attaches to the host, if there is one that takes us. 0 or a negated errno
    value: -ECONNREFUSED, -ENOENT: none; -EPERM: it is another user's. */
 int attach_begin(struct database *database, struct text *error);
-/* Waits for the watch to end. Not with the registry's mutex. */
+/* The watch looks anew at whether it is needed. */
+void attach_look(struct database *database);
+/* Takes back what is left of a watch that has ended. */
 void attach_end(struct database *database);
 /* In a child after fork(): closes what is the parent's. */
 void attach_abandon(struct database *database);

@@ -33,7 +33,10 @@
 
 SQLITE_EXTENSION_INIT3
 
+#define FATES_MS 5000 /* wait for what is in flight */
 #define DETACHED ".detached"
+#define PAUSE_MS 20
+#define PAUSES 75
 #define KEPT ".kept"
 
 static int refuse(struct text *error, const char *path, const char *why)
@@ -46,9 +49,16 @@ static int refuse(struct text *error, const char *path, const char *why)
 
 int detach_check_others(int db, const char *path, struct text *error)
 {
-  struct flock lock = {
-      .l_type = F_WRLCK, .l_start = WAL_DB_LOCKS, .l_len = WAL_DB_LOCKS_SIZE};
-  if (fcntl(db, F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) return 0;
+  struct timespec pause = {0, PAUSE_MS * 1000000};
+  struct flock lock;
+  /* An attached process keeps the file for a moment when it has closed it. */
+  for (int i = 0; i < PAUSES; i++) {
+    lock = (struct flock){
+        .l_type = F_WRLCK, .l_start = WAL_DB_LOCKS, .l_len = WAL_DB_LOCKS_SIZE};
+    if (fcntl(db, F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) return 0;
+    if (lock.l_pid > 0) break; /* another kind of lock */
+    nanosleep(&pause, NULL);
+  }
   if (lock.l_pid > 0 && lock.l_pid != getpid())
     text_set(error, "%s: process %d has it open: close it there first", path,
              (int)lock.l_pid);
@@ -162,23 +172,62 @@ static int set_aside(const char *path, const char *suffix, struct text *error)
 
 /* ---- a node of this process -------------------------------------------- */
 
-static int check_use(struct node *node, struct text *error)
+int detach_wait(struct node *node, const struct interrupt *interrupt)
 {
+  struct timespec end = clock_deadline(FATES_MS);
+  int rc = 0;
+  if (interrupt->raised(interrupt->ctx)) return -EINTR;
+  pthread_mutex_lock(&node->mutex);
+  node->watchers++;
+  while (rc == 0 && node->inflight && !node->writer && !node->stopping &&
+         !node->failed && !node_log_failed(node))
+    rc = node_wait(node, &node->changed, &end, interrupt);
+  node->watchers--;
+  pthread_mutex_unlock(&node->mutex);
+  return rc == -EINTR ? rc : 0;
+}
+
+/* Why what is in flight has no fate yet; NULL: nothing is. */
+static const char *why_unsettled(struct node *node)
+{
+  const char *why = NULL;
+  pthread_mutex_lock(&node->mutex);
+  if (node->inflight) {
+    why = full_log(node) ? "no room for the log" : writer_refusal(node);
+    if (why == NULL) why = "the others have not answered";
+  }
+  pthread_mutex_unlock(&node->mutex);
+  return why;
+}
+
+static bool is_used(struct node *node)
+{
+  pthread_mutex_lock(&node->mutex);
+  bool used = node->writer != NULL;
+  pthread_mutex_unlock(&node->mutex);
   struct control_pinned pinned;
   unsigned i = 0;
-  bool used = false;
-  pthread_mutex_lock(&node->mutex);
-  used = node->writer || node->inflight;
-  pthread_mutex_unlock(&node->mutex);
   while (!used && control_next_pinned(node->map, 0, &i, &pinned))
     used = !atomic_load(&pinned.slot->of_node);
-  if (used && node_log_failed(node)) /* what is in flight stays so */
+  return used;
+}
+
+static int check_use(struct node *node, struct text *error)
+{
+  const char *why = why_unsettled(node);
+  bool used = is_used(node);
+  if ((used || why) && node_log_failed(node)) /* what is in flight stays so */
     return refuse(error, node->path, NODE_LOG_FAILED);
   if (used)
     return refuse(error, node->path,
                   "a connection of this process is in a transaction, or "
                   "copies it");
-  return detach_check_others(node->wal->db, node->path, error);
+  if (why == NULL) return detach_check_others(node->wal->db, node->path, error);
+  text_set(error,
+           "%s: it is not known yet whether a transaction is committed: %s: "
+           "try again, or call quorate_stop first and it stays unknown",
+           node->path, why);
+  return -EBUSY;
 }
 
 static void say_detached(struct node *node, raft_index index,

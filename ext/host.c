@@ -31,7 +31,6 @@
 SQLITE_EXTENSION_INIT3
 
 #define HELLO_MS 2000
-#define WAIT_MS 5000
 #define SEND_MS 10000 /* to a process that may be slow to read */
 #define PING_MS 1000
 #define LEASE_MS 10000
@@ -186,10 +185,10 @@ static void take_view(struct session *s, const struct session_view *view)
   s->c.ahead = view->ahead;
 }
 
-static void do_begin(struct session *s, const struct session_view *view)
+static void do_begin(struct session *s, const struct session_begin *begin)
 {
-  take_view(s, view);
-  s->c.write_wait = WAIT_MS;
+  take_view(s, &begin->view);
+  s->c.write_wait = begin->patience;
   s->c.refused_write = 0;
   int rc = writer_begin(&s->c);
   if (rc == SQLITE_OK) s->c.reserved = true;
@@ -311,7 +310,7 @@ static void serve(struct session *s, struct session_message *m)
   switch (m->type) {
   case SESSION_BARRIER: do_barrier(s, &m->barrier); break;
   case SESSION_TAKE: do_take(s, &m->take); break;
-  case SESSION_BEGIN: do_begin(s, &m->view); break;
+  case SESSION_BEGIN: do_begin(s, &m->begin); break;
   case SESSION_LEAVE: writer_leave(&s->c); break;
   case SESSION_SETTLED: do_settled(s, &m->view); break;
   case SESSION_COMMIT: do_commit(s, &m->commit); break;

@@ -454,34 +454,31 @@ int cluster_bootstrap(const char *file, int n, const char *const *options,
 
 /* ---- join -------------------------------------------------------------- */
 
-/* What the leader answered. */
-struct admission {
-  struct raft_configuration members;
-};
-
-static bool parse_admission(const uint8_t *body, size_t len, struct identity *i,
-                            struct admission *a, struct text *error)
+/* Makes the leader's answer part of the identity. */
+static bool take_admission(const uint8_t *body, size_t len, struct identity *i,
+                           struct raft_configuration *members,
+                           struct text *error)
 {
-  struct parser p = parser_of(body, len);
-  size_t n;
-  i->id = parse_u64(&p);
-  i->incarnation = parse_u64(&p);
-  i->cert = strdup(parse_text(&p));
-  i->ca = strdup(parse_text(&p));
-  i->heartbeat_ms = parse_u32(&p);
-  i->election_timeout_ms = parse_u32(&p);
-  i->lease = parse_u8(&p) != 0;
-  const uint8_t *c = parse_blob(&p, &n);
-  if (parser_done(&p) && i->id && i->cert && i->ca &&
-      raft_configuration_decode(c, n, &a->members) == 0)
-    return true;
-  text_set(error, "the cluster sent a malformed answer");
-  return false;
+  struct admission a;
+  if (!cluster_parse_admission(body, len, &a)) {
+    text_set(error, MALFORMED_ADMISSION);
+    return false;
+  }
+  i->id = a.id;
+  i->incarnation = a.incarnation;
+  i->cert = strdup(a.cert);
+  i->ca = strdup(a.ca);
+  i->heartbeat_ms = a.heartbeat_ms;
+  i->election_timeout_ms = a.election_timeout_ms;
+  i->lease = a.lease;
+  *members = a.members;
+  if (i->cert == NULL || i->ca == NULL) text_set(error, "out of memory");
+  return i->cert && i->ca;
 }
 
 /* Asks the member in the token, and the leader that it names. */
 static bool ask_to_join(const struct tls_token *token, struct identity *i,
-                        struct admission *a, struct text *error)
+                        struct raft_configuration *members, struct text *error)
 {
   struct tls_context *tls = NULL;
   struct tls_error tls_error;
@@ -510,7 +507,7 @@ static bool ask_to_join(const struct tls_token *token, struct identity *i,
       continue;
     }
     if (status == ANSWER_OK)
-      ok = parse_admission(body, len, i, a, error);
+      ok = take_admission(body, len, i, members, error);
     else if (status < 0)
       text_set(error, "%s", net_error.text);
     else
@@ -583,7 +580,7 @@ int cluster_join(const char *file, const char *text, int n,
                  const char *const *options, struct text *answer)
 {
   struct identity identity = {0};
-  struct admission admission;
+  struct raft_configuration members;
   struct tls_token token;
   struct tls_error tls_error;
   struct place place = {0};
@@ -606,10 +603,10 @@ int cluster_join(const char *file, const char *text, int n,
     identity.joining = true;
     snprintf(identity.name, sizeof(identity.name), "%s", token.name);
     ok = begin_directory(&place, answer) &&
-         ask_to_join(&token, &identity, &admission, answer) &&
+         ask_to_join(&token, &identity, &members, answer) &&
          identity_write(place.fresh, &identity, answer) == 0 &&
          finish_directory(&place, answer) &&
-         cluster_first_run(place.path, &admission.members, answer);
+         cluster_first_run(place.path, &members, answer);
   }
   if (ok) {
     text_set(answer, "node %s of cluster %016llx, listening on %s",

@@ -63,8 +63,6 @@ enum {
 #define UNKNOWN UINT64_MAX      /* writes under a grant not heard of */
 #define AGAIN_MS 200            /* what may be lost is told again */
 #define UNSEEN_BYTES (4u << 20) /* of writes that the leader may not have */
-#define FOLLOW_TICKS 450        /* with the lock, of FOLLOW_OF: most of a */
-#define FOLLOW_OF 600           /* minute; then leadership follows */
 #define WRITES_MS 1000          /* no write for so long: only lying there */
 
 static void post(struct node *node, raft_id to, uint8_t kind, raft_term term,
@@ -162,6 +160,7 @@ static void void_grant(struct node *node)
   struct lock_lender *l = &node->lock.lender;
   struct lock_account *account = account_of(l, l->holder);
   post(node, l->holder, LEND_VOID, l->term, l->number, account->accepted);
+  if (l->heir == l->holder) l->heir = 0; /* it may not even be there */
   l->holder = 0;
 }
 
@@ -198,19 +197,25 @@ static bool take_back_own(struct node *node)
   return true;
 }
 
-/* Leadership follows who has had the lock, and used it, for long enough. */
+/* Leadership follows who has had the lock, and used it, for three quarters of
+   a minute (node_limits.follow_ms), as a clock counts it: ticks come late. */
 static void follow_writer(struct node *node, uint64_t now)
 {
   struct lock_lender *l = &node->lock.lender;
   struct lock_account *account = account_of(l, l->holder);
   bool remote = l->holder != 0 && l->holder != node->identity.id;
-  if (l->ticks++ >= FOLLOW_OF) {
+  uint64_t passed = l->looked_at ? now - l->looked_at : 0;
+  l->looked_at = now;
+  if (now - l->counts_from >= node_limits.follow_ms) {
     for (unsigned i = 0; i < RAFT_MEMBERS_MAX; i++)
       l->accounts[i].held = 0;
-    l->ticks = 0;
+    l->counts_from = now;
   }
   if (!remote || now - l->wrote_at > WRITES_MS) return;
-  if (++account->held < FOLLOW_TICKS || !cluster_follows_writer(node)) return;
+  account->held += passed < WRITES_MS ? passed : WRITES_MS;
+  if (account->held < node_limits.follow_ms / 4 * 3 ||
+      !cluster_follows_writer(node))
+    return;
   account->held = 0;
   l->heir = l->holder;
 }

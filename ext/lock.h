@@ -23,7 +23,7 @@ struct lock_account {
   uint64_t appended; /* those of them that are in the log */
   uint64_t start;    /* of which process; */
   uint64_t asking;   /* and which asked last */
-  unsigned held;     /* ticks with the lock, writing */
+  uint64_t held;     /* ms with the lock, writing, since counts_from */
 };
 
 /* The leader's part; begun anew with each term. */
@@ -37,10 +37,11 @@ struct lock_lender {
   raft_id queue[RAFT_MEMBERS_MAX]; /* who asks, in order */
   unsigned n_queue;
   struct lock_account accounts[RAFT_MEMBERS_MAX];
-  uint64_t wrote_at; /* ms: when the holder wrote last */
-  unsigned ticks;    /* since `held` of the accounts began */
-  raft_id heir;      /* leadership goes to it once nobody has the lock */
-  bool moving;       /* it does */
+  uint64_t wrote_at;    /* ms: when the holder wrote last */
+  uint64_t looked_at;   /* ms: when `held` was counted last */
+  uint64_t counts_from; /* ms */
+  raft_id heir;         /* leadership goes to it once nobody has the lock */
+  bool moving;          /* it does */
 };
 
 /* The borrower's part. */

@@ -184,6 +184,7 @@ struct node_limits {
   uint32_t quiet_ms;          /* without a write: time to tidy up */
   uint32_t stall_ms;          /* a join waits without any progress */
   uint32_t fate_ms;           /* longest wait for the fate of a commit */
+  uint32_t follow_ms;         /* leadership follows who wrote most of this */
   uint32_t void_one_in; /* tests: a leader's grant ends once in so many times
                            that it looks for something to propose; 0: never */
 };
@@ -535,9 +536,9 @@ int image_read(const struct image *image, uint32_t pgno, uint8_t *page);
 
 /* ---- a copy of the database: backup.c ---------------------------------- */
 
-/* Makes a path absolute, and its directory, which must be there, free of symbolic
-   links: in the process that was told it. *path is malloc'd. 0, or a negated
-   errno value and *error says why. */
+/* Makes a path absolute, and its directory, which must be there, free of
+   symbolic links: in the process that was told it. *path is malloc'd. 0, or a
+   negated errno value and *error says why. */
 int backup_path(const char *file, char **path, struct text *error);
 /* Application threads: makes `file`, an absolute path that must not exist, a
    copy of what is confirmed now. *index is the newest entry in it. 0, -EINTR,

@@ -39,7 +39,7 @@
 **
 ** LIMITATIONS
 **
-** One process hosts a node, others read its file. SQLite 3.33 or newer.
+** SQLite 3.33 or newer. Connections do not survive fork().
 */
 #include "sql.h"
 #include "vfs.h"

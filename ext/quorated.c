@@ -17,7 +17,8 @@
 ** The states of a file:
 **
 **     NEW -------> RUNS --SIGTERM--> STOPPED
-**      | `-------> WAITS   another process hosts it: tried again each second
+**      | `-------> WAITS   another process hosts it: this one is attached, and
+**      |                   hosts it when that one ends (attach.c): then it RUNS
 **      `---------> BROKEN  at the start of this program: its end, status 1;
 **                          after a wait: tried again
 */
@@ -47,6 +48,7 @@
 
 #define STOP_MS 1800     /* from the first signal to the last node's end */
 #define DRAIN_MS 150     /* and then for lines that were not written yet */
+#define TWICE_MS 100     /* signals that are so close are one: see watch() */
 #define RETRY_MS 1000    /* pace at which a file is tried that did not open */
 #define LOOK_MS 1000     /* pace at which the nodes are looked at */
 #define STARTING_MS 50   /* the same, until all of them serve */
@@ -240,7 +242,7 @@ enum state { NEW, RUNS, WAITS, BROKEN, STOPPED };
 struct file {
   char *path; /* as the node knows it */
   enum state state;
-  sqlite3 *db;       /* of one that RUNS */
+  sqlite3 *db;       /* of one that RUNS or WAITS */
   struct text said;  /* why it does not */
   uint64_t tried_ms; /* when that was */
   bool leads, led, serves, failed;
@@ -315,6 +317,25 @@ static void tell_why(const struct file *f, sqlite3 *db, struct text *why)
     memmove(why->s, why->s + n + 2, strlen(why->s + n + 2) + 1);
 }
 
+/* The node runs in this process. */
+static bool is_here(const struct file *f)
+{
+  struct connection *c = vfs_connection(f->db, "main");
+  return c && atomic_load(&c->database->node);
+}
+
+/* The process that hosts it; 0: not known. */
+static int host_of(const struct file *f)
+{
+  char path[PATH_MAX + 16], digits[24] = "";
+  snprintf(path, sizeof(path), "%s-quorate/lock", f->path);
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  ssize_t n = fd < 0 ? 0 : read(fd, digits, sizeof(digits) - 1);
+  if (fd >= 0) close(fd);
+  digits[n > 0 ? n : 0] = 0;
+  return atoi(digits);
+}
+
 /* Opens a file, which starts its node: it RUNS, or it WAITS for the end of
    another process, or it is BROKEN; *why says more of the latter two. */
 static enum state open_file(struct file *f, struct text *why)
@@ -329,14 +350,17 @@ static enum state open_file(struct file *f, struct text *why)
   if (rc == SQLITE_OK) rc = sqlite3_exec(f->db, settings, NULL, NULL, NULL);
   enum state state = rc == SQLITE_OK ? RUNS : BROKEN;
   if (state == BROKEN) tell_why(f, f->db, why);
-  /* It is open, but not as a node's: then that is in another process. */
+  /* It is open, but not as a node's: that is another user's. */
   if (state == RUNS && ask(f->db, "SELECT quorate_role()", NULL, &role)) {
     tell_why(f, f->db, why);
-    state = WAITS;
+    state = BROKEN;
   }
-  if (state != RUNS) {
+  if (state == BROKEN) {
     sqlite3_close(f->db);
     f->db = NULL;
+  } else if (!is_here(f)) {
+    state = WAITS;
+    text_set(why, "the node runs in process %d", host_of(f));
   }
   return state;
 }
@@ -351,6 +375,21 @@ static void try_file(struct file *f)
         why.s);
   f->state = state;
   f->said = why;
+}
+
+/* The other process has ended, perhaps, and its node runs here. */
+static void look_for_turn(struct file *f)
+{
+  struct database *d = vfs_connection(f->db, "main")->database;
+  pthread_mutex_lock(&d->mutex);
+  struct text trouble = d->trouble;
+  pthread_mutex_unlock(&d->mutex);
+  if (is_here(f)) {
+    f->state = RUNS;
+  } else if (trouble.s[0] && strcmp(trouble.s, f->said.s) != 0) {
+    say(f->path, "cannot start: %s", trouble.s);
+    f->said = trouble;
+  }
 }
 
 /* Whether a node leads, has a leader, or can be read. */
@@ -436,8 +475,9 @@ static void keep_files(void)
   do {
     for (unsigned i = 0; i < keeper.n; i++) {
       struct file *f = &keeper.files[i];
-      if (f->state != RUNS && clock_monotonic_ms() - f->tried_ms >= RETRY_MS)
+      if (f->db == NULL && clock_monotonic_ms() - f->tried_ms >= RETRY_MS)
         try_file(f);
+      if (f->state == WAITS) look_for_turn(f);
       if (f->state == RUNS) look_at(f);
     }
     tell_state(&ready);
@@ -451,9 +491,9 @@ static void close_files(void)
   for (unsigned i = 0; i < keeper.n; i++) {
     struct file *f = &keeper.files[i];
     enum state was = f->state;
-    if (was != RUNS && was != BROKEN) continue;
     sqlite3_close(f->db);
     f->db = NULL;
+    if (was != RUNS && was != BROKEN) continue;
     f->state = STOPPED;
     int rc = ask(keeper.db, "SELECT quorate_stop(?)", f->path, &answer);
     if (rc == SQLITE_OK || was == RUNS)
@@ -590,29 +630,32 @@ static void die_of(int number)
   pthread_sigmask(SIG_UNBLOCK, &one, NULL);
 }
 
-/* Until the keeper has ended. False: it has not, and the time is over. */
+/* Until the keeper has ended. False: it has not, and the time is over. A second
+   signal is one that somebody sent again: timeout(1) sends it to its child, and
+   then at once to the whole group. */
 static bool watch(int signal_fd)
 {
   struct pollfd p[2] = {{.fd = signal_fd, .events = POLLIN},
                         {.fd = keeper.news_fd, .events = POLLIN}};
-  uint64_t end = 0; /* 0: no hurry yet */
-  bool signalled = false;
+  uint64_t end = 0, signalled = 0; /* 0: no hurry yet; not yet */
   while (!atomic_load(&keeper.ended)) {
     struct signalfd_siginfo info;
     uint64_t now = clock_monotonic_ms();
     if (end && now >= end) return false;
     poll(p, 2, end ? (int)(end - now) : -1);
     bool got = read(signal_fd, &info, sizeof(info)) == sizeof(info);
-    if (got && signalled) die_of((int)info.ssi_signo);
-    if (got) {
-      signalled = true;
+    now = clock_monotonic_ms();
+    if (got && signalled && now - signalled > TWICE_MS)
+      die_of((int)info.ssi_signo);
+    if (got && !signalled) {
+      signalled = now;
       say("quorated", "SIG%s: stops", sigabbrev_np((int)info.ssi_signo));
       eventfd_write(keeper.stop_fd, 1);
     }
     eventfd_t news;
     eventfd_read(keeper.news_fd, &news);
     if (end == 0 && (got || atomic_load(&keeper.refused))) {
-      end = clock_monotonic_ms() + STOP_MS;
+      end = now + STOP_MS;
       notify("STOPPING=1");
     }
   }

@@ -347,25 +347,19 @@ static bool replace(struct rebuild *r)
   return ok;
 }
 
-static bool parse_admitted(struct rebuild *r, const uint8_t *body, size_t len)
+static bool take_admission(struct rebuild *r, const uint8_t *body, size_t len)
 {
-  struct parser p = parser_of(body, len);
-  size_t n;
-  raft_id id = parse_u64(&p);
-  uint64_t incarnation = parse_u64(&p);
-  parse_text(&p);
-  parse_text(&p);
-  r->next.heartbeat_ms = parse_u32(&p);
-  r->next.election_timeout_ms = parse_u32(&p);
-  r->next.lease = parse_u8(&p) != 0;
-  const uint8_t *c = parse_blob(&p, &n);
-  if (parser_done(&p) && id == r->next.id &&
-      incarnation == r->next.incarnation &&
-      raft_configuration_decode(c, n, &r->members) == 0 &&
-      raft_configuration_find(&r->members, id))
-    return true;
-  text_set(&r->why, "the cluster sent a malformed answer");
-  return false;
+  struct admission a;
+  if (!cluster_parse_admission(body, len, &a) || a.id != r->next.id ||
+      a.incarnation != r->next.incarnation) {
+    text_set(&r->why, MALFORMED_ADMISSION);
+    return false;
+  }
+  r->next.heartbeat_ms = a.heartbeat_ms;
+  r->next.election_timeout_ms = a.election_timeout_ms;
+  r->next.lease = a.lease;
+  r->members = a.members;
+  return true;
 }
 
 /* Step 3. */
@@ -379,7 +373,7 @@ static bool admitted(struct rebuild *r)
   if (r->as_next == NULL) return false;
   pack_u8(&request, ASK_ADMITTED);
   bool ok = ask(r, r->as_next, &request, JOIN_TIMEOUT_MS, &body, &len) &&
-            parse_admitted(r, body, len);
+            take_admission(r, body, len);
   free(body);
   /* What is said to the old self tells more, if that is still asked for. */
   if (!ok && !r->begun && why.s[0]) r->why = why;

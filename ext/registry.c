@@ -18,6 +18,7 @@ SQLITE_EXTENSION_INIT3
 
 #define HOST_MS 10000 /* of a host that starts or ends, to take us */
 #define PAUSE_MS 10
+#define LINGER_MS 500 /* attached, without a connection */
 
 struct refusal {
   struct refusal *next;
@@ -135,9 +136,10 @@ static void free_nodes(struct node *node)
   }
 }
 
-static void free_database(struct database *d)
+void registry_free(struct database *d)
 {
   if (d == NULL) return;
+  attach_end(d);
   attach_unfence(d);
   free_nodes(d->former);
   control_close(d->map);
@@ -158,7 +160,7 @@ static struct database *new_database(const char *path)
   d->path = strdup(path);
   if (d->path == NULL || asprintf(&d->dir, "%s-quorate", path) < 0) {
     d->dir = NULL;
-    free_database(d);
+    registry_free(d);
     return NULL;
   }
   return d;
@@ -196,15 +198,30 @@ static int host(struct database *d, const struct raft_configuration *peers,
 int registry_host(struct database *d, struct text *error)
 {
   enter();
-  int rc = d->closing || exiting ? -ESHUTDOWN : host(d, NULL, error);
+  bool needed = d->refs > 0 && !exiting;
+  if (!needed) unlist(d);
+  int rc = needed ? host(d, NULL, error) : -ESHUTDOWN;
   pthread_mutex_unlock(&mutex);
   return rc;
+}
+
+int registry_linger(struct database *d)
+{
+  int left = -1;
+  enter();
+  if (d->refs == 0) {
+    uint64_t past = clock_monotonic_ms() - d->released;
+    left = past < LINGER_MS ? (int)(LINGER_MS - past) : 0;
+    if (left == 0) unlist(d);
+  }
+  pthread_mutex_unlock(&mutex);
+  return left;
 }
 
 int registry_attach(struct database *d, struct text *error)
 {
   enter();
-  int rc = d->closing || exiting              ? -ESHUTDOWN
+  int rc = exiting                            ? -ESHUTDOWN
            : atomic_load(&d->node) || d->live ? 0
                                               : attach_begin(d, error);
   pthread_mutex_unlock(&mutex);
@@ -243,7 +260,7 @@ static int open_new(const char *path, struct database **out, struct text *error)
   int rc = find_host(d, error);
   set_refusal(path, rc ? error : &none);
   if (rc) {
-    free_database(d);
+    registry_free(d);
     return rc == -EWOULDBLOCK ? SQLITE_OK : SQLITE_CANTOPEN;
   }
   list(d);
@@ -298,7 +315,7 @@ int registry_start(const char *path, const struct raft_configuration *peers,
     list(d);
     *out = d;
   } else {
-    free_database(d);
+    registry_free(d);
   }
   pthread_mutex_unlock(&mutex);
   return rc;
@@ -308,14 +325,14 @@ void registry_release(struct database *d)
 {
   enter();
   bool last = --d->refs == 0 && atomic_load(&d->node) == NULL;
-  if (last) {
-    d->closing = true;
-    unlist(d);
+  d->released = clock_monotonic_ms();
+  if (last && d->live) {
+    attach_look(d); /* it lingers for a while */
+    last = false;
   }
+  if (last) unlist(d);
   pthread_mutex_unlock(&mutex);
-  if (!last) return;
-  attach_end(d);
-  free_database(d);
+  if (last) registry_free(d);
 }
 
 /* ---- stop -------------------------------------------------------------- */
@@ -324,26 +341,30 @@ void registry_release(struct database *d)
 static void retire(struct database *d, bool gone)
 {
   struct node *node = atomic_load(&d->node);
-  if (!node->stopping) return;
+  if (node == NULL || !node->stopping) return;
   node_close(node);
   atomic_store(&d->node, NULL);
   node->next = d->former;
   d->former = node;
   if (d->refs == 0 || gone) unlist(d);
   if (d->refs == 0) {
-    free_database(d);
+    registry_free(d);
   } else if (gone) {
     d->next = detached;
     detached = d;
   }
 }
 
-/* Mutex held. What is stopped is freed when nobody uses it. */
-static void stop_one(struct database *d, bool clean)
+/* Mutex held. What is stopped is freed when nobody uses it. The newest entry
+   that was visible when its threads had ended. */
+static raft_index stop_one(struct database *d, bool clean)
 {
-  node_stop(atomic_load(&d->node), clean);
+  struct node *node = atomic_load(&d->node);
+  node_stop(node, clean);
+  raft_index applied = node->applied;
   if (d->refs > 0) attach_fence(d); /* its connections may be reading */
   retire(d, false);
+  return applied;
 }
 
 int registry_stop(const char *path, bool clean, struct text *answer)
@@ -356,8 +377,7 @@ int registry_stop(const char *path, bool clean, struct text *answer)
     text_set(answer, "no node of %s runs in this process", path);
     rc = SQLITE_ERROR;
   } else {
-    raft_index applied = node->applied;
-    stop_one(d, clean);
+    raft_index applied = stop_one(d, clean);
     text_set(answer, "stopped at entry %llu", (unsigned long long)applied);
   }
   pthread_mutex_unlock(&mutex);
@@ -376,7 +396,7 @@ static int find_or_start(const char *path, struct database **out,
   if (d == NULL) return -ENOMEM;
   int rc = atomic_load(&d->node) ? 0 : host(d, NULL, why);
   if (made && rc == 0) list(made);
-  if (made && rc != 0) free_database(made);
+  if (made && rc != 0) registry_free(made);
   if (rc == 0) {
     attach_unfence(d);
     *out = d;
@@ -384,23 +404,42 @@ static int find_or_start(const char *path, struct database **out,
   return rc;
 }
 
-int registry_detach(const char *path, struct text *answer)
+/* What is in flight here has its fate first. Nobody else has to wait for that:
+   the mutex is free meanwhile, and the node may be stopped. */
+static int wait_for_fates(struct database *d, const struct interrupt *interrupt,
+                          struct text *why)
+{
+  struct node *node = atomic_load(&d->node);
+  d->refs++;
+  pthread_mutex_unlock(&mutex);
+  int rc = detach_wait(node, interrupt);
+  enter();
+  d->refs--;
+  if (rc || atomic_load(&d->node) == node) return rc;
+  text_set(why, "%s: the node was stopped meanwhile", d->path);
+  return -EWOULDBLOCK;
+}
+
+int registry_detach(const char *path, const struct interrupt *interrupt,
+                    struct text *answer)
 {
   struct text why = {""};
   struct database *d;
   enter();
   int rc = find_or_start(path, &d, &why);
-  if (rc == -EWOULDBLOCK)
+  bool runs = rc == 0 && d;
+  if (runs) rc = wait_for_fates(d, interrupt, &why);
+  if (rc == -EINTR || rc == -EWOULDBLOCK)
     *answer = why;
   else if (rc)
     rc = detach_files(path, &why, answer);
-  else if (d == NULL)
-    rc = detach_rest(path, answer);
-  else
+  else if (runs)
     rc = detach_node(atomic_load(&d->node), answer);
-  if (d) retire(d, rc == 0);
+  else
+    rc = detach_rest(path, answer);
+  if (runs) retire(d, rc == 0);
   pthread_mutex_unlock(&mutex);
-  return rc ? SQLITE_ERROR : SQLITE_OK;
+  return rc;
 }
 
 /* The process ends: its threads must not run into what exit() takes down. */

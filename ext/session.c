@@ -15,31 +15,33 @@
 ** host      REFUSED text                and why not
 **
 ** attached  BARRIER level wait_ms       a read may begin -> ANSWER
-** attached  TAKE write_wait patience    wait for the turn to write -> ANSWER,
-**             drained has_handler         view: the head, to be built on;
-**             begin                       with begin, as if BEGIN had followed
+** attached  TAKE patience drained       wait for the turn to write -> ANSWER,
+**             has_handler begin           extra[0]: it has come; extra[1]: this
+**                                         node cannot write at all; with begin,
+**                                         as if BEGIN at the head had followed
 ** host      BUSY                        during TAKE: ask your busy handler
 ** attached  SLEEP us                    the handler sleeps -> SLEPT as soon as
 **                                         the turn has come, or us are over
 ** host      SLEPT waited                not waited: the turn came before, and
 **                                         this sleep is not for it
 ** attached  HANDLED more                the handler has returned
-** attached  BEGIN view                  the WRITE lock, on top of view -> ANSWER
+** attached  BEGIN view patience         the WRITE lock, on view -> ANSWER, the
+**                                         view with the epoch of now
 ** attached  LEAVE                       the turn is not used, or the WRITE lock
 **                                         given back without COMMIT -> nothing
 ** attached  SETTLED view                wait until a view that was ahead is
 **                                         confirmed -> ANSWER
-** attached  COMMIT view n_page          the transaction -> ANSWER when it is
-**             page_size count schema      handed over, extra[0] its sequence;
-**             pages, or a file            its fate is told in the slot
+** attached  COMMIT view n_page          the transaction; its turn is over ->
+**             page_size count pages,      ANSWER when its fate is known, view:
+**             or a file                   the state after it
 ** attached  RESOLVE sequence            what became of a transaction that was
 **                                         handed over to a host that has ended
-**                                         -> ANSWER, extra[0] its fate
+**                                         -> ANSWER
 ** attached  CALL bytes                  an SQL function or table -> ROWS, the
 **                                         last without more; or ANSWER: refused
 ** host      ROWS more bytes
-** host      ANSWER rc extra view        extra and view are zeros where nothing
-**             reason                      else is said above
+** host      ANSWER rc extra view        a result code of SQLite, and why
+**             reason
 ** attached  INTERRUPT                   end the request under way soon; it has
 **                                         its answer. If none is: nothing
 ** host      PING                        on a WATCH: sign of life -> PONG
@@ -56,7 +58,7 @@
 **
 **     view    generation u64, epoch u64, header 48 bytes, ahead u8
 **     texts   u32 length, with the zero; bytes: up to the end of the message
-**     COMMIT  view, schema u8, 0 u16, n_page u32, page_size u32, count u32; and
+**     COMMIT  view, 3 zeros, n_page u32, page_size u32, count u32; and
 **             without a file: count page numbers u32, which are at byte 92 and
 **             can be used in place, count pages
 **
@@ -65,7 +67,7 @@
 **
 ** Both ends check who is at the other one (SO_PEERCRED): the directory is 0700
 ** and the socket 0600, but both may have been changed by somebody who meant it
-** well. Nothing that comes is trusted more for that: it may be another build, or
+** well. Nothing that comes is trusted more for that: it may be another build or
 ** one with a bug. It is parsed within bounds and refused, and a descriptor that
 ** nobody asked for is closed.
 */
@@ -350,7 +352,6 @@ static void parse_hello(struct parser *p, struct session_hello *hello)
 
 static void pack_take(struct packer *p, const struct session_take *take)
 {
-  pack_u32(p, take->write_wait);
   pack_u32(p, take->patience);
   pack_u8(p, take->drained);
   pack_u8(p, take->has_handler);
@@ -359,7 +360,6 @@ static void pack_take(struct packer *p, const struct session_take *take)
 
 static void parse_take(struct parser *p, struct session_take *take)
 {
-  take->write_wait = parse_u32(p);
   take->patience = parse_u32(p);
   take->drained = parse_flag(p);
   take->has_handler = parse_flag(p);
@@ -411,8 +411,7 @@ static bool is_sound(const struct session_commit *commit)
 static void pack_commit(struct packer *p, const struct session_commit *commit)
 {
   pack_view(p, &commit->view);
-  pack_u8(p, commit->schema);
-  pack_bytes(p, "\0", 2);
+  pack_bytes(p, "\0\0", 3);
   pack_u32(p, commit->n_page);
   pack_u32(p, commit->page_size);
   pack_u32(p, commit->count);
@@ -429,10 +428,14 @@ static void parse_pages(struct parser *p, struct session_commit *commit)
     if (commit->pgnos[i] == 0) p->bad = true;
 }
 
+/* One that can be read, of a size. */
 static bool is_file_of(int fd, uint64_t bytes)
 {
   struct stat st;
-  return fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size >= 0 &&
+  int flags = fcntl(fd, F_GETFL);
+  return flags >= 0 && (flags & O_PATH) == 0 &&
+         (flags & O_ACCMODE) != O_WRONLY && fstat(fd, &st) == 0 &&
+         S_ISREG(st.st_mode) && st.st_size >= 0 &&
          (uint64_t)st.st_size == bytes;
 }
 
@@ -440,9 +443,8 @@ static void parse_commit(struct parser *p, struct session_commit *commit,
                          bool has_file)
 {
   parse_view(p, &commit->view);
-  commit->schema = parse_flag(p);
-  const uint8_t *zeros = parse_bytes(p, 2);
-  if (zeros && (zeros[0] || zeros[1])) p->bad = true;
+  const uint8_t *zeros = parse_bytes(p, 3);
+  if (zeros && (zeros[0] || zeros[1] || zeros[2])) p->bad = true;
   commit->n_page = parse_u32(p);
   commit->page_size = parse_u32(p);
   commit->count = parse_u32(p);
@@ -477,6 +479,9 @@ static void pack_fields(struct packer *p, const struct session_message *m)
   case SESSION_SLEEP: pack_u32(p, m->us); break;
   case SESSION_SLEPT: pack_u8(p, m->waited); break;
   case SESSION_BEGIN:
+    pack_view(p, &m->begin.view);
+    pack_u32(p, m->begin.patience);
+    break;
   case SESSION_SETTLED: pack_view(p, &m->view); break;
   case SESSION_COMMIT: pack_commit(p, &m->commit); break;
   case SESSION_RESOLVE: pack_u64(p, m->sequence); break;
@@ -514,6 +519,9 @@ static void parse_fields(struct parser *p, struct session_message *m,
   case SESSION_SLEEP: m->us = parse_u32(p); break;
   case SESSION_SLEPT: m->waited = parse_flag(p); break;
   case SESSION_BEGIN:
+    parse_view(p, &m->begin.view);
+    m->begin.patience = parse_u32(p);
+    break;
   case SESSION_SETTLED: parse_view(p, &m->view); break;
   case SESSION_COMMIT: parse_commit(p, &m->commit, has_file); break;
   case SESSION_RESOLVE: m->sequence = parse_u64(p); break;
@@ -780,5 +788,6 @@ int session_peek(int fd)
   struct parser p = parser_of(head, (size_t)n);
   uint32_t magic = parse_u32(&p), type = parse_u32(&p) & 0xffff;
   bool known = type > 0 && type <= SESSION_TYPES;
-  return !p.bad && magic == MAGIC && known ? (int)type : -EPROTO;
+  bool whole = parse_u32(&p) >= HEAD && !p.bad;
+  return whole && magic == MAGIC && known ? (int)type : -EPROTO;
 }

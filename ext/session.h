@@ -107,11 +107,15 @@ struct session_barrier {
 };
 
 struct session_take {
-  uint32_t write_wait; /* ms, as the connection's setting is */
-  uint32_t patience;   /* ms to wait for while nobody may write */
-  bool drained;        /* with nothing in flight: a late upgrade */
-  bool has_handler;    /* send BUSY */
-  bool begin;          /* and BEGIN at once, at the head */
+  uint32_t patience; /* ms to wait for while nobody may write */
+  bool drained;      /* with nothing in flight: a late upgrade */
+  bool has_handler;  /* send BUSY */
+  bool begin;        /* and BEGIN at once, at the head */
+};
+
+struct session_begin {
+  struct session_view view;
+  uint32_t patience; /* as of a TAKE */
 };
 
 /* A transaction: its pages, newest image of each or in the order of writing, in
@@ -125,8 +129,7 @@ struct session_commit {
   uint32_t n_page;          /* size of the database after it */
   uint32_t page_size;
   uint32_t count;
-  bool schema; /* it changes the schema */
-  int file;    /* a descriptor, or -1 */
+  int file; /* a descriptor, or -1 */
   const uint32_t *pgnos;
   const struct iovec *parts; /* together count pages */
   int n_parts;
@@ -154,10 +157,11 @@ struct session_message {
     const char *text; /* REFUSED */
     struct session_barrier barrier;
     struct session_take take;
-    bool more;                /* HANDLED: the handler wants to go on waiting */
-    uint32_t us;              /* SLEEP */
-    bool waited;              /* SLEPT; false: sleep yourself */
-    struct session_view view; /* BEGIN, SETTLED */
+    bool more;   /* HANDLED: the handler wants to go on waiting */
+    uint32_t us; /* SLEEP */
+    bool waited; /* SLEPT; false: sleep yourself */
+    struct session_begin begin;
+    struct session_view view; /* SETTLED */
     struct session_commit commit;
     uint64_t sequence;        /* RESOLVE */
     struct session_rows rows; /* ROWS; CALL, of which there is no more */
@@ -179,7 +183,8 @@ bool session_commit_fits(uint32_t page_size, uint32_t count);
 
 /* Sends a message, all of it or nothing. -ETIMEDOUT: the other end does not
    read. -EPIPE: it has closed; what it sent before can still be received.
-   -EMSGSIZE: larger than SESSION_MAX. -EINVAL: of no type, or a COMMIT without its pages. */
+   -EMSGSIZE: larger than SESSION_MAX. -EINVAL: of no type, or a COMMIT without
+   its pages. Other errors are the kernel's, and nothing was sent. */
 int session_send(int fd, const struct session_message *message, int timeout_ms);
 /* Takes the next message. -ETIMEDOUT. -EPIPE: the other end has closed.
    -EPROTO: it sent what nobody may send; hang up. -EMFILE: a COMMIT with a file

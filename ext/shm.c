@@ -52,11 +52,7 @@ int vfs_shm_map(sqlite3_file *file, int region, int size, int extend,
   bool first = c->index.n_regions == 0;
   if (walindex_reserve(&c->index, (unsigned)region) != 0)
     return SQLITE_IOERR_NOMEM;
-  if (c->reader.slot == NULL && control_enter(c->map, NULL, &c->reader) != 0) {
-    sqlite3_log(SQLITE_IOERR_SHMMAP, "quorate: %s: more than %u connections",
-                c->database->path, CONTROL_SLOTS);
-    return SQLITE_IOERR_SHMMAP;
-  }
+  if (!vfs_enter(c)) return SQLITE_IOERR_SHMMAP;
   if (first) {
     /* A valid header of an empty WAL of generation 0, so that SQLite has no
        reason to recover; the first read transaction fills it. */
@@ -247,7 +243,7 @@ static int begin_here(struct connection *c, bool stale)
                  ? SQLITE_OK
                  : barrier(c, LEVEL_LINEARIZABLE);
     /* SQLite's busy handler comes back: the wait was this one. */
-    if (rc) c->refused_write = clock_monotonic_ms();
+    if (rc && rc != VFS_MOVED) c->refused_write = clock_monotonic_ms();
     return rc ? rc : take(c);
   }
   int rc = barrier(c, c->level);
@@ -422,7 +418,6 @@ int vfs_shm_unmap(sqlite3_file *file, int delete_it)
   if (c->reserved) leave(c);
   c->read_state = READ_NONE;
   unpin(c);
-  control_leave(&c->reader);
   for (unsigned i = 0; i < c->index.n_regions; i++)
     free(c->index.region[i]);
   free(c->index.region);

@@ -157,15 +157,49 @@ static void sql_stop(sqlite3_context *ctx, int n, sqlite3_value **values)
   finish(ctx, rc, &answer);
 }
 
+/* Some functions take their time. SQLite tells a function that runs of no
+   interrupt: only a statement that is prepared or stepped learns of it. */
+struct probe {
+  sqlite3_stmt *stmt;
+  bool raised;
+};
+
+static bool interrupted(void *ctx)
+{
+  struct probe *probe = ctx;
+  if (probe->stmt && !probe->raised) {
+    probe->raised = sqlite3_step(probe->stmt) == SQLITE_INTERRUPT;
+    sqlite3_reset(probe->stmt);
+  }
+  return probe->raised;
+}
+
+/* Its statement is to be finalized. */
+static struct interrupt begin_probe(sqlite3_context *ctx, struct probe *probe)
+{
+  struct interrupt interrupt = {interrupted, probe};
+  probe->stmt = NULL;
+  probe->raised =
+      sqlite3_prepare_v2(sqlite3_context_db_handle(ctx), "VALUES(1)", -1,
+                         &probe->stmt, NULL) == SQLITE_INTERRUPT;
+  return interrupt;
+}
+
 static void sql_detach(sqlite3_context *ctx, int n, sqlite3_value **values)
 {
   (void)n;
   struct text answer = {""};
   char *path = path_argument(ctx, values[0]);
   if (path == NULL) return;
-  int rc = registry_detach(path, &answer);
+  struct probe probe;
+  struct interrupt interrupt = begin_probe(ctx, &probe);
+  int rc = registry_detach(path, &interrupt, &answer);
+  sqlite3_finalize(probe.stmt);
   free(path);
-  finish(ctx, rc, &answer);
+  if (rc == -EINTR)
+    sqlite3_result_error_code(ctx, SQLITE_INTERRUPT);
+  else
+    finish(ctx, rc ? SQLITE_ERROR : SQLITE_OK, &answer);
 }
 
 static void sql_version(sqlite3_context *ctx, int n, sqlite3_value **values)
@@ -202,23 +236,6 @@ void sql_result(sqlite3_context *ctx, const struct cell *cell)
     sqlite3_result_null(ctx);
 }
 
-/* Some functions take their time. SQLite tells a function that runs of no
-   interrupt: only a statement that is prepared or stepped learns of it. */
-struct probe {
-  sqlite3_stmt *stmt;
-  bool raised;
-};
-
-static bool interrupted(void *ctx)
-{
-  struct probe *probe = ctx;
-  if (probe->stmt && !probe->raised) {
-    probe->raised = sqlite3_step(probe->stmt) == SQLITE_INTERRUPT;
-    sqlite3_reset(probe->stmt);
-  }
-  return probe->raised;
-}
-
 static bool takes_long(uint8_t call)
 {
   return call == CALL_CHECKPOINT || call == CALL_BACKUP || call == CALL_VERIFY;
@@ -229,12 +246,7 @@ static void carry_out(sqlite3_context *ctx, struct connection *c,
 {
   struct interrupt interrupt = {vfs_interrupted, c};
   struct probe probe = {NULL, false};
-  if (takes_long(call->what)) {
-    interrupt = (struct interrupt){interrupted, &probe};
-    probe.raised =
-        sqlite3_prepare_v2(sqlite3_context_db_handle(ctx), "VALUES(1)", -1,
-                           &probe.stmt, NULL) == SQLITE_INTERRUPT;
-  }
+  if (takes_long(call->what)) interrupt = begin_probe(ctx, &probe);
   call_do(c, call, &interrupt, answer);
   sqlite3_finalize(probe.stmt);
 }

@@ -42,7 +42,8 @@ struct node_limits node_limits = {.segment_bytes = 8u << 20,
                                   .quiet_frames = 200,
                                   .quiet_ms = 5000,
                                   .stall_ms = 30000,
-                                  .fate_ms = 30000};
+                                  .fate_ms = 30000,
+                                  .follow_ms = 60000};
 
 /* ---- files ------------------------------------------------------------- */
 
@@ -120,9 +121,7 @@ static int take_lock(struct node *node, struct text *error)
   int pid = 0;
   node->lock_fd = node_lock(node->dir, &pid, error);
   if (node->lock_fd == -EWOULDBLOCK)
-    text_set(error,
-             "%s: the node runs in process %d",
-             node->path, pid);
+    text_set(error, "%s: the node runs in process %d", node->path, pid);
   return node->lock_fd < 0 ? node->lock_fd : 0;
 }
 
@@ -423,14 +422,16 @@ int node_start(const char *path, const struct raft_configuration *peers,
     return -ENOMEM;
   }
   int rc = prepare(node, peers, error);
+  /* The first of its events; from then on the threads change what it tells. */
+  if (rc == 0)
+    events_add(&node->events, "started at entry %llu, listening on %s",
+               (unsigned long long)node->applied, net_listening(node->net));
   if (rc == 0) rc = start_threads(node, error);
   if (rc) {
     if (node->shared) node_stop(node, false); /* else nothing is begun */
     node_free(node);
     return rc;
   }
-  events_add(&node->events, "started at entry %llu, listening on %s",
-             (unsigned long long)node->applied, net_listening(node->net));
   *out = node;
   return 0;
 }

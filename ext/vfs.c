@@ -152,6 +152,7 @@ static int db_close(sqlite3_file *file)
   vfs_shm_unmap(file, 0);
   int rc = c->real->pMethods->xClose(c->real);
   attach_close(c);
+  control_leave(&c->reader);
   free(c->pending);
   free(c->copies);
   registry_release(c->database);
@@ -612,6 +613,15 @@ void vfs_locate(struct connection *c)
   /* A transaction stays with the host that it was begun with. */
   if (!c->writing && !c->reserved && c->tx == NULL && !c->sent)
     c->node = atomic_load(&c->database->node);
+}
+
+bool vfs_enter(struct connection *c)
+{
+  if (c->reader.slot || control_enter(c->map, NULL, &c->reader) == 0)
+    return true;
+  text_set(&c->reason, "more than %u connections", CONTROL_SLOTS);
+  sqlite3_log(SQLITE_FULL, "quorate: %s: %s", c->database->path, c->reason.s);
+  return false;
 }
 
 void vfs_say(struct connection *c)

@@ -99,6 +99,9 @@ int vfs_register(void);
 struct connection *vfs_connection(sqlite3 *db, const char *schema);
 /* Before it begins something: where the node is now. */
 void vfs_locate(struct connection *connection);
+/* It has a slot in the control file, from here on until it is closed. False: all
+   are taken. */
+bool vfs_enter(struct connection *connection);
 /* c->reason is also the node's, if that is here. */
 void vfs_say(struct connection *connection);
 /* The VFS that was the default; and a path as SQLite gives it to xOpen,

@@ -782,6 +782,7 @@ static void set_limits(unsigned page_size)
                                      .quiet_ms = 20,
                                      .stall_ms = 30000,
                                      .fate_ms = 120000,
+                                     .follow_ms = 60000,
                                      .void_one_in = 24};
   /* That it wants to stay loaded counts as a failure there. */
   sqlite3_auto_extension((void (*)(void))sqlite3_quorate_init);

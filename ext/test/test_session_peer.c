@@ -135,30 +135,41 @@ static void send_beside(int fd, const uint8_t *bytes, size_t len,
   assert_int_equal(sendmsg(fd, &packet, 0), len);
 }
 
-/* The bytes of a message; with `passes`, one that says that a file comes. */
-static size_t bytes_of(uint8_t *bytes, size_t size, bool passes)
+/* The bytes of a message. */
+static size_t bytes_of(enum session_type type, uint8_t *bytes, size_t size)
 {
-  int fd[2], file = passes ? file_of(session_commit_bytes(PAGE, PAGES)) : -1;
-  struct session_message m = passes ? commit_of(file) : plain(SESSION_PING);
+  int fd[2], file = file_of(session_commit_bytes(PAGE, PAGES));
+  struct session_message m =
+      type == SESSION_COMMIT ? commit_of(file) : plain(type);
   pair_make(fd);
   assert_int_equal(session_send(fd[0], &m, WAIT), 0);
   ssize_t n = recv(fd[1], bytes, size, MSG_DONTWAIT);
   assert_true(n > 0);
   pair_close(fd);
-  if (passes) close(file);
+  close(file);
   return (size_t)n;
 }
 
 static void test_unwanted_descriptors(void **state)
 {
   static struct session_buffer buffer;
+  /* The file has the size of a COMMIT's, or none. */
   static const struct {
-    bool passes;
+    enum session_type type;
+    uint8_t flags;
     unsigned n;
-    bool empty;
-  } cases[] = {{false, 1, false}, {false, 2, false}, {false, 253, false},
-               {true, 2, false},  {true, 3, false},  {true, 253, false},
-               {true, 0, false},  {true, 1, true},   {false, 1, true}};
+    bool empty, sized;
+  } cases[] = {{SESSION_PING, 0, 1, false, true},
+               {SESSION_PING, 0, 2, false, true},
+               {SESSION_PING, 0, 253, false, true},
+               {SESSION_PING, 0, 1, true, true},
+               {SESSION_PING, 1, 1, false, false},
+               {SESSION_COMMIT, 1, 0, false, true},
+               {SESSION_COMMIT, 1, 2, false, true},
+               {SESSION_COMMIT, 1, 3, false, true},
+               {SESSION_COMMIT, 1, 253, false, true},
+               {SESSION_COMMIT, 1, 1, true, true},
+               {SESSION_COMMIT, 3, 1, false, true}};
   unsigned before = count_open();
   (void)state;
   for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -166,9 +177,11 @@ static void test_unwanted_descriptors(void **state)
     struct session_message m, back;
     int fd[2], files[253];
     int file = file_of(session_commit_bytes(PAGE, PAGES));
-    size_t len = bytes_of(bytes, sizeof(bytes), cases[i].passes);
+    int sent = cases[i].sized ? dup(file) : file_of(0);
+    size_t len = bytes_of(cases[i].type, bytes, sizeof(bytes));
+    bytes[6] = cases[i].flags;
     for (unsigned k = 0; k < cases[i].n; k++)
-      files[k] = file;
+      files[k] = sent;
     pair_make(fd);
     unsigned then = count_open();
     if (cases[i].n == 0)
@@ -185,11 +198,14 @@ static void test_unwanted_descriptors(void **state)
     assert_int_equal(session_receive(fd[1], &buffer, WAIT, &back), 0);
     assert_int_equal(count_open(), then + 1);
     close(back.commit.file);
+    close(sent);
     close(file);
     pair_close(fd);
   }
   assert_int_equal(count_open(), before);
 }
+
+#define UNFIT 7
 
 /* Of another size than it should have, or none that can be read at a place. */
 static void test_unfit_files(void **state)
@@ -197,17 +213,29 @@ static void test_unfit_files(void **state)
   static struct session_buffer buffer;
   size_t size = (size_t)session_commit_bytes(PAGE, PAGES);
   struct session_message m, back;
-  int fd[2], pipe_fd[2], file[4];
+  int fd[2], pipe_fd[2], file[UNFIT];
+  char link[] = "/tmp/quorate-ext-link-XXXXXX", target[2000];
   (void)state;
   assert_int_equal(pipe2(pipe_fd, O_CLOEXEC), 0);
   file[0] = file_of(size - 1);
   file[1] = file_of(size + 1);
   file[2] = pipe_fd[0];
   file[3] = open("/tmp", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  assert_true(file[3] >= 0);
+  close(mkstemp(link));
+  assert_int_equal(truncate(link, (off_t)size), 0);
+  file[4] = open(link, O_WRONLY | O_CLOEXEC);
+  /* Links and paths have sizes, too. */
+  file[5] = open(link, O_PATH | O_CLOEXEC);
+  assert_int_equal(unlink(link), 0);
+  memset(target, 'x', sizeof(target));
+  target[size] = 0;
+  assert_int_equal(symlink(target, link), 0);
+  file[6] = open(link, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+  assert_int_equal(unlink(link), 0);
   pair_make(fd);
   unsigned before = count_open();
-  for (unsigned i = 0; i < 4; i++) {
+  for (unsigned i = 0; i < UNFIT; i++) {
+    assert_true(file[i] >= 0);
     m = commit_of(file[i]);
     assert_int_equal(session_send(fd[0], &m, WAIT), 0);
     assert_int_equal(session_receive(fd[1], &buffer, WAIT, &back), -EPROTO);
@@ -215,7 +243,7 @@ static void test_unfit_files(void **state)
   }
   pair_close(fd);
   close(pipe_fd[1]);
-  for (unsigned i = 0; i < 4; i++)
+  for (unsigned i = 0; i < UNFIT; i++)
     close(file[i]);
 }
 
@@ -226,17 +254,22 @@ static void test_no_descriptor_left(void **state)
   int fd[2], file = file_of(session_commit_bytes(PAGE, PAGES));
   struct session_message m = commit_of(file), back;
   struct rlimit limit, none;
+  uint8_t ping[64];
+  size_t len = bytes_of(SESSION_PING, ping, sizeof(ping));
   (void)state;
   pair_make(fd);
   unsigned before = count_open();
   assert_int_equal(session_send(fd[0], &m, WAIT), 0);
+  send_beside(fd[0], ping, len, &file, 1);
   assert_int_equal(session_send(fd[0], &m, WAIT), 0);
   assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
   none = (struct rlimit){1, limit.rlim_max}; /* as few as poll() needs */
   assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
   int rc = session_receive(fd[1], &buffer, WAIT, &back);
+  int unwanted = session_receive(fd[1], &buffer, WAIT, &back);
   assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
   assert_int_equal(rc, -EMFILE);
+  assert_int_equal(unwanted, -EPROTO);
   assert_int_equal(count_open(), before);
   assert_int_equal(session_receive(fd[1], &buffer, WAIT, &back), 0);
   assert_int_equal(count_open(), before + 1);
@@ -333,6 +366,15 @@ static void talk(const char *dir, int listener)
   close(host);
 }
 
+/* A short path is bound as it is: that needs no /proc, and `ss` shows it. */
+static bool is_direct(int listener, const char *dir)
+{
+  struct sockaddr_un address;
+  socklen_t len = sizeof(address);
+  assert_int_equal(getsockname(listener, (struct sockaddr *)&address, &len), 0);
+  return strncmp(address.sun_path, dir, strlen(dir)) == 0;
+}
+
 static void test_short_and_long_paths(void **state)
 {
   struct place *place = *state;
@@ -346,6 +388,7 @@ static void test_short_and_long_paths(void **state)
     assert_int_equal(fd, -1);
     assert_int_equal(session_listen(dirs[i], &listener), 0);
     assert_int_equal(fcntl(listener, F_GETFD), FD_CLOEXEC);
+    assert_true(is_direct(listener, dirs[i]) == (i == 0));
     talk(dirs[i], listener);
     talk(dirs[i], listener);
     session_unlisten(dirs[i], listener);

@@ -28,7 +28,8 @@ void world_setup(void)
                                      .quiet_frames = 16,
                                      .quiet_ms = 20,
                                      .stall_ms = 30000,
-                                     .fate_ms = 30000};
+                                     .fate_ms = 30000,
+                                     .follow_ms = 60000};
   /* The way in which the extension is given SQLite's functions; that it wants
      to stay loaded counts as a failure there. */
   sqlite3_auto_extension((void (*)(void))sqlite3_quorate_init);
