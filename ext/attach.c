@@ -38,8 +38,8 @@ SQLITE_EXTENSION_INIT3
 #define SEND_MS 1000
 #define LOOK_MS 50       /* pace of looking for an interrupt */
 #define LEAST_MS 2000    /* time for another process to become the host */
-#define SLACK_MS 2000 /* an answer may be late by that */
-#define SILENT_MS 200 /* of a host that did not answer before */
+#define SLACK_MS 2000    /* an answer may be late by that */
+#define SILENT_MS 200    /* of a host that did not answer before */
 #define HANDLER_MS 6000  /* the host looks around, for a turn */
 #define CALL_MS 86400000 /* they end when they are interrupted */
 #define RETRY_MS 10      /* the next host may still be starting */
@@ -90,8 +90,8 @@ static int greet(struct database *d, enum session_kind kind, uint32_t slot,
                                    .pid = (uint32_t)getpid()};
   if (rc == 0) rc = session_send(fd, &m, SEND_MS);
   if (rc == 0)
-    rc = session_receive(
-        fd, buffer, atomic_load(&d->silent) ? SILENT_MS : WELCOME_MS, &m);
+    rc = session_receive(fd, buffer,
+                         atomic_load(&d->silent) ? SILENT_MS : WELCOME_MS, &m);
   if (rc == 0 && m.type == SESSION_REFUSED) {
     text_set(error, "%s: the process that hosts it refuses: %s", d->path,
              m.text);
@@ -504,8 +504,7 @@ int attach_take(struct connection *c, bool drained)
   /* As long as others write and the busy handler wants to wait, it waits. */
   int rc = ask(c, &m, patience + HANDLER_MS, "write refused", &answer);
   c->reserved = rc == SQLITE_OK && answer.answer.extra[0] != 0;
-  if (rc == SQLITE_BUSY_TIMEOUT &&
-      (c->client.fd < 0 || answer.answer.extra[1]))
+  if (rc == SQLITE_BUSY_TIMEOUT && (c->client.fd < 0 || answer.answer.extra[1]))
     c->refused_write = clock_monotonic_ms();
   return rc;
 }
