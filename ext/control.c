@@ -20,7 +20,9 @@
 ** number that nobody has locked belong to nobody.
 **
 ** A child after fork() has copies of the descriptors, and with them of the lock.
-** It closes them at once: its parent may end.
+** It closes them at once: its parent may end. The mappings it keeps, for the
+** connections that it must not use; they would keep the lock as well, so what is
+** mapped was opened apart.
 */
 #include "control.h"
 
@@ -155,18 +157,35 @@ static void free_map(struct control_map *map)
   free(map);
 }
 
-static int map_control(struct control_map *map, bool create)
+static int map_control(struct control_map *map, int fd, bool create)
 {
   uint64_t size = 0;
-  int rc = create ? extend(map->io, map->fd, sizeof(struct control)) : 0;
-  if (rc == 0) rc = map->io->size(map->io->ctx, map->fd, &size);
+  int rc = create ? extend(map->io, fd, sizeof(struct control)) : 0;
+  if (rc == 0) rc = map->io->size(map->io->ctx, fd, &size);
   if (rc) return rc;
   if (size < sizeof(struct control)) return -EBADMSG; /* of another version */
   void *at = mmap(NULL, sizeof(struct control), PROT_READ | PROT_WRITE,
-                  MAP_SHARED, map->fd, 0);
+                  MAP_SHARED, fd, 0);
   if (at == MAP_FAILED) return -errno;
   map->control = at;
   return 0;
+}
+
+/* Maps it through a descriptor that has no lock and is closed again. */
+static int map_apart(struct control_map *map, const char *dir, bool create)
+{
+  struct stat st;
+  int fd, rc;
+  if (dir == NULL) return map_control(map, map->fd, create);
+  rc = open_file(map->io, dir, "control", false, &fd);
+  if (rc) return rc;
+  if (fstat(fd, &st) != 0)
+    rc = -errno;
+  else if (st.st_ino != map->inode || st.st_dev != map->device)
+    rc = -ESTALE; /* it was replaced just now */
+  if (rc == 0) rc = map_control(map, fd, create);
+  map->io->close(map->io->ctx, fd);
+  return rc;
 }
 
 /* One of this process's, if it is of the same file. */
@@ -195,15 +214,17 @@ static int open_map(const struct io *io, const char *dir, bool create,
     *out = known;
     return 0;
   }
-  if (rc == 0) rc = open_file(io, dir, "frames", create, &map->frames_fd);
-  if (rc == 0) rc = map_control(map, create);
+  if (rc == 0) {
+    map->device = st.st_dev;
+    map->inode = st.st_ino;
+    rc = open_file(io, dir, "frames", create, &map->frames_fd);
+  }
+  if (rc == 0) rc = map_apart(map, dir, create);
   if (rc == 0) rc = take_number(map);
   if (rc) {
     free_map(map);
     return rc;
   }
-  map->device = st.st_dev;
-  map->inode = st.st_ino;
   map->refs = 1;
   map->next = maps;
   maps = map;
@@ -491,9 +512,10 @@ void control_reap(struct control_map *map)
 {
   struct control *control = map->control;
   uint32_t n = atomic_load(&control->slots_used);
-  uint8_t known[CONTROL_PROCESSES + 1] = {0}; /* 1: lives, 2: has ended */
+  uint8_t known[CONTROL_PROCESSES + 1] = {0}; /* 1: lives */
   for (uint32_t i = 0; i < n && i < CONTROL_SLOTS; i++) {
     uint32_t owner = atomic_load(&control->slots[i].owner);
+    if (owner > CONTROL_PROCESSES) free_slots(map, owner); /* nobody's ever */
     if (owner == 0 || owner == map->number || owner > CONTROL_PROCESSES ||
         known[owner] == 1)
       continue;

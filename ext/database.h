@@ -28,6 +28,7 @@ struct database {
   bool attached;       /* to a host that lives */
   uint64_t host;       /* which start of a host it is */
   struct text trouble; /* why there is none */
+  _Atomic bool silent; /* it lives, and did not answer in time */
   struct client *clients;
   /* The watch: a thread that notices the end of the host. */
   pthread_t thread;

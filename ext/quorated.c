@@ -48,6 +48,7 @@
 
 #define STOP_MS 1800     /* from the first signal to the last node's end */
 #define DRAIN_MS 150     /* and then for lines that were not written yet */
+#define TWICE_MS 100     /* signals that are so close are one: see watch() */
 #define RETRY_MS 1000    /* pace at which a file is tried that did not open */
 #define LOOK_MS 1000     /* pace at which the nodes are looked at */
 #define STARTING_MS 50   /* the same, until all of them serve */
@@ -629,29 +630,32 @@ static void die_of(int number)
   pthread_sigmask(SIG_UNBLOCK, &one, NULL);
 }
 
-/* Until the keeper has ended. False: it has not, and the time is over. */
+/* Until the keeper has ended. False: it has not, and the time is over. A second
+   signal is one that somebody sent again: timeout(1) sends it to its child, and
+   then at once to the whole group. */
 static bool watch(int signal_fd)
 {
   struct pollfd p[2] = {{.fd = signal_fd, .events = POLLIN},
                         {.fd = keeper.news_fd, .events = POLLIN}};
-  uint64_t end = 0; /* 0: no hurry yet */
-  bool signalled = false;
+  uint64_t end = 0, signalled = 0; /* 0: no hurry yet; not yet */
   while (!atomic_load(&keeper.ended)) {
     struct signalfd_siginfo info;
     uint64_t now = clock_monotonic_ms();
     if (end && now >= end) return false;
     poll(p, 2, end ? (int)(end - now) : -1);
     bool got = read(signal_fd, &info, sizeof(info)) == sizeof(info);
-    if (got && signalled) die_of((int)info.ssi_signo);
-    if (got) {
-      signalled = true;
+    now = clock_monotonic_ms();
+    if (got && signalled && now - signalled > TWICE_MS)
+      die_of((int)info.ssi_signo);
+    if (got && !signalled) {
+      signalled = now;
       say("quorated", "SIG%s: stops", sigabbrev_np((int)info.ssi_signo));
       eventfd_write(keeper.stop_fd, 1);
     }
     eventfd_t news;
     eventfd_read(keeper.news_fd, &news);
     if (end == 0 && (got || atomic_load(&keeper.refused))) {
-      end = clock_monotonic_ms() + STOP_MS;
+      end = now + STOP_MS;
       notify("STOPPING=1");
     }
   }

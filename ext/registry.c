@@ -355,12 +355,16 @@ static void retire(struct database *d, bool gone)
   }
 }
 
-/* Mutex held. What is stopped is freed when nobody uses it. */
-static void stop_one(struct database *d, bool clean)
+/* Mutex held. What is stopped is freed when nobody uses it. The newest entry
+   that was visible when its threads had ended. */
+static raft_index stop_one(struct database *d, bool clean)
 {
-  node_stop(atomic_load(&d->node), clean);
+  struct node *node = atomic_load(&d->node);
+  node_stop(node, clean);
+  raft_index applied = node->applied;
   if (d->refs > 0) attach_fence(d); /* its connections may be reading */
   retire(d, false);
+  return applied;
 }
 
 int registry_stop(const char *path, bool clean, struct text *answer)
@@ -373,8 +377,7 @@ int registry_stop(const char *path, bool clean, struct text *answer)
     text_set(answer, "no node of %s runs in this process", path);
     rc = SQLITE_ERROR;
   } else {
-    raft_index applied = node->applied;
-    stop_one(d, clean);
+    raft_index applied = stop_one(d, clean);
     text_set(answer, "stopped at entry %llu", (unsigned long long)applied);
   }
   pthread_mutex_unlock(&mutex);

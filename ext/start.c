@@ -422,14 +422,16 @@ int node_start(const char *path, const struct raft_configuration *peers,
     return -ENOMEM;
   }
   int rc = prepare(node, peers, error);
+  /* The first of its events; from then on the threads change what it tells. */
+  if (rc == 0)
+    events_add(&node->events, "started at entry %llu, listening on %s",
+               (unsigned long long)node->applied, net_listening(node->net));
   if (rc == 0) rc = start_threads(node, error);
   if (rc) {
     if (node->shared) node_stop(node, false); /* else nothing is begun */
     node_free(node);
     return rc;
   }
-  events_add(&node->events, "started at entry %llu, listening on %s",
-             (unsigned long long)node->applied, net_listening(node->net));
   *out = node;
   return 0;
 }

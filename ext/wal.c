@@ -72,7 +72,10 @@ static uint8_t *grow_shm(void *ctx, unsigned i)
   if (wal->grow_rc) return NULL;
   void *at = mmap(NULL, WALINDEX_REGION, PROT_READ | PROT_WRITE, MAP_SHARED,
                   wal->shm, (off_t)(end - WALINDEX_REGION));
-  return at == MAP_FAILED ? NULL : at;
+  if (at == MAP_FAILED) return NULL;
+  /* In a child after fork() it would keep the locks of the descriptor. */
+  madvise(at, WALINDEX_REGION, MADV_DONTFORK);
+  return at;
 }
 
 static int set_pgnos(struct wal *wal, uint32_t first, uint32_t last,

@@ -111,9 +111,10 @@ proc spawn {name kind args} {
   } else {
     set command [list [info nameofexecutable] $::here/node.tcl {*}$args]
   }
-  set preload $::cluster(QUORATE_PRELOAD)
+  # A program that we built has what it needs in itself.
+  set preload [expr {$kind eq "program" ? "" : $::cluster(QUORATE_PRELOAD)}]
   if {[info exists ::preload($name)]} {
-    append preload " " $::preload($name)
+    set preload "$::cluster(QUORATE_PRELOAD) $::preload($name)"
   }
   if {[string trim $preload] ne ""} {
     set command [list env LD_PRELOAD=[string trim $preload] {*}$command]
@@ -438,6 +439,7 @@ proc cluster_end {} {
   set ::nodes {}
   array unset ::node
   array unset ::preload
+  array unset ::paused
 }
 
 # Of the nodes that run and answer, the leader of the newest term; waits for

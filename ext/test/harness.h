@@ -47,9 +47,10 @@ static inline int dir_make(void **state)
 static inline int dir_remove(void **state)
 {
   static const char *const names[] = {
-      "node",   "ca.pem",    "cert.pem",   "key.pem",  "origin", "db",
-      "db-wal", "db-shm",    "db-journal", "copy",     "stock",  "copy-wal",
-      "kept",   "stock-wal", "stock-shm",  "node.new", "peers"};
+      "node",     "ca.pem",   "cert.pem", "key.pem",    "origin",
+      "db",       "db-wal",   "db-shm",   "db-journal", "copy",
+      "stock",    "copy-wal", "kept",     "stock-wal",  "stock-shm",
+      "node.new", "peers",    "control",  "frames"};
   char *dir = *state;
   for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
     unlink(path_of(dir, names[i]).s);
