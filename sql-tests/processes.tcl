@@ -130,6 +130,20 @@ proc hosts {node} {
   return ""
 }
 
+# R, S, Z and so on; "": it is no more.
+proc state_of {name} {
+  if {[catch {open /proc/$::proc($name,pid)/stat} chan]} {
+    return ""
+  }
+  regexp {\) (\S)} [read $chan] - state
+  close $chan
+  return $state
+}
+
+proc same {list} {
+  expr {[llength [lsort -unique $list]] == 1 ? "same" : $list}
+}
+
 # ---- data ------------------------------------------------------------------
 
 proc fill {from n bytes} {
