@@ -32,8 +32,9 @@ struct database {
   struct client *clients;
   /* The watch: a thread that notices the end of the host. */
   pthread_t thread;
-  bool watching, live; /* to be joined; it has not ended yet */
-  int watch, wake;     /* a session; an eventfd: look anew */
+  bool watching;     /* it is to be joined */
+  _Atomic bool live; /* it has not ended yet */
+  int watch, wake;   /* a session; an eventfd: look anew */
   struct session_buffer *watch_buffer;
   int db_fd, shm_fd; /* shared locks while nobody else has them: fences */
 };
