@@ -34,6 +34,9 @@
 
 SQLITE_EXTENSION_INIT3
 
+#define DRAIN_MS 300
+#define LOOK_MS 10
+
 struct node_limits node_limits = {.segment_bytes = 8u << 20,
                                   .log_least = 16u << 20,
                                   .part_bytes = 1u << 20,
@@ -542,6 +545,27 @@ static void hand_over(struct node *node, struct farewell *farewell)
   pthread_mutex_unlock(&node->mutex);
 }
 
+/* What is under way comes to its end first, so that nobody is told that a
+   transaction is lost because its host stopped; if that does not take long. */
+static void drain(struct node *node)
+{
+  struct timespec end = clock_deadline(DRAIN_MS);
+  if (!node->loop_started) return;
+  pthread_mutex_lock(&node->mutex);
+  node->draining = true;
+  writer_note(node);
+  node->watchers++;
+  while (node->can_write && (node->writer || node->inflight)) {
+    struct timespec look = clock_deadline(LOOK_MS);
+    pthread_cond_timedwait(&node->changed, &node->mutex, &look);
+    if (look.tv_sec > end.tv_sec ||
+        (look.tv_sec == end.tv_sec && look.tv_nsec > end.tv_nsec))
+      break;
+  }
+  node->watchers--;
+  pthread_mutex_unlock(&node->mutex);
+}
+
 /* Wakes everybody who waits in the node, with the refusal that it stops. */
 static void announce_stop(struct node *node)
 {
@@ -576,6 +600,7 @@ static void drop_queues(struct node *node)
 void node_stop(struct node *node, bool clean)
 {
   struct farewell farewell = {.over = false}; /* the loop may still run it */
+  if (clean) drain(node);
   announce_stop(node);
   if (clean) hand_over(node, &farewell);
   if (node->worker_started) {
