@@ -170,6 +170,11 @@ load: all
 	@LOAD_SECONDS=$(SECONDS) SEED=$(SEED) LIVE=1 SUITE_SECONDS=86400 \
 	  $(SUITE_ENV) sh sql-tests/all sql-tests/load.test
 
+# Many processes of many kinds at the files of three nodes, and misfortune.
+processes: all
+	@SOAK_SECONDS=$(SECONDS) SEED=$(SEED) LIVE=1 SUITE_SECONDS=86400 \
+	  $(SUITE_ENV) sh sql-tests/all sql-tests/soak.test
+
 demo: all
 	@QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' sh demo/quickstart
 
@@ -232,6 +237,6 @@ check-style:
 clean:
 	rm -rf build
 
-.PHONY: all sim soak mutants mutants-sample crash fault unit test suites kill load \
-        demo bench bench-storage compile coverage reach check-style clean \
+.PHONY: all sim soak mutants mutants-sample crash fault unit test suites kill \
+        load processes demo bench bench-storage compile coverage reach check-style clean \
         $(addprefix unit-,$(ROOMS))
