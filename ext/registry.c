@@ -221,7 +221,9 @@ int registry_stop(const char *path, bool clean, struct text *answer)
     text_set(answer, "no node of %s runs in this process", path);
     rc = SQLITE_ERROR;
   } else {
+    pthread_mutex_lock(&node->mutex);
     raft_index applied = node->applied;
+    pthread_mutex_unlock(&node->mutex);
     stop_one(node, clean);
     text_set(answer, "stopped at entry %llu", (unsigned long long)applied);
   }
