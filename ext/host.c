@@ -580,11 +580,11 @@ void host_free(struct node *node)
   free(node->host);
 }
 
-void host_abandon(struct node *node)
+void host_abandon(struct node *node, bool still)
 {
   struct host *host = node->host;
   if (host == NULL) return;
   if (host->listener >= 0) close(host->listener);
-  for (struct session *s = host->sessions; s; s = s->next)
+  for (struct session *s = still ? host->sessions : NULL; s; s = s->next)
     close(s->fd);
 }
