@@ -38,7 +38,8 @@ SQLITE_EXTENSION_INIT3
 #define SEND_MS 1000
 #define LOOK_MS 50       /* pace of looking for an interrupt */
 #define LEAST_MS 2000    /* time for another process to become the host */
-#define SLACK_MS 5000    /* an answer may be late by that */
+#define SLACK_MS 2000    /* an answer may be late by that */
+#define SILENT_MS 200    /* of a host that did not answer before */
 #define HANDLER_MS 6000  /* the host looks around, for a turn */
 #define CALL_MS 86400000 /* they end when they are interrupted */
 #define RETRY_MS 10      /* the next host may still be starting */
@@ -88,7 +89,9 @@ static int greet(struct database *d, enum session_kind kind, uint32_t slot,
                                    .slot = slot,
                                    .pid = (uint32_t)getpid()};
   if (rc == 0) rc = session_send(fd, &m, SEND_MS);
-  if (rc == 0) rc = session_receive(fd, buffer, WELCOME_MS, &m);
+  if (rc == 0)
+    rc = session_receive(fd, buffer,
+                         atomic_load(&d->silent) ? SILENT_MS : WELCOME_MS, &m);
   if (rc == 0 && m.type == SESSION_REFUSED) {
     text_set(error, "%s: the process that hosts it refuses: %s", d->path,
              m.text);
@@ -227,11 +230,14 @@ static int start_watch(struct database *d)
   d->watch_buffer = malloc(sizeof(*d->watch_buffer));
   if (d->watch_buffer == NULL) return -ENOMEM;
   sigfillset(&all);
+  d->watching = d->live = true;
   pthread_sigmask(SIG_BLOCK, &all, &old);
   int rc = pthread_create(&d->thread, NULL, watch_main, d);
   pthread_sigmask(SIG_SETMASK, &old, NULL);
-  d->watching = d->live = rc == 0;
-  if (rc) free(d->watch_buffer);
+  if (rc) {
+    d->watching = d->live = false;
+    free(d->watch_buffer);
+  }
   return -rc;
 }
 
@@ -351,13 +357,21 @@ static bool wait_for_host(struct connection *c, uint64_t was,
   return found;
 }
 
-/* The session has ended, or cannot be had: VFS_MOVED when there is another
-   host within `ms`. */
-static int lost(struct connection *c, const char *what, unsigned ms)
+/* The session has ended or cannot be had, with an error: VFS_MOVED when there is
+   another host within `ms`. */
+static int lost(struct connection *c, int rc, const char *what, unsigned ms)
 {
   struct timespec end = clock_deadline(ms > LEAST_MS ? ms : LEAST_MS);
   uint64_t was = c->client.host;
   hang_up(c);
+  if (rc == -ETIMEDOUT) {
+    /* It stands still, or is very busy. Who asks again must not wait for as long
+       again and again. */
+    atomic_store(&c->database->silent, true);
+    text_set(&c->reason, "%s: the process that hosts the node does not answer",
+             what);
+    return SQLITE_BUSY_TIMEOUT;
+  }
   if (wait_for_host(c, was, &end)) return VFS_MOVED;
   refuse(c, what);
   return vfs_interrupted(c) ? SQLITE_INTERRUPT : SQLITE_BUSY_TIMEOUT;
@@ -413,12 +427,12 @@ static int receive(struct connection *c, const struct interrupt *interrupt,
                    uint64_t ms, struct session_message *m)
 {
   const struct session_message stop = {.type = SESSION_INTERRUPT};
-  uint64_t end = clock_monotonic_ms() + ms + SLACK_MS;
-  bool said = false;
+  bool silent = atomic_load(&c->database->silent), said = false;
+  uint64_t end = clock_monotonic_ms() + (silent ? SILENT_MS : ms + SLACK_MS);
   for (;;) {
     int rc = session_receive(c->client.fd, c->client.buffer, LOOK_MS, m);
-    if (rc != -ETIMEDOUT) return rc;
-    if (clock_monotonic_ms() > end) return rc;
+    if (rc == 0) atomic_store(&c->database->silent, false);
+    if (rc != -ETIMEDOUT || clock_monotonic_ms() > end) return rc;
     if (said || !interrupt->raised(interrupt->ctx)) continue;
     rc = session_send(c->client.fd, &stop, SEND_MS);
     if (rc) return rc;
@@ -446,9 +460,9 @@ static int ask(struct connection *c, const struct session_message *request,
                uint64_t ms, const char *what, struct session_message *answer)
 {
   struct interrupt interrupt = {vfs_interrupted, c};
-  if (exchange(c, request, &interrupt, ms, answer) != 0)
-    return lost(c, what, (unsigned)ms);
-  int rc = answer->answer.rc;
+  int rc = exchange(c, request, &interrupt, ms, answer);
+  if (rc) return lost(c, rc, what, (unsigned)ms);
+  rc = answer->answer.rc;
   if (rc != SQLITE_OK && answer->answer.reason)
     text_set(&c->reason, "%s", answer->answer.reason);
   return rc;
@@ -496,7 +510,7 @@ int attach_take(struct connection *c, bool drained)
   /* As long as others write and the busy handler wants to wait, it waits. */
   int rc = ask(c, &m, patience + HANDLER_MS, "write refused", &answer);
   c->reserved = rc == SQLITE_OK && answer.answer.extra[0] != 0;
-  if (rc == SQLITE_BUSY_TIMEOUT && answer.answer.extra[1])
+  if (rc == SQLITE_BUSY_TIMEOUT && (c->client.fd < 0 || answer.answer.extra[1]))
     c->refused_write = clock_monotonic_ms();
   return rc;
 }
@@ -626,5 +640,5 @@ int attach_call(struct connection *c, const struct call *call,
   if (rc == 0) rc = answer_unpack(rows.data, rows.len, call, answer);
   free(bytes.data);
   free(rows.data);
-  return rc ? lost(c, "refused", LEAST_MS) : SQLITE_OK;
+  return rc ? lost(c, rc, "refused", LEAST_MS) : SQLITE_OK;
 }

@@ -28,11 +28,13 @@ struct database {
   bool attached;       /* to a host that lives */
   uint64_t host;       /* which start of a host it is */
   struct text trouble; /* why there is none */
+  _Atomic bool silent; /* it lives, and did not answer in time */
   struct client *clients;
   /* The watch: a thread that notices the end of the host. */
   pthread_t thread;
-  bool watching, live; /* to be joined; it has not ended yet */
-  int watch, wake;     /* a session; an eventfd: look anew */
+  bool watching;     /* it is to be joined */
+  _Atomic bool live; /* it has not ended yet */
+  int watch, wake;   /* a session; an eventfd: look anew */
   struct session_buffer *watch_buffer;
   int db_fd, shm_fd; /* shared locks while nobody else has them: fences */
 };

@@ -439,6 +439,7 @@ proc cluster_end {} {
   set ::nodes {}
   array unset ::node
   array unset ::preload
+  array unset ::paused
 }
 
 # Of the nodes that run and answer, the leader of the newest term; waits for

@@ -37,13 +37,14 @@ proc resume {args} {
 }
 
 # What clients were told of their counts: fate(NUMBER), t, a, f or u. How many
-# of all operations ended how; how long counts took that were done, ms.
-# load_anew forgets how many and how long.
+# of all operations ended how; how long counts took that were done, or denied,
+# ms. load_anew forgets how many and how long.
 proc load_anew {} {
   foreach what {t a f u} {
     set ::told($what) 0
   }
   set ::took {}
+  set ::denied {}
   set ::wrong {}
 }
 
@@ -93,7 +94,7 @@ proc load_begin {name threads kinds {pause 500}} {
 
 # A torn last line is that of no call that ended.
 proc load_take {name} {
-  global logs fate told took kind since
+  global logs fate told took denied kind since
   set text $logs($name,part)[read $logs($name)]
   set end [string last \n $text]
   set logs($name,part) [string range $text $end+1 end]
@@ -118,8 +119,10 @@ proc load_take {name} {
     incr told($letter)
     if {$kind($number)} {
       set fate($number) $letter
-      if {$letter eq "a"} {
-        lappend took [expr {($time - $since($number)) / 1e6}]
+      set ms [expr {($time - $since($number)) / 1e6}]
+      switch $letter {
+        a { lappend took $ms }
+        f { lappend denied $ms }
       }
       unset since($number)
     }
