@@ -18,6 +18,8 @@
 #include <sqlite3.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 
 int sqlite3_quorate_init(sqlite3 *db, char **error,
@@ -109,6 +111,25 @@ static void do_held(char *out)
       add_row(out, 1, (char *[]){at}, NULL);
   }
   if (out[0] == 0) strcpy(out, "nothing");
+}
+
+/* What a fork() without its handlers would leave: a copy of everything, but for
+   the first session of this process with its host, its watch. */
+static void do_bare_fork(void)
+{
+  struct sockaddr_un peer = {0};
+  if (syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL) != 0) return;
+  note_pid();
+  for (int fd = 0; fd < 1024; fd++) {
+    socklen_t size = sizeof(peer);
+    if (getpeername(fd, (struct sockaddr *)&peer, &size) == 0 &&
+        peer.sun_family == AF_UNIX && strstr(peer.sun_path, "/sock")) {
+      close(fd);
+      break;
+    }
+  }
+  for (;;)
+    pause();
 }
 
 static void serve(int actor);
@@ -274,6 +295,8 @@ static void obey(const char *what, char *out)
     snprintf(out, ANSWER_BYTES, "%d", sqlite3_close(db[i]));
   else if (strcmp(word, "fork") == 0)
     do_fork(rest, out);
+  else if (strcmp(word, "bare") == 0)
+    do_bare_fork();
   else if (strcmp(word, "held") == 0)
     do_held(out);
   else if (strcmp(word, "storm") == 0)
@@ -746,6 +769,22 @@ static void test_attached_killed(void **state)
   expect("nothing", 1, "held");
 }
 
+/* The same, should somebody hold its session open all the same. */
+static void test_attached_orphan(void **state)
+{
+  (void)state;
+  host_start();
+  pid_t pid = actor_start(2);
+  starts_with("", 2, "open 0 %s", path.s);
+  expect("", 2, "sql 0 BEGIN IMMEDIATE; INSERT INTO t VALUES('d')");
+  expect("", 2, "bare");
+  actor_kill(pid);
+  uint64_t began = clock_monotonic_ms();
+  expect("", 0, "sql 0 INSERT INTO t VALUES('e')");
+  assert_in_range(clock_monotonic_ms() - began, 0, TAKE_OVER_MS);
+  expect("4", 0, "sql 0 SELECT count(*) FROM t");
+}
+
 /* ---- how a loop stands still ------------------------------------------- */
 
 static void *run_loop(void *arg)
@@ -835,6 +874,7 @@ int main(int argc, char **argv)
       ON_STAGE(test_grandchild),
       ON_STAGE(test_attached_parent),
       ON_STAGE(test_attached_killed),
+      ON_STAGE(test_attached_orphan),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
