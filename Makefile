@@ -144,6 +144,9 @@ unit: $(UNITS)
 PRELOAD := $(if $(SAN),$(shell $(CC) -print-file-name=$(if \
              $(findstring thread,$(SAN)),libtsan.so,$(if \
              $(findstring address,$(SAN)),libasan.so,libubsan.so))))
+ifneq ($(findstring thread,$(SAN)),)
+export TSAN_OPTIONS ?= suppressions=$(CURDIR)/.ci/tsan
+endif
 SUITE_ENV = QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' \
             QUORATE_PRELOAD='$(PRELOAD)'
 

@@ -283,9 +283,12 @@ void attach_abandon(struct database *d)
 {
   if (d->watch >= 0) close(d->watch);
   if (d->wake >= 0) close(d->wake);
+  d->watch = d->wake = -1;
   attach_unfence(d);
-  for (struct client *client = d->clients; client; client = client->next)
+  for (struct client *client = d->clients; client; client = client->next) {
     if (client->fd >= 0) close(client->fd);
+    client->fd = -1;
+  }
 }
 
 /* ---- a connection's session -------------------------------------------- */

@@ -448,6 +448,11 @@ int call_do(struct connection *connection, struct call *call,
             const struct interrupt *interrupt, struct answer *answer)
 {
   *answer = (struct answer){.status = SQLITE_OK};
+  if (vfs_inherited(connection)) {
+    vfs_refuse_inherited(connection);
+    answer->error = connection->reason;
+    return answer->status = SQLITE_ERROR;
+  }
   call->write_wait = connection->write_wait;
   call->reader = connection->reader.slot;
   answer->status = complete(call, answer);

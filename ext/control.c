@@ -74,10 +74,15 @@ static void watch_forks(void)
   pthread_atfork(before_fork, after_fork, in_child);
 }
 
-static void enter(void)
+void control_watch_forks(void)
 {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
   pthread_once(&once, watch_forks);
+}
+
+static void enter(void)
+{
+  control_watch_forks();
   pthread_mutex_lock(&mutex);
 }
 

@@ -103,6 +103,10 @@ struct control_map {
 */
 int control_open(const struct io *io, const char *dir, bool create,
                  struct control_map **out);
+/* Registers what is done at fork(). For whoever does something himself there, and
+   has a mutex under which maps are opened: before that, so that fork() takes the
+   two mutexes in the same order. */
+void control_watch_forks(void);
 struct control_map *control_ref(struct control_map *map);
 void control_close(struct control_map *map); /* NULL: nothing */
 /* The newest entry that was confirmed since the machine booted; 0: none. For

@@ -41,6 +41,10 @@ struct database {
 
 /* ---- registry.c -------------------------------------------------------- */
 
+/* Goes up in each child after fork(): whatever was opened under another number is
+   an ancestor's. */
+extern unsigned registry_forks;
+
 /* The database of a path with a reference, its node started here if nobody else
    hosts it; *out NULL and SQLITE_OK: not replicated, or the host has nothing to
    do with this process. */

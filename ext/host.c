@@ -494,49 +494,59 @@ static void on_ready(uv_poll_t *poll, int status, int events)
   }
 }
 
-/* The watch of the process whose connection has the turn, if it is to be asked
-   for a sign of life. Mutex held. */
-static struct session *to_ask(struct node *node, uint64_t now)
+/* Whether the process whose connection has the turn must give a sign of life;
+   *watch: its watch, NULL if that has ended. Mutex held. */
+static bool to_ask(struct node *node, uint64_t now, struct session **watch)
 {
   const struct connection *writer = node->writer;
   bool wanted = node->places || node->upgrading || node->recalled;
   if (writer == NULL || writer->slot == NULL || !wanted ||
       now - node->writer_since < PING_MS)
-    return NULL;
+    return false;
   uint32_t process = atomic_load(&writer->slot->owner);
   struct session *s = node->host->sessions;
   while (s && (!s->watch || s->ended || s->process != process))
     s = s->next;
-  return s;
+  *watch = s;
+  return true;
+}
+
+/* The turn of a process is over if it says nothing, or has ended: somebody else
+   may still hold its session open, such as a child that it made with a bare
+   clone(2). The process, or 0. Mutex held. */
+static int end_turn(struct node *node, uint64_t now)
+{
+  const struct session_message ping = {.type = SESSION_PING};
+  struct session *s;
+  if (!to_ask(node, now, &s)) return 0;
+  if (s == NULL || (s->asked && now - s->asked > LEASE_MS)) {
+    int pid = atomic_load(&node->writer->slot->pid);
+    node->writer = NULL;
+    writer_next(node);
+    return pid;
+  }
+  if (s->asked == 0 && now - s->heard >= PING_MS) {
+    s->asked = now;
+    session_send(s->fd, &ping, 0);
+  }
+  return 0;
 }
 
 void host_tick(struct node *node)
 {
-  const struct session_message ping = {.type = SESSION_PING};
   struct host *host = node->host;
-  uint64_t now = clock_monotonic_ms();
-  int over = 0;
   reap(node, false);
   if (host->paused) {
     host->paused = false;
     uv_poll_start(&host->poll, UV_READABLE, on_ready);
   }
   pthread_mutex_lock(&node->mutex);
-  struct session *s = to_ask(node, now);
-  if (s && s->asked && now - s->asked > LEASE_MS) {
-    over = s->pid;
-    node->writer = NULL;
-    writer_next(node);
-  } else if (s && s->asked == 0 && now - s->heard >= PING_MS) {
-    s->asked = now;
-    session_send(s->fd, &ping, 0);
-  }
+  int over = end_turn(node, clock_monotonic_ms());
   pthread_mutex_unlock(&node->mutex);
   if (over)
     events_add(&node->events,
-               "process %d gave no sign of life for %d s: its transaction is "
-               "over",
-               over, LEASE_MS / 1000);
+               "process %d gives no sign of life: its transaction is over",
+               over);
 }
 
 int host_open(struct node *node, struct text *error)
@@ -583,11 +593,11 @@ void host_free(struct node *node)
   free(node->host);
 }
 
-void host_abandon(struct node *node)
+void host_abandon(struct node *node, bool still)
 {
   struct host *host = node->host;
   if (host == NULL) return;
   if (host->listener >= 0) close(host->listener);
-  for (struct session *s = host->sessions; s; s = s->next)
+  for (struct session *s = still ? host->sessions : NULL; s; s = s->next)
     close(s->fd);
 }

@@ -243,6 +243,12 @@ struct applied_configuration {
   struct raft_configuration configuration;
 };
 
+/* How the loop thread stands still for a fork(): forks.c. */
+struct parking {
+  struct task task;
+  _Atomic uint32_t state;
+};
+
 struct held_send {
   struct held_send *next;
   uint64_t after;
@@ -383,6 +389,7 @@ struct node {
   struct join *joins;   /* cluster.c: requests that wait for agreement */
   struct lock lock;
   struct host *host; /* sessions with attached processes */
+  struct parking parking;
 
   _Atomic uint64_t durable; /* newest durable sequence number */
   _Atomic int disk_status;
@@ -468,9 +475,6 @@ void node_free(struct node *node);
 /* "leader", "follower", "candidate", "learner", "stopped", "failed". */
 const char *node_role_name(struct node *node);
 
-/* In a child after fork(): closes the copies of its parent's locks. */
-void node_abandon(struct node *node);
-
 /* Says why something was refused: kept for quorate_last_error(). */
 void node_reason(struct node *node, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
@@ -496,6 +500,17 @@ void writer_recall(struct node *node);
 /* They have had it. */
 bool writer_is_over(const struct node *node);
 
+/* ---- fork(): forks.c; the registry's mutex held --------------------------- */
+
+/* Before: has the loop thread stand still, between two events. */
+void forks_ask(struct node *node);
+/* Waits until it does, or until `end`: then fork() goes on all the same. */
+void forks_wait(struct node *node, const struct timespec *end);
+/* After, in the parent. */
+void forks_release(struct node *node);
+/* After, in the child: closes the copies of its parent's descriptors. */
+void forks_abandon(struct node *node);
+
 /* ---- attached processes: host.c ---------------------------------------- */
 
 /* Listens for them, before the loop runs. */
@@ -508,8 +523,9 @@ void host_deafen(struct node *node);
    more. Then, at last, the memory. */
 void host_close(struct node *node);
 void host_free(struct node *node);
-/* In a child after fork(). */
-void host_abandon(struct node *node);
+/* In a child after fork(): closes the copies. still: the loop thread, which keeps
+   the list of sessions, stood still. */
+void host_abandon(struct node *node, bool still);
 
 /* ---- the database as of one index: image.c ----------------------------- */
 

@@ -1,9 +1,10 @@
 /*
 ** registry.c: the replicated databases of this process, by their path.
 **
-** One mutex guards the list and every start and stop. After fork() a child has
-** the list but none of the threads: it keeps its hands off the parent's nodes,
-** and finds, when it opens a database, that its parent hosts it.
+** One mutex guards the list and every start and stop, and is taken by fork(). In
+** a child there are none of the threads: it keeps its hands off the parent's
+** nodes (forks.c), forgets them, and finds, when it opens a database, that its
+** parent hosts it.
 */
 #include "cluster.h"
 #include "database.h"
@@ -19,6 +20,7 @@ SQLITE_EXTENSION_INIT3
 
 #define HOST_MS 10000 /* of a host that starts or ends, to take us */
 #define PAUSE_MS 10
+#define PARK_MS 1000  /* for all loops to stand still, at fork() */
 #define LINGER_MS 500 /* attached, without a connection */
 
 struct refusal {
@@ -27,41 +29,67 @@ struct refusal {
   struct text reason;
 };
 
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+/* It tells when a thread that has it forks: in what an application hung in, like
+   a log callback. */
+static pthread_mutex_t mutex = PTHREAD_ERRORCHECK_MUTEX_INITIALIZER_NP;
+static bool nested; /* such a fork() */
+unsigned registry_forks;
 static struct database *databases;
 static struct database *detached; /* but still used by open connections */
 static struct refusal *refusals;
 static struct text newest; /* of the refusals */
 static bool exiting;
 
-/* In fork(), so that the child finds the list whole and its mutex free. */
+/* What of each database must be whole in a child: its clients, and what its loop
+   knows. */
+static void stand_still(void)
+{
+  struct timespec end = clock_deadline(PARK_MS);
+  struct node *node;
+  for (struct database *d = databases; d; d = d->next) {
+    pthread_mutex_lock(&d->mutex);
+    if ((node = atomic_load(&d->node))) forks_ask(node);
+  }
+  for (struct database *d = databases; d; d = d->next)
+    if ((node = atomic_load(&d->node))) forks_wait(node, &end);
+}
+
 static void before_fork(void)
 {
-  pthread_mutex_lock(&mutex);
+  nested = pthread_mutex_lock(&mutex) == EDEADLK;
+  if (!nested) stand_still();
 }
 
 static void after_fork(void)
 {
+  if (nested) return;
+  for (struct database *d = databases; d; d = d->next) {
+    struct node *node = atomic_load(&d->node);
+    if (node) forks_release(node);
+    pthread_mutex_unlock(&d->mutex);
+  }
   pthread_mutex_unlock(&mutex);
 }
 
-/* In the child: the threads, and so the nodes, are the parent's; copies of its
-   locks and connections must not outlive it. */
+/* Copies of what the parent has must not outlive it. Connections that were open
+   may still be closed, which is to change nothing: vfs_inherited(). */
 static void in_child(void)
 {
-  struct database *const lists[] = {databases, detached};
-  for (int i = 0; i < 2; i++)
-    for (struct database *d = lists[i]; d; d = d->next) {
-      struct node *node = atomic_load(&d->node);
-      if (node) node_abandon(node);
-      attach_abandon(d);
-    }
+  for (struct database *d = databases; d; d = d->next) {
+    struct node *node = atomic_load(&d->node);
+    if (node) forks_abandon(node);
+    attach_abandon(d);
+  }
+  for (struct database *d = detached; d; d = d->next)
+    attach_abandon(d);
   databases = detached = NULL;
-  pthread_mutex_unlock(&mutex);
+  registry_forks++;
+  mutex = (pthread_mutex_t)PTHREAD_ERRORCHECK_MUTEX_INITIALIZER_NP;
 }
 
 static void watch_forks(void)
 {
+  control_watch_forks();
   pthread_atfork(before_fork, after_fork, in_child);
 }
 

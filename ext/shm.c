@@ -49,6 +49,7 @@ int vfs_shm_map(sqlite3_file *file, int region, int size, int extend,
   *out = NULL;
   if (size != (int)WALINDEX_REGION || region < 0) return SQLITE_IOERR_SHMMAP;
   c->index.grow = grow_private;
+  if (vfs_inherited(c)) return vfs_refuse_inherited(c);
   bool first = c->index.n_regions == 0;
   if (walindex_reserve(&c->index, (unsigned)region) != 0)
     return SQLITE_IOERR_NOMEM;
@@ -387,6 +388,8 @@ int vfs_shm_lock(sqlite3_file *file, int offset, int n, int flags)
 {
   struct connection *c = (struct connection *)file;
   bool shared = (flags & SQLITE_SHM_SHARED) != 0;
+  if (vfs_inherited(c))
+    return flags & SQLITE_SHM_UNLOCK ? SQLITE_OK : vfs_refuse_inherited(c);
   if (flags & SQLITE_SHM_UNLOCK) {
     if (!shared && offset == SLOT_WRITE)
       end_write(c);
@@ -414,10 +417,12 @@ int vfs_shm_unmap(sqlite3_file *file, int delete_it)
 {
   struct connection *c = (struct connection *)file;
   (void)delete_it;
-  end_write(c);
-  if (c->reserved) leave(c);
-  c->read_state = READ_NONE;
-  unpin(c);
+  if (!vfs_inherited(c)) {
+    end_write(c);
+    if (c->reserved) leave(c);
+    c->read_state = READ_NONE;
+    unpin(c);
+  }
   for (unsigned i = 0; i < c->index.n_regions; i++)
     free(c->index.region[i]);
   free(c->index.region);

@@ -627,17 +627,6 @@ void node_stop(struct node *node, bool clean)
   node->raft = NULL;
 }
 
-void node_abandon(struct node *node)
-{
-  if (node->lock_fd >= 0) close(node->lock_fd);
-  node->lock_fd = -1;
-  host_abandon(node);
-  if (node->wal == NULL) return;
-  close(node->wal->shm);
-  close(node->wal->file);
-  close(node->wal->db);
-}
-
 void node_close(struct node *node)
 {
   wal_close(node->wal, node->clean);

@@ -102,6 +102,7 @@ static int wal_close_file(sqlite3_file *file)
 static int wal_read(sqlite3_file *file, void *data, int n, sqlite3_int64 offset)
 {
   struct wal_handle *w = (struct wal_handle *)file;
+  if (vfs_inherited(w->connection)) return VFS_INHERITED;
   return capture_read(w->connection, w->real, data, n, offset);
 }
 
@@ -109,6 +110,7 @@ static int wal_write(sqlite3_file *file, const void *data, int n,
                      sqlite3_int64 offset)
 {
   struct wal_handle *w = (struct wal_handle *)file;
+  if (vfs_inherited(w->connection)) return VFS_INHERITED;
   return capture_write(w->connection, w->real, data, n, offset);
 }
 
@@ -151,17 +153,19 @@ static int db_close(sqlite3_file *file)
   struct connection *c = (struct connection *)file;
   vfs_shm_unmap(file, 0);
   int rc = c->real->pMethods->xClose(c->real);
-  attach_close(c);
-  control_leave(&c->reader);
+  attach_close(c); /* an inherited one has no session any more */
+  if (!vfs_inherited(c)) control_leave(&c->reader);
+  if (c->draft >= 0) close(c->draft);
   free(c->pending);
   free(c->copies);
-  registry_release(c->database);
+  if (!vfs_inherited(c)) registry_release(c->database);
   return rc;
 }
 
 static int db_read(sqlite3_file *file, void *data, int n, sqlite3_int64 offset)
 {
   struct connection *c = (struct connection *)file;
+  if (vfs_inherited(c)) return VFS_INHERITED;
   int rc = offset ? capture_may_read(c) : SQLITE_OK;
   if (rc == SQLITE_OK) rc = c->real->pMethods->xRead(c->real, data, n, offset);
   /* A checkpoint need not spare what is older than a head that is no more. */
@@ -195,6 +199,7 @@ static int db_fetch(sqlite3_file *file, sqlite3_int64 offset, int n, void **out)
 {
   struct connection *c = (struct connection *)file;
   *out = NULL;
+  if (vfs_inherited(c)) return VFS_INHERITED;
   /* Page 1 must go through db_read(). */
   if (offset == 0 || c->real->pMethods->iVersion < 3) return SQLITE_OK;
   int rc = capture_may_read(c);
@@ -292,7 +297,8 @@ static int db_control(sqlite3_file *file, int op, void *arg)
   case SQLITE_FCNTL_PDB: c->db = arg; return SQLITE_OK;
   case SQLITE_FCNTL_BUSYHANDLER: c->busy = arg; return SQLITE_OK;
   case SQLITE_FCNTL_PRAGMA: return db_pragma(c, arg);
-  case SQLITE_FCNTL_COMMIT_PHASETWO: return capture_wait(c);
+  case SQLITE_FCNTL_COMMIT_PHASETWO:
+    return vfs_inherited(c) ? VFS_INHERITED : capture_wait(c);
   case SQLITE_FCNTL_SIZE_HINT:
   case SQLITE_FCNTL_CHUNK_SIZE: return SQLITE_OK; /* would change the file */
   case SQLITE_FCNTL_LOCK_TIMEOUT:
@@ -413,6 +419,7 @@ static int open_database(struct database *database, const char *name,
   if (rc != SQLITE_OK) return rc;
   struct control_view view;
   control_look(database->map, &view);
+  c->forks = registry_forks;
   c->database = database;
   c->node = atomic_load(&database->node);
   c->map = database->map;
@@ -622,6 +629,14 @@ bool vfs_enter(struct connection *c)
   text_set(&c->reason, "more than %u connections", CONTROL_SLOTS);
   sqlite3_log(SQLITE_FULL, "quorate: %s: %s", c->database->path, c->reason.s);
   return false;
+}
+
+int vfs_refuse_inherited(struct connection *c)
+{
+  text_set(&c->reason, "this connection was opened before fork(): it is the "
+                       "parent's, open the file anew");
+  sqlite3_log(VFS_INHERITED, "quorate: %s: %s", c->database->path, c->reason.s);
+  return VFS_INHERITED;
 }
 
 void vfs_say(struct connection *c)

@@ -29,6 +29,7 @@ struct client {
 */
 struct connection {
   sqlite3_file base;
+  unsigned forks; /* registry_forks when it was opened */
   struct database *database;
   struct node *node; /* that runs in this process; NULL: in another one */
   struct client client;
@@ -102,6 +103,15 @@ void vfs_locate(struct connection *connection);
 /* It has a slot in the control file, from here on until it is closed. False: all
    are taken. */
 bool vfs_enter(struct connection *connection);
+/* It was opened before a fork(), by the parent of this process. Of what stands
+   behind it there are only copies, and what is shared is the parent's: it can be
+   closed, and nothing else. */
+static inline bool vfs_inherited(const struct connection *connection)
+{
+  return connection->forks != registry_forks;
+}
+/* VFS_INHERITED, and the reason. */
+int vfs_refuse_inherited(struct connection *connection);
 /* c->reason is also the node's, if that is here. */
 void vfs_say(struct connection *connection);
 /* The VFS that was the default; and a path as SQLite gives it to xOpen,
@@ -196,6 +206,8 @@ int capture_may_read(struct connection *connection);
    fate is not known yet. */
 #define VFS_REJECTED SQLITE_IOERR_COMMIT_ATOMIC
 #define VFS_UNKNOWN SQLITE_IOERR_ROLLBACK_ATOMIC
+/* It is the parent's: vfs_inherited(). */
+#define VFS_INHERITED SQLITE_IOERR_SHMLOCK
 /* Nothing was done, and the node has another host: begin anew. */
 #define VFS_MOVED (-1)
 #define VFS_MOVES 20 /* one after the other, that are followed */

@@ -504,6 +504,12 @@ const char *net_listening(const struct net *net)
   return net->listening;
 }
 
+int net_descriptor(const struct net *net)
+{
+  uv_os_fd_t fd;
+  return uv_fileno((const uv_handle_t *)&net->listener, &fd) == 0 ? fd : -1;
+}
+
 void net_close(struct net *net, void (*closed)(void *ctx), void *ctx)
 {
   struct net_connection *c;

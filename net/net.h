@@ -84,6 +84,8 @@ int net_open(const struct net_options *options, struct net **out,
              struct net_error *error);
 /* "host:port" really listened on. */
 const char *net_listening(const struct net *net);
+/* The descriptor of the listening socket, which is its for all of its life. */
+int net_descriptor(const struct net *net);
 /* Ends everything: pending requests are answered with an error, calls get
    their callback with status -1; closed(ctx) comes when the last handle is
    gone, and frees nothing of the owner's. */

@@ -89,9 +89,9 @@ int worker_main(void);
 
 /* ---- process.c: workers, seen from outside ----------------------------- */
 
-/* Stock SQLite; a cluster of one; a cluster of three; who sends back what
-   comes. */
-enum { STOCK, ONE, A, B, C, ECHO, WORKERS };
+/* Stock SQLite; a cluster of one; a cluster of three; processes attached to the
+   first two of these; who sends back what comes. */
+enum { STOCK, ONE, A, B, C, BESIDE_ONE, BESIDE_A, ECHO, WORKERS };
 extern const char *const worker_names[WORKERS];
 
 /* Makes the directory for all files and starts the workers and clusters.

@@ -22,8 +22,8 @@
 #define SETTLE_SECONDS 60
 #define SYNCS 101
 
-const char *const worker_names[WORKERS] = {"stock", "one", "a",
-                                           "b",     "c",   "echo"};
+const char *const worker_names[WORKERS] = {
+    "stock", "one", "a", "b", "c", "beside one", "beside a", "echo"};
 
 struct process {
   pid_t pid;
@@ -242,6 +242,11 @@ static void make_clusters(const char *library)
     tell(i, "open %s/%s.db", directory, worker_names[i]);
   }
   wait_for(A, "SELECT count(*) FROM quorate_members WHERE role = 'voter'", "3");
+  for (int i = BESIDE_ONE; i <= BESIDE_A; i++) {
+    tell(i, "load %s", library);
+    tell(i, "open %s/%s.db", directory,
+         worker_names[i == BESIDE_ONE ? ONE : A]);
+  }
 }
 
 void process_start(const char *library, const char *parent)
