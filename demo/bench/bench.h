@@ -111,6 +111,11 @@ double process_sync_ms(void);
 
 pid_t process_pid(int which);
 
+/* Kills a worker of a cluster, or one beside it; has another one open the same
+   file in its place. */
+void process_kill(int which);
+void process_again(int which);
+
 /* A program whose output can be read from the descriptor returned; it gets
    SIGTERM, and time to clean up, when this one ends. One at a time. */
 int process_child(char *const argv[]);
