@@ -34,6 +34,7 @@
 
 SQLITE_EXTENSION_INIT3
 
+#define FAREWELL_MS 1000
 #define DRAIN_MS 300
 #define LOOK_MS 10
 
@@ -531,10 +532,12 @@ static void begin_farewell(struct task *task)
 }
 
 /* A leader that is stopped hands over first, so that nobody has to notice that
-   it is gone. If that does not work within an election timeout, it goes. */
+   it is gone. If that does not work within an election timeout, or a second, it
+   goes: a process that ends must not keep its user waiting. */
 static void hand_over(struct node *node, struct farewell *farewell)
 {
-  struct timespec end = clock_deadline(node->identity.election_timeout_ms);
+  unsigned ms = node->identity.election_timeout_ms;
+  struct timespec end = clock_deadline(ms < FAREWELL_MS ? ms : FAREWELL_MS);
   if (!node->loop_started) return;
   farewell->task.run = begin_farewell;
   node_post(node, &farewell->task);
