@@ -144,6 +144,9 @@ unit: $(UNITS)
 PRELOAD := $(if $(SAN),$(shell $(CC) -print-file-name=$(if \
              $(findstring thread,$(SAN)),libtsan.so,$(if \
              $(findstring address,$(SAN)),libasan.so,libubsan.so))))
+ifneq ($(findstring thread,$(SAN)),)
+export TSAN_OPTIONS ?= suppressions=$(CURDIR)/.ci/tsan
+endif
 SUITE_ENV = QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' \
             QUORATE_PRELOAD='$(PRELOAD)'
 
@@ -169,6 +172,11 @@ SECONDS ?= 600
 load: all
 	@LOAD_SECONDS=$(SECONDS) SEED=$(SEED) LIVE=1 SUITE_SECONDS=86400 \
 	  $(SUITE_ENV) sh sql-tests/all sql-tests/load.test
+
+# Many processes of many kinds at the files of three nodes, and misfortune.
+processes: all
+	@SOAK_SECONDS=$(SECONDS) SEED=$(SEED) LIVE=1 SUITE_SECONDS=86400 \
+	  $(SUITE_ENV) sh sql-tests/all sql-tests/soak.test
 
 demo: all
 	@QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' sh demo/quickstart
@@ -232,6 +240,6 @@ check-style:
 clean:
 	rm -rf build
 
-.PHONY: all sim soak mutants mutants-sample crash fault unit test suites kill load \
-        demo bench bench-storage compile coverage reach check-style clean \
+.PHONY: all sim soak mutants mutants-sample crash fault unit test suites kill \
+        load processes demo bench bench-storage compile coverage reach check-style clean \
         $(addprefix unit-,$(ROOMS))

@@ -377,6 +377,18 @@ static int lost(struct connection *c, int rc, const char *what, unsigned ms)
   return vfs_interrupted(c) ? SQLITE_INTERRUPT : SQLITE_BUSY_TIMEOUT;
 }
 
+/* Where the node was stopped, nobody watches: whoever hosts it now does not do
+   so for ever. */
+static int ensure_watch(struct database *d)
+{
+  struct text error = {""};
+  pthread_mutex_lock(&d->mutex);
+  bool live = d->live;
+  pthread_mutex_unlock(&d->mutex);
+  int rc = live ? 0 : registry_attach(d, &error);
+  return rc == 0 && atomic_load(&d->node) ? -EPIPE : rc;
+}
+
 /* 0: there is one. */
 static int open_session(struct connection *c)
 {
@@ -392,8 +404,10 @@ static int open_session(struct connection *c)
   pthread_mutex_unlock(&d->mutex);
   if (client->buffer == NULL) client->buffer = malloc(sizeof(*client->buffer));
   if (client->buffer == NULL) return -ENOMEM;
-  int rc = greet(d, SESSION_KIND_CONNECTION, slot, client->buffer, &fd,
-                 &client->host, &error);
+  int rc = ensure_watch(d);
+  if (rc) return rc;
+  rc = greet(d, SESSION_KIND_CONNECTION, slot, client->buffer, &fd,
+             &client->host, &error);
   if (rc) return rc;
   pthread_mutex_lock(&d->mutex);
   client->fd = fd;

@@ -401,11 +401,11 @@ int capture_write(struct connection *c, sqlite3_file *real, const void *data,
 int capture_read(struct connection *c, sqlite3_file *real, void *data, int n,
                  sqlite3_int64 offset)
 {
-  if (offset < WAL_HEADER || n < 20)
-    return real->pMethods->xRead(real, data, n, offset);
-  uint32_t inside, frame = frame_at(c, offset, &inside);
+  uint32_t inside = 0, frame = 0;
+  if (offset >= WAL_HEADER) frame = frame_at(c, offset, &inside);
   if (c->node == NULL && frame > c->given.mx_frame)
     return draft_read(c, data, n, inside, frame);
+  if (frame == 0 || n < 20) return real->pMethods->xRead(real, data, n, offset);
   int rc = pgno_of(c, frame) == 1 ? SQLITE_OK : capture_may_read(c);
   if (rc == SQLITE_OK) rc = real->pMethods->xRead(real, data, n, offset);
   if (rc != SQLITE_OK) return rc;

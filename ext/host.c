@@ -87,8 +87,13 @@ static void say(struct session *s, const struct session_message *m)
   if (session_send(s->fd, m, SEND_MS) != 0) s->gone = true;
 }
 
+/* What a node refuses that stops, the next host may not. */
 static void answer(struct session *s, int rc, struct session_message *m)
 {
+  if (rc != SQLITE_OK && s->node->stopping) {
+    s->gone = true;
+    return;
+  }
   m->type = SESSION_ANSWER;
   m->answer.rc = rc;
   m->answer.reason = rc == SQLITE_OK ? "" : s->c.reason.s;
@@ -297,8 +302,6 @@ static void do_commit(struct session *s, struct session_commit *commit)
   if (commit->file >= 0) close(commit->file);
   free(pgnos);
   if (rc == SQLITE_OK) rc = capture_wait(c);
-  /* The next host knows better. */
-  if (rc == VFS_UNKNOWN && s->node->stopping) s->gone = true;
   answer_rc(s, rc);
 }
 

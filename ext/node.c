@@ -409,7 +409,8 @@ static bool was_heard(struct node *node, raft_id peer)
 }
 
 /* A leader that has lost its quorum, and a follower its leader, learn it from
-   raft after an election timeout; that it seems so is known sooner. */
+   raft after an election timeout; that it seems so is known sooner. Who has the
+   cluster's write lock and no leader could write, but nobody would take it. */
 static void look_around(struct node *node)
 {
   const struct raft_configuration *c = raft_configuration(node->raft, NULL);
@@ -421,9 +422,9 @@ static void look_around(struct node *node)
             was_heard(node, c->members[i].id);
   }
   atomic_store(&node->shared->near,
-               node->view.role == RAFT_LEADER
-                   ? near > voters / 2
-                   : !node->view.leader || was_heard(node, node->view.leader));
+               node->view.role == RAFT_LEADER ? near > voters / 2
+               : node->view.leader ? was_heard(node, node->view.leader)
+                                   : !node->can_write);
 }
 
 /* Brings what other threads see up to date. */

@@ -309,6 +309,7 @@ struct node {
   struct node_view view;
   struct text reason; /* why the last thing was refused */
   bool stopping, failed;
+  bool draining;  /* about to stop: nobody has a turn any more */
   bool looping;   /* the loop may be woken */
   bool can_write; /* `grant` is in force, everything before is applied */
   struct raft_configuration members; /* the newest in force */

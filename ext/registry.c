@@ -10,6 +10,7 @@
 #include "database.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sqlite3ext.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -256,6 +257,14 @@ int registry_attach(struct database *d, struct text *error)
   return rc;
 }
 
+/* A directory that we may not look into, as another user's node has one. */
+static bool is_foreign(const char *dir)
+{
+  struct stat st;
+  return stat(dir, &st) == 0 && st.st_uid != geteuid() &&
+         faccessat(AT_FDCWD, dir, R_OK | W_OK | X_OK, AT_EACCESS) != 0;
+}
+
 /* Hosts it here or attaches it to its host. Mutex held. */
 static int find_host(struct database *d, struct text *error)
 {
@@ -264,6 +273,11 @@ static int find_host(struct database *d, struct text *error)
   int rc;
   for (;;) {
     rc = host(d, NULL, error);
+    if (rc == -EACCES && is_foreign(d->dir)) {
+      text_set(error, "%s: the node is another user's: it can only be read",
+               d->path);
+      return -EWOULDBLOCK; /* as for a stock program */
+    }
     if (rc != -EWOULDBLOCK) return rc;
     struct text why = *error;
     rc = attach_begin(d, error);

@@ -34,6 +34,10 @@
 
 SQLITE_EXTENSION_INIT3
 
+#define FAREWELL_MS 1000
+#define DRAIN_MS 300
+#define LOOK_MS 10
+
 struct node_limits node_limits = {.segment_bytes = 8u << 20,
                                   .log_least = 16u << 20,
                                   .part_bytes = 1u << 20,
@@ -528,10 +532,12 @@ static void begin_farewell(struct task *task)
 }
 
 /* A leader that is stopped hands over first, so that nobody has to notice that
-   it is gone. If that does not work within an election timeout, it goes. */
+   it is gone. If that does not work within an election timeout, or a second, it
+   goes: a process that ends must not keep its user waiting. */
 static void hand_over(struct node *node, struct farewell *farewell)
 {
-  struct timespec end = clock_deadline(node->identity.election_timeout_ms);
+  unsigned ms = node->identity.election_timeout_ms;
+  struct timespec end = clock_deadline(ms < FAREWELL_MS ? ms : FAREWELL_MS);
   if (!node->loop_started) return;
   farewell->task.run = begin_farewell;
   node_post(node, &farewell->task);
@@ -539,6 +545,27 @@ static void hand_over(struct node *node, struct farewell *farewell)
   while (!farewell->over && node->view.role == RAFT_LEADER &&
          pthread_cond_timedwait(&node->changed, &node->mutex, &end) == 0)
     ;
+  pthread_mutex_unlock(&node->mutex);
+}
+
+/* What is under way comes to its end first, so that nobody is told that a
+   transaction is lost because its host stopped; if that does not take long. */
+static void drain(struct node *node)
+{
+  struct timespec end = clock_deadline(DRAIN_MS);
+  if (!node->loop_started) return;
+  pthread_mutex_lock(&node->mutex);
+  node->draining = true;
+  writer_note(node);
+  node->watchers++;
+  while (node->can_write && (node->writer || node->inflight)) {
+    struct timespec look = clock_deadline(LOOK_MS);
+    pthread_cond_timedwait(&node->changed, &node->mutex, &look);
+    if (look.tv_sec > end.tv_sec ||
+        (look.tv_sec == end.tv_sec && look.tv_nsec > end.tv_nsec))
+      break;
+  }
+  node->watchers--;
   pthread_mutex_unlock(&node->mutex);
 }
 
@@ -576,6 +603,7 @@ static void drop_queues(struct node *node)
 void node_stop(struct node *node, bool clean)
 {
   struct farewell farewell = {.over = false}; /* the loop may still run it */
+  if (clean) drain(node);
   announce_stop(node);
   if (clean) hand_over(node, &farewell);
   if (node->worker_started) {

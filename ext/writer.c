@@ -68,7 +68,8 @@ const char *writer_refusal(const struct node *node)
 static bool is_free(const struct node *node)
 {
   return node->writer == NULL && node->can_write && !node->stopping &&
-         !node->failed && (!node->recalled || node->recall_left > 0) &&
+         !node->failed && !node->draining &&
+         (!node->recalled || node->recall_left > 0) &&
          atomic_load(&node->shared->hold) == HOLD_NONE &&
          node->quiet != QUIET_GRANTED && node->schemas == 0;
 }
@@ -175,7 +176,7 @@ static bool may_not_write(const struct node *node)
 static bool is_held(const struct node *node)
 {
   return node->writer == NULL && node->can_write &&
-         (atomic_load(&node->shared->hold) != HOLD_NONE ||
+         (atomic_load(&node->shared->hold) != HOLD_NONE || node->draining ||
           node->quiet == QUIET_GRANTED || node->schemas > 0);
 }
 

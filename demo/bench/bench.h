@@ -89,9 +89,9 @@ int worker_main(void);
 
 /* ---- process.c: workers, seen from outside ----------------------------- */
 
-/* Stock SQLite; a cluster of one; a cluster of three; who sends back what
-   comes. */
-enum { STOCK, ONE, A, B, C, ECHO, WORKERS };
+/* Stock SQLite; a cluster of one; a cluster of three; processes attached to the
+   first two of these; who sends back what comes. */
+enum { STOCK, ONE, A, B, C, BESIDE_ONE, BESIDE_A, ECHO, WORKERS };
 extern const char *const worker_names[WORKERS];
 
 /* Makes the directory for all files and starts the workers and clusters.
@@ -110,6 +110,11 @@ void process_sync(void);
 double process_sync_ms(void);
 
 pid_t process_pid(int which);
+
+/* Kills a worker of a cluster, or one beside it; has another one open the same
+   file in its place. */
+void process_kill(int which);
+void process_again(int which);
 
 /* A program whose output can be read from the descriptor returned; it gets
    SIGTERM, and time to clean up, when this one ends. One at a time. */

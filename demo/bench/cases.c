@@ -14,7 +14,16 @@
 #define ROWS 6
 #define ROUNDS 7
 
-enum who { NOBODY, PLAIN, SINGLE, LEADER, FOLLOWER, EACH };
+enum who {
+  NOBODY,
+  PLAIN,
+  SINGLE,
+  LEADER,
+  FOLLOWER,
+  EACH,
+  AT_SINGLE, /* in another process than its node */
+  AT_LEADER
+};
 enum figure { RATE, P50_MS, P99_MS, P50_US };
 
 /* Who does what. */
@@ -103,6 +112,24 @@ static const struct test tests[] = {
      {{"stock read 4", PLAIN, "read", "-", 4},
       {"follower read 4", FOLLOWER, "read", "local", 4}},
      {{"4 readers, local, follower, 1/s", RATE, 0, 1, LEAST, 1}}},
+    {"attached writer",
+     ROUNDS,
+     600,
+     {{"one 1 again", SINGLE, "write", "-", 1},
+      {"one attached 1", AT_SINGLE, "write", "-", 1},
+      {"leader 1 again", LEADER, "write", "-", 1},
+      {"leader attached 1", AT_LEADER, "write", "-", 1}},
+     {{"attached writer to host's, of one, p50 ms", P50_MS, 0, 1, MOST, 1.3},
+      {"attached writer to host's, leader, p50 ms", P50_MS, 2, 3, MOST, 1.3}}},
+    {"attached readers",
+     ROUNDS,
+     300,
+     {{"stock read 1 again", PLAIN, "read", "-", 1},
+      {"attached read 1", AT_LEADER, "read", "local", 1},
+      {"stock read 4 again", PLAIN, "read", "-", 4},
+      {"attached read 4", AT_LEADER, "read", "local", 4}},
+     {{"1 attached reader, local, 1/s", RATE, 0, 1, LEAST, 0.95},
+      {"4 attached readers, local, 1/s", RATE, 2, 3, LEAST, 0.95}}},
     {"fresh 1",
      ROUNDS,
      400,
@@ -155,11 +182,13 @@ static double writers[LOAD_CLIENTS + 1];
 /* The workers of a side, first to last. */
 static void workers_of(enum who who, int *first, int *last)
 {
-  *first = who == PLAIN      ? STOCK
-           : who == SINGLE   ? ONE
-           : who == LEADER   ? find_leader()
-           : who == FOLLOWER ? find_follower()
-                             : A;
+  *first = who == PLAIN       ? STOCK
+           : who == SINGLE    ? ONE
+           : who == LEADER    ? find_leader()
+           : who == FOLLOWER  ? find_follower()
+           : who == AT_SINGLE ? BESIDE_ONE
+           : who == AT_LEADER ? BESIDE_A
+                              : A;
   *last = who == EACH ? C : *first;
 }
 
@@ -174,6 +203,10 @@ static void try_side(const struct side *side, struct record *r)
 {
   int first, last;
   workers_of(side->who, &first, &last);
+  if (side->who == AT_LEADER && find_leader() != A) {
+    r->refused = true;
+    keep_reason(r, "another node leads than the one beside which it is");
+  }
   for (int w = first; w <= last; w++) {
     bool ok;
     tell_begin(w, "try %s %s", side->kind, side->level);

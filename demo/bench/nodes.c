@@ -1,6 +1,6 @@
 /*
 ** nodes.c: what a node costs beside its work: catching up, having nothing to
-** do, and memory.
+** do, memory, and the end of the process that hosts it.
 */
 #include "bench.h"
 
@@ -12,6 +12,8 @@
 #define APPLY_WRITERS 16
 #define APPLY_SECONDS 30
 #define IDLE_SECONDS 4
+#define KILLS 50 /* even: who hosted at first does so in the end */
+#define REST_MS 50
 
 static void measure_apply(void)
 {
@@ -72,12 +74,64 @@ static void measure_memory(void)
                             .bound = 32});
 }
 
+/* The median, and the longest. */
+static void print_times(const char *label, double *ms, int errors)
+{
+  static const char *const titles[] = {"p50", "max"};
+  double figures[] = {median(ms, KILLS), ms[KILLS - 1]}; /* it sorts them */
+  for (int i = 0; i < 2; i++) {
+    char line[80];
+    snprintf(line, sizeof line, "host killed, %s, %s ms", label, titles[i]);
+    table_row(&(struct row){.label = line,
+                            .stock = -1,
+                            .quorate = figures[i],
+                            .ratio = -1,
+                            .goal = i ? GOAL_VALUE_MOST : GOAL_NONE,
+                            .bound = 1000,
+                            .failed = errors > 0});
+  }
+  if (errors) table_note("host killed, %s: %d errors", label, errors);
+}
+
+/* The host of two processes at one file is killed, again and again: how long
+   until the other one, which takes its place, has written. */
+static void take_over(int host, int other, const char *label)
+{
+  static const char insert[] = "sql INSERT INTO t(v) VALUES(randomblob(100))";
+  double ms[KILLS];
+  int errors = 0;
+  for (int i = 0; i < KILLS; i++) {
+    bool ok;
+    tell(other, "%s", insert);
+    sleep_ms(REST_MS);
+    double began = now_s();
+    process_kill(host);
+    tell_begin(other, "%s", insert);
+    tell_end(other, &ok);
+    ms[i] = (now_s() - began) * 1e3;
+    errors += !ok;
+    process_again(host);
+    int next = other;
+    other = host;
+    host = next;
+  }
+  print_times(label, ms, errors);
+}
+
+/* A leader has the longer way: there an election comes to it. */
+static void measure_take_over(void)
+{
+  take_over(ONE, BESIDE_ONE, "cluster of one");
+  take_over(A, BESIDE_A, "one of three");
+}
+
 static const struct {
   const char *name;
   void (*measure)(void);
 } all[] = {{"apply", measure_apply},
            {"idle", measure_idle},
-           {"memory", measure_memory}};
+           {"memory", measure_memory},
+           {"take over", measure_take_over}};
 #define ALL (sizeof all / sizeof *all)
 
 int nodes_run(const char *only)

@@ -22,8 +22,8 @@
 #define SETTLE_SECONDS 60
 #define SYNCS 101
 
-const char *const worker_names[WORKERS] = {"stock", "one", "a",
-                                           "b",     "c",   "echo"};
+const char *const worker_names[WORKERS] = {
+    "stock", "one", "a", "b", "c", "beside one", "beside a", "echo"};
 
 struct process {
   pid_t pid;
@@ -33,6 +33,7 @@ struct process {
 static struct process workers[WORKERS];
 static pid_t child;
 static char directory[4096];
+static const char *extension;
 static char answer[WORKER_LINE];
 
 /* ---- the end ----------------------------------------------------------- */
@@ -221,8 +222,16 @@ static void fill(int which)
               "FROM c");
 }
 
+static void open_again(int which)
+{
+  int file = which == BESIDE_ONE ? ONE : which == BESIDE_A ? A : which;
+  tell(which, "load %s", extension);
+  tell(which, "open %s/%s.db", directory, worker_names[file]);
+}
+
 static void make_clusters(const char *library)
 {
+  extension = library;
   for (int i = ONE; i <= C; i++)
     tell(i, "load %s", library);
   for (int i = ONE; i <= A; i++)
@@ -242,6 +251,8 @@ static void make_clusters(const char *library)
     tell(i, "open %s/%s.db", directory, worker_names[i]);
   }
   wait_for(A, "SELECT count(*) FROM quorate_members WHERE role = 'voter'", "3");
+  for (int i = BESIDE_ONE; i <= BESIDE_A; i++)
+    open_again(i);
 }
 
 void process_start(const char *library, const char *parent)
@@ -260,6 +271,21 @@ void process_start(const char *library, const char *parent)
   for (int i = 0; i < WORKERS; i++)
     start(i);
   make_clusters(library);
+}
+
+void process_kill(int which)
+{
+  kill(workers[which].pid, SIGKILL);
+  waitpid(workers[which].pid, NULL, 0);
+  workers[which].pid = 0;
+  fclose(workers[which].to);
+  fclose(workers[which].from);
+}
+
+void process_again(int which)
+{
+  start(which);
+  open_again(which);
 }
 
 /* ---- what else is asked ------------------------------------------------ */

@@ -6,8 +6,8 @@
 
 #include <semaphore.h>
 
-#define ELECTION_MS 500
-#define FATE_MS 300 /* less than that: the leader still hopes */
+#define ELECTION_MS 2000
+#define FATE_MS 700 /* less than that: the leader still hopes */
 
 struct test {
   struct nodes nodes;
@@ -54,6 +54,7 @@ static struct node *begin(struct test *t, void **state)
   nodes_do(db, sqlite3_mprintf("CREATE TABLE t(a)"));
   nodes_do(db, sqlite3_mprintf("INSERT INTO t VALUES('before')"));
   assert_int_equal(nodes_leader(&t->nodes), 1);
+  raft_index last = nodes_view(&t->nodes, 1).last;
   t->task = (struct task){.run = hold_up, .node = nodes_node(&t->nodes, 2)};
   node_limits.fate_ms = FATE_MS;
   assert_true(node_post(t->task.node, &t->task));
@@ -61,6 +62,7 @@ static struct node *begin(struct test *t, void **state)
   assert_int_equal(
       sqlite3_exec(db, "INSERT INTO t VALUES('last')", NULL, NULL, NULL),
       VFS_UNKNOWN);
+  until(nodes_view(&t->nodes, 1).last > last); /* it is in the log */
   assert_int_equal(inflight(node), 1);
   assert_int_equal(sqlite3_close(db), SQLITE_OK);
   t->nodes.db[1] = NULL;
@@ -174,6 +176,7 @@ static void test_interrupted(void **state)
   /* It goes on as if nothing had been asked. */
   sem_post(&t.go);
   nodes_open(&t.nodes, 1);
+  until(inflight(nodes_node(&t.nodes, 1)) == 0);
   assert_int_equal(
       nodes_number(t.nodes.db[1], sqlite3_mprintf("SELECT count(*) FROM t")),
       2);

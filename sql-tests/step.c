@@ -1,0 +1,61 @@
+/*
+** step.c: kills a process between two of its system calls.
+**
+** Preloaded, it counts what a process sends, receives and writes, from when the
+** file named by the environment variable STEP_FILE appears, which has a number
+** N: before and after each such call the count goes one up, and at N the process
+** is killed. STEP_THREADS=all: of all threads, else of the main thread.
+**
+** A test counts N up until the process survives.
+*/
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+static atomic_long counted;
+
+static void step(void)
+{
+  static atomic_long towards;
+  const char *name = getenv("STEP_FILE"), *threads = getenv("STEP_THREADS");
+  if (name == NULL) return;
+  if (gettid() != getpid() && !(threads && strcmp(threads, "all") == 0)) return;
+  FILE *file = fopen(name, "re");
+  long at = 0;
+  int n = file ? fscanf(file, "%ld", &at) : 0;
+  if (file) fclose(file);
+  if (n != 1 || at != towards) atomic_store(&counted, 0);
+  towards = at;
+  if (n == 1 && atomic_fetch_add(&counted, 1) + 1 == at)
+    kill(getpid(), SIGKILL);
+}
+
+#define COUNTED(result, name, parameters, arguments)                           \
+  result name parameters                                                       \
+  {                                                                            \
+    result(*real) parameters;                                                  \
+    *(void **)&real = dlsym(RTLD_NEXT, #name);                                 \
+    step();                                                                    \
+    result got = real arguments;                                               \
+    step();                                                                    \
+    return got;                                                                \
+  }
+
+COUNTED(ssize_t, sendmsg, (int fd, const struct msghdr *m, int flags),
+        (fd, m, flags))
+COUNTED(ssize_t, recvmsg, (int fd, struct msghdr *m, int flags), (fd, m, flags))
+COUNTED(ssize_t, pwrite, (int fd, const void *data, size_t n, off_t offset),
+        (fd, data, n, offset))
+COUNTED(ssize_t, pwrite64, (int fd, const void *data, size_t n, off_t offset),
+        (fd, data, n, offset))
+COUNTED(ssize_t, pwritev, (int fd, const struct iovec *v, int n, off_t offset),
+        (fd, v, n, offset))
+COUNTED(int, ftruncate, (int fd, off_t size), (fd, size))
+COUNTED(int, fdatasync, (int fd), (fd))
