@@ -241,5 +241,6 @@ clean:
 	rm -rf build
 
 .PHONY: all sim soak mutants mutants-sample crash fault unit test suites kill \
-        load processes demo bench bench-storage compile coverage reach check-style clean \
+        load processes demo bench bench-storage compile coverage reach \
+        check-style clean \
         $(addprefix unit-,$(ROOMS))
