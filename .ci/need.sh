@@ -9,7 +9,7 @@
 # only the checks of the source need.
 BUILD_PACKAGES='make gcc libc6-dev libsqlite3-dev libuv1-dev libssl-dev
   libxxhash-dev sqlite3'
-TEST_PACKAGES='libcmocka-dev openssl tcl libsqlite3-tcl'
+TEST_PACKAGES='libcmocka-dev openssl tcl libsqlite3-tcl python3'
 STYLE_PACKAGES='clang clang-format'
 
 need_missing() {
