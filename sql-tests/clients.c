@@ -2,12 +2,14 @@
 ** clients.c: a program with forked workers, as servers have them, at a file that
 ** others use, too.
 **
-**     clients LIBRARY FILE LOG FIRST STOP WORKERS
+**     clients LIBRARY FILE LOG FIRST STOP WORKERS [late]
 **
 ** It loads the extension, opens the file, and forks; each worker opens the file
 ** anew, and counts, moves money and looks, as those of load.c do, until the file
 ** STOP appears. A worker that dies has a successor. LIBRARY "-": a stock
-** program, whose workers only look. Logs are as those of load.c: LOG.0, LOG.1 and
+** program, whose workers only look. "late": it forks before it does any of this,
+** for a sanitizer whose allocator does not survive the fork() of a process with
+** threads. Logs are as those of load.c: LOG.0, LOG.1 and
 ** so on, numbers FIRST, FIRST + 1000000 and so on. The line "p PID" tells a
 ** worker's process.
 */
@@ -32,6 +34,7 @@
 static const char *library, *file, *stop_file, *log_name;
 static sqlite3_int64 next_of[WORKERS];
 static int log_fd = -1;
+static bool late;
 static unsigned seed;
 
 static bool stock(void)
@@ -168,6 +171,17 @@ static int open_file(sqlite3 **db)
   return rc;
 }
 
+static int load(sqlite3 **db)
+{
+  if (sqlite3_open(":memory:", db) != SQLITE_OK) return -1;
+  sqlite3_enable_load_extension(*db, 1);
+  int rc =
+      stock() ? SQLITE_OK : sqlite3_load_extension(*db, library, NULL, NULL);
+  sqlite3_close(*db);
+  *db = NULL;
+  return rc == SQLITE_OK ? open_file(db) : rc;
+}
+
 static void work(int i)
 {
   char name[1024], text[300];
@@ -177,7 +191,7 @@ static void work(int i)
   log_fd = open(name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
   snprintf(text, sizeof text, "p %d\n", (int)getpid());
   if (write(log_fd, text, strlen(text)) < 0) _exit(3);
-  int rc = open_file(&db);
+  int rc = late ? load(&db) : open_file(&db);
   if (rc != SQLITE_OK && !is_over()) {
     snprintf(text, sizeof text, "open: %d %s", rc, sqlite3_errmsg(db));
     note("%c %lld %lld %c %s\n", 'o', next_of[i], 'e', text);
@@ -196,28 +210,18 @@ static pid_t start(int i)
   exit(0); /* as programs do: what the library does at exit is done, too */
 }
 
-static int load(sqlite3 **db)
-{
-  if (sqlite3_open(":memory:", db) != SQLITE_OK) return -1;
-  sqlite3_enable_load_extension(*db, 1);
-  int rc =
-      stock() ? SQLITE_OK : sqlite3_load_extension(*db, library, NULL, NULL);
-  sqlite3_close(*db);
-  *db = NULL;
-  return rc == SQLITE_OK ? open_file(db) : rc;
-}
-
 int main(int argc, char **argv)
 {
   pid_t workers[WORKERS];
   sqlite3 *db = NULL;
-  int n = argc == 7 ? atoi(argv[6]) : 0;
+  int n = argc >= 7 ? atoi(argv[6]) : 0;
   if (n < 1 || n > WORKERS) return 2;
   library = argv[1];
   file = argv[2];
   log_name = argv[3];
   stop_file = argv[5];
-  if (load(&db) != SQLITE_OK) {
+  late = argc == 8;
+  if (!late && load(&db) != SQLITE_OK) {
     fprintf(stderr, "clients: %s\n", sqlite3_errmsg(db));
     return 1;
   }
