@@ -425,9 +425,11 @@ static int send_message(struct connection *c, const struct session_message *m)
   return rc ? rc : session_send(c->client.fd, m, SEND_MS);
 }
 
-/* Asks the connection's busy handler, for the host. */
+/* Asks the connection's busy handler, for the host. It may have been interrupted
+   in there; as long as the host asks again and again, receive() never looks. */
 static int run_handler(struct connection *c)
 {
+  const struct session_message stop = {.type = SESSION_INTERRUPT};
   struct session_message m = {.type = SESSION_HANDLED};
   struct connection *outer = asking;
   int (*handler)(void *) = NULL;
@@ -435,7 +437,9 @@ static int run_handler(struct connection *c)
   asking = c;
   if (handler) m.more = handler(c->busy[1]) != 0;
   asking = outer;
-  return c->client.fd < 0 ? -EPIPE : session_send(c->client.fd, &m, SEND_MS);
+  if (c->client.fd < 0) return -EPIPE;
+  int rc = vfs_interrupted(c) ? session_send(c->client.fd, &stop, SEND_MS) : 0;
+  return rc ? rc : session_send(c->client.fd, &m, SEND_MS);
 }
 
 /* The next message, for which the host may take `ms`, and a bit. */
