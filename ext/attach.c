@@ -230,12 +230,14 @@ static int start_watch(struct database *d)
   d->watch_buffer = malloc(sizeof(*d->watch_buffer));
   if (d->watch_buffer == NULL) return -ENOMEM;
   sigfillset(&all);
-  d->watching = d->live = true;
+  d->watching = true;
+  d->live = true;
   pthread_sigmask(SIG_BLOCK, &all, &old);
   int rc = pthread_create(&d->thread, NULL, watch_main, d);
   pthread_sigmask(SIG_SETMASK, &old, NULL);
   if (rc) {
-    d->watching = d->live = false;
+    d->watching = false;
+    d->live = false;
     free(d->watch_buffer);
   }
   return -rc;
