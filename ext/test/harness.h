@@ -12,9 +12,12 @@
 
 #include <cmocka.h>
 
+#include <ftw.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -58,6 +61,49 @@ static inline int dir_remove(void **state)
   int rc = rmdir(dir); /* a file that nobody expected is an error, too */
   free(dir);
   return rc;
+}
+
+static inline int remove_one(const char *path, const struct stat *st, int type,
+                             struct FTW *ftw)
+{
+  (void)st;
+  (void)type;
+  (void)ftw;
+  return remove(path);
+}
+
+/* A teardown for where nodes have been: with everything that they have left. */
+static inline int dir_clear(void **state)
+{
+  int rc = nftw(*state, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+  free(*state);
+  return rc;
+}
+
+/* Of the loopback interface. */
+static inline unsigned free_port(void)
+{
+  struct sockaddr_in in = {.sin_family = AF_INET,
+                           .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  socklen_t n = sizeof(in);
+  int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  assert_int_equal(bind(fd, (struct sockaddr *)&in, sizeof(in)), 0);
+  assert_int_equal(getsockname(fd, (struct sockaddr *)&in, &n), 0);
+  close(fd);
+  return ntohs(in.sin_port);
+}
+
+/* The two ends of a session. */
+static inline void pair_make(int fd[2])
+{
+  assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fd),
+                   0);
+}
+
+static inline void pair_close(int fd[2])
+{
+  close(fd[0]);
+  close(fd[1]);
 }
 
 static inline uint8_t *file_read(const char *path, size_t *len)

@@ -9,8 +9,6 @@
 #define SQLITE_CORE 1 /* not through the table that extensions have */
 #include "vfs.h"
 
-#include <ftw.h>
-#include <netinet/in.h>
 #include <sqlite3.h>
 
 #define NODES_MOST 3
@@ -42,23 +40,6 @@ static inline void pause_ms(long ms)
   nanosleep(&pause, NULL);
 }
 
-static inline int nodes_remove_one(const char *path, const struct stat *st,
-                                   int type, struct FTW *ftw)
-{
-  (void)st;
-  (void)type;
-  (void)ftw;
-  return remove(path);
-}
-
-/* cmocka's teardown: with everything that nodes have left. */
-static inline int nodes_clear(void **state)
-{
-  int rc = nftw(*state, nodes_remove_one, 16, FTW_DEPTH | FTW_PHYS);
-  free(*state);
-  return rc;
-}
-
 static inline void nodes_load(void)
 {
   sqlite3 *db = NULL;
@@ -68,18 +49,6 @@ static inline void nodes_load(void)
   sqlite3_close(db);
   sqlite3_cancel_auto_extension((void (*)(void))sqlite3_quorate_init);
   assert_non_null(sqlite3_vfs_find("quorate"));
-}
-
-static inline unsigned nodes_port(void)
-{
-  struct sockaddr_in in = {.sin_family = AF_INET,
-                           .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-  socklen_t n = sizeof(in);
-  int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  assert_int_equal(bind(fd, (struct sockaddr *)&in, sizeof(in)), 0);
-  assert_int_equal(getsockname(fd, (struct sockaddr *)&in, &n), 0);
-  close(fd);
-  return ntohs(in.sin_port);
 }
 
 static inline struct path nodes_path(const struct nodes *nodes, unsigned i)
@@ -189,7 +158,7 @@ static inline void nodes_make(struct nodes *nodes, const char *dir, unsigned n,
            sqlite3_mprintf("SELECT quorate_bootstrap(%Q, 'name', 'n1',"
                            " 'listen', '127.0.0.1:%u', 'heartbeat_ms', '%u',"
                            " 'election_timeout_ms', '%u')",
-                           nodes_path(nodes, 1).s, nodes_port(), election / 10,
+                           nodes_path(nodes, 1).s, free_port(), election / 10,
                            election));
   nodes_open(nodes, 1);
   for (unsigned i = 2; i <= n; i++) {
@@ -198,7 +167,7 @@ static inline void nodes_make(struct nodes *nodes, const char *dir, unsigned n,
     nodes_do(
         memory,
         sqlite3_mprintf("SELECT quorate_join(%Q, %Q, 'listen', '127.0.0.1:%u')",
-                        nodes_path(nodes, i).s, token, nodes_port()));
+                        nodes_path(nodes, i).s, token, free_port()));
     nodes_open(nodes, i);
     free(token);
   }

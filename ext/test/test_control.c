@@ -5,7 +5,7 @@
 */
 #include "harness.h"
 
-#include "control.h"
+#include "node.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,25 +19,6 @@
 #define LOOK_MS 500 /* threads run against each other for so long */
 #define READERS 3
 #define NUMBERS ((off_t)1 << 40) /* where processes lock their numbers */
-
-static struct timespec in_ms(uint64_t ms)
-{
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  t.tv_sec += (time_t)(ms / 1000);
-  t.tv_nsec += (long)(ms % 1000) * 1000000;
-  if (t.tv_nsec >= 1000000000) {
-    t.tv_sec++;
-    t.tv_nsec -= 1000000000;
-  }
-  return t;
-}
-
-static uint64_t now_ms(void)
-{
-  struct timespec t = in_ms(0);
-  return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
-}
 
 static struct control_map *open_in(const char *dir)
 {
@@ -146,8 +127,9 @@ static void test_view(void **state)
   control_show(l.map, &view);
   for (int i = 0; i < READERS; i++)
     assert_int_equal(pthread_create(&threads[i], NULL, look_on, &l), 0);
-  uint64_t end = now_ms() + LOOK_MS;
-  for (uint32_t n = 1; now_ms() < end || atomic_load(&l.looks) < 1000; n++) {
+  uint64_t end = clock_monotonic_ms() + LOOK_MS;
+  for (uint32_t n = 1;
+       clock_monotonic_ms() < end || atomic_load(&l.looks) < 1000; n++) {
     view = view_of(n >> 10, 1 + (n & 1023));
     control_show(l.map, &view);
     if (n % 64 == 0) sched_yield();
@@ -263,8 +245,8 @@ static void begin_anew(struct control_map *map, struct control_view *view)
 
 static void checkpoint_on(struct control_map *map, struct control_view *view)
 {
-  uint64_t end = now_ms() + LOOK_MS, last = end + PATIENCE_MS;
-  for (uint64_t now; (now = now_ms()) < end ||
+  uint64_t end = clock_monotonic_ms() + LOOK_MS, last = end + PATIENCE_MS;
+  for (uint64_t now; (now = clock_monotonic_ms()) < end ||
                      (now < last && (atomic_load(&files->pins) < 1000 ||
                                      atomic_load(&files->restarts) < 10));) {
     for (int i = 0; i < 64; i++) {
@@ -546,7 +528,7 @@ static void test_elsewhere(void **state)
 static int run_waiter(const char *dir, int in, int out)
 {
   struct control_map *map = child_open(dir, out);
-  struct timespec end = in_ms(PATIENCE_MS);
+  struct timespec end = clock_deadline(PATIENCE_MS);
   struct control_reader r;
   struct control_view view;
   if (map == NULL || control_enter(map, NULL, &r) != 0) return 1;
@@ -563,15 +545,15 @@ static void test_hold(void **state)
   struct control_map *map = open_in(*state);
   struct child c = child_start(run_waiter, *state);
   struct control_view view = view_of(1, 1);
-  struct timespec end = in_ms(PATIENCE_MS), soon = in_ms(30);
-  uint64_t began = now_ms();
+  struct timespec end = clock_deadline(PATIENCE_MS), soon = clock_deadline(30);
+  uint64_t began = clock_monotonic_ms();
   control_show(map, &view);
   assert_in_range(hear(c.out), 1, CONTROL_PROCESSES);
   assert_int_equal(hear(c.out), 1);
   control_set_hold(map, HOLD_ALL);
   uint32_t unpinned = atomic_load(&map->control->unpinned);
   assert_false(control_wait_unpinned(map, unpinned, &soon));
-  soon = in_ms(30);
+  soon = clock_deadline(30);
   assert_false(control_wait_hold(map, &soon));
   assert_true(say(c.in, 1));
   assert_true(control_wait_unpinned(map, unpinned, &end));
@@ -579,8 +561,8 @@ static void test_hold(void **state)
   control_set_hold(map, HOLD_WRITERS); /* readers may go on */
   assert_int_equal(hear(c.out), 3);
   assert_int_equal(child_end(&c, 0), 0);
-  assert_true(now_ms() - began < PATIENCE_MS);
-  soon = in_ms(30);
+  assert_true(clock_monotonic_ms() - began < PATIENCE_MS);
+  soon = clock_deadline(30);
   assert_true(control_wait_hold(map, &soon));
   control_close(map);
 }

@@ -202,11 +202,11 @@ static void test_stopped_meanwhile(void **state)
 int main(void)
 {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test_setup_teardown(test_refused, dir_make, nodes_clear),
-      cmocka_unit_test_setup_teardown(test_waits, dir_make, nodes_clear),
-      cmocka_unit_test_setup_teardown(test_interrupted, dir_make, nodes_clear),
+      cmocka_unit_test_setup_teardown(test_refused, dir_make, dir_clear),
+      cmocka_unit_test_setup_teardown(test_waits, dir_make, dir_clear),
+      cmocka_unit_test_setup_teardown(test_interrupted, dir_make, dir_clear),
       cmocka_unit_test_setup_teardown(test_stopped_meanwhile, dir_make,
-                                      nodes_clear),
+                                      dir_clear),
   };
   nodes_load();
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -164,7 +164,7 @@ static void test_follow(void **state)
 int main(void)
 {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test_setup_teardown(test_follow, dir_make, nodes_clear),
+      cmocka_unit_test_setup_teardown(test_follow, dir_make, dir_clear),
   };
   nodes_load();
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -439,7 +439,7 @@ static void actor_ended(pid_t pid)
 }
 
 /* Below those that the kernel gives to outgoing connections. */
-static int free_port(void)
+static int low_port(void)
 {
   static uint64_t seed;
   struct sockaddr_in at = {.sin_family = AF_INET,
@@ -465,7 +465,7 @@ static pid_t host_start(void)
   ask(0, "open 3 :memory:");
   starts_with("", 0,
               "sql 3 SELECT quorate_bootstrap('%s', 'listen', '127.0.0.1:%d')",
-              path.s, free_port());
+              path.s, low_port());
   ask(0, "open 0 %s", path.s);
   expect("", 0, "sql 0 CREATE TABLE t(v)");
   expect("", 0, "sql 0 INSERT INTO t VALUES('a'),('b'),('c')");
@@ -527,7 +527,7 @@ static void test_peers(void **state)
   ask(0,
       "sql 3 SELECT quorate_bootstrap('%s', 'listen', '127.0.0.1:%d', "
       "'name', 'n0', 'election_timeout_ms', %d)",
-      path.s, free_port(), TIMEOUT_MS);
+      path.s, low_port(), TIMEOUT_MS);
   ask(0, "open 0 %s", path.s);
   for (int i = 1; i < 3; i++) {
     snprintf(token, sizeof(token), "%s",
@@ -535,7 +535,7 @@ static void test_peers(void **state)
     starts_with("", i,
                 "sql 3 SELECT quorate_join('%sn%d.db', '%s', 'listen', "
                 "'127.0.0.1:%d')",
-                stage.dir, i, token, free_port());
+                stage.dir, i, token, low_port());
     ask(i, "open 0 %sn%d.db", stage.dir, i);
   }
   began = clock_monotonic_ms();
@@ -758,22 +758,34 @@ static void test_attached_parent(void **state)
   expect("4", 0, "sql 0 SELECT count(*) FROM t");
 }
 
-/* It is killed while it has the turn to write, and its child lives on: the turn
-   is over. */
-static void test_attached_killed(void **state)
+/* An attached process that has the turn to write. */
+static pid_t writer_start(void)
 {
-  (void)state;
   host_start();
   pid_t pid = actor_start(2);
   starts_with("", 2, "open 0 %s", path.s);
   expect("", 2, "sql 0 BEGIN IMMEDIATE; INSERT INTO t VALUES('d')");
-  ask(2, "fork 1");
-  expect("nothing", 1, "held");
+  return pid;
+}
+
+/* When it is killed, its turn is over. */
+static void writer_kill(pid_t pid)
+{
   actor_kill(pid);
   uint64_t began = clock_monotonic_ms();
   expect("", 0, "sql 0 INSERT INTO t VALUES('e')");
   assert_in_range(clock_monotonic_ms() - began, 0, TAKE_OVER_MS);
   expect("4", 0, "sql 0 SELECT count(*) FROM t");
+}
+
+/* Though its child lives on. */
+static void test_attached_killed(void **state)
+{
+  (void)state;
+  pid_t pid = writer_start();
+  ask(2, "fork 1");
+  expect("nothing", 1, "held");
+  writer_kill(pid);
   expect("nothing", 1, "held");
 }
 
@@ -781,16 +793,9 @@ static void test_attached_killed(void **state)
 static void test_attached_orphan(void **state)
 {
   (void)state;
-  host_start();
-  pid_t pid = actor_start(2);
-  starts_with("", 2, "open 0 %s", path.s);
-  expect("", 2, "sql 0 BEGIN IMMEDIATE; INSERT INTO t VALUES('d')");
+  pid_t pid = writer_start();
   expect("", 2, "bare");
-  actor_kill(pid);
-  uint64_t began = clock_monotonic_ms();
-  expect("", 0, "sql 0 INSERT INTO t VALUES('e')");
-  assert_in_range(clock_monotonic_ms() - began, 0, TAKE_OVER_MS);
-  expect("4", 0, "sql 0 SELECT count(*) FROM t");
+  writer_kill(pid);
 }
 
 /* ---- how a loop stands still ------------------------------------------- */

@@ -18,8 +18,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
-#include <netinet/in.h>
 #include <sqlite3.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -681,27 +679,6 @@ static void *writer_main(void *arg)
 
 /* ---- the node ---------------------------------------------------------- */
 
-static int remove_one(const char *path, const struct stat *st, int type,
-                      struct FTW *ftw)
-{
-  (void)st;
-  (void)type;
-  (void)ftw;
-  return remove(path);
-}
-
-static unsigned free_port(void)
-{
-  struct sockaddr_in in = {.sin_family = AF_INET,
-                           .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-  socklen_t n = sizeof(in);
-  int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  assert_int_equal(bind(fd, (struct sockaddr *)&in, sizeof(in)), 0);
-  assert_int_equal(getsockname(fd, (struct sockaddr *)&in, &n), 0);
-  close(fd);
-  return ntohs(in.sin_port);
-}
-
 static void execute(sqlite3 *db, const char *sql)
 {
   char *error = NULL;
@@ -915,19 +892,12 @@ static void test_pages_of_65536(void **state)
   attack(state, 65536);
 }
 
-static int clear(void **state)
-{
-  int rc = nftw(*state, remove_one, 16, FTW_DEPTH | FTW_PHYS);
-  free(*state);
-  return rc;
-}
-
 int main(void)
 {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test_setup_teardown(test_pages_of_512, dir_make, clear),
-      cmocka_unit_test_setup_teardown(test_pages_of_4096, dir_make, clear),
-      cmocka_unit_test_setup_teardown(test_pages_of_65536, dir_make, clear),
+      cmocka_unit_test_setup_teardown(test_pages_of_512, dir_make, dir_clear),
+      cmocka_unit_test_setup_teardown(test_pages_of_4096, dir_make, dir_clear),
+      cmocka_unit_test_setup_teardown(test_pages_of_65536, dir_make, dir_clear),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

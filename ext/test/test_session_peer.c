@@ -5,6 +5,7 @@
 */
 #include "harness.h"
 
+#include "node.h"
 #include "session.h"
 
 #include <errno.h>
@@ -22,13 +23,6 @@
 #define LONG 150 /* bytes of a name; a socket's path has 108 */
 #define CLIENTS 200
 
-static uint64_t now_ms(void)
-{
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (uint64_t)t.tv_sec * 1000u + (uint64_t)t.tv_nsec / 1000000u;
-}
-
 /* Descriptors of this process. */
 static unsigned count_open(void)
 {
@@ -42,18 +36,6 @@ static unsigned count_open(void)
 
 #define PAGE 512u
 #define PAGES 3u
-
-static void pair_make(int fd[2])
-{
-  assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fd),
-                   0);
-}
-
-static void pair_close(int fd[2])
-{
-  close(fd[0]);
-  close(fd[1]);
-}
 
 /* A file without a name, of a size. */
 static int file_of(size_t size)
@@ -617,9 +599,9 @@ static void test_full_backlog(void **state)
   assert_in_range(n, 4, 15);
   unsigned before = count_open();
   assert_int_equal(session_connect(place->far, 0, &fd, &peer), -ETIMEDOUT);
-  uint64_t start = now_ms();
+  uint64_t start = clock_monotonic_ms();
   assert_int_equal(session_connect(place->far, 100, &fd, &peer), -ETIMEDOUT);
-  assert_in_range(now_ms() - start, 99, WAIT);
+  assert_in_range(clock_monotonic_ms() - start, 99, WAIT);
   assert_int_equal(count_open(), before);
   assert_int_equal(pthread_create(&thread, NULL, connect_waits, place->far), 0);
   usleep(20000); /* it waits, or comes later: it is let in either way */
@@ -646,11 +628,11 @@ static void test_backlog_ends(void **state)
   assert_int_equal(session_connect(place->far, 0, &queued, &peer), 0);
   assert_int_equal(pthread_create(&thread, NULL, connect_waits, place->far), 0);
   usleep(20000);
-  uint64_t start = now_ms();
+  uint64_t start = clock_monotonic_ms();
   session_unlisten(place->far, listener);
   pthread_join(thread, &late);
   assert_null(late);
-  assert_in_range(now_ms() - start, 0, WAIT / 2);
+  assert_in_range(clock_monotonic_ms() - start, 0, WAIT / 2);
   assert_int_equal(session_peek(queued), -EPIPE);
   close(queued);
 }
