@@ -23,12 +23,9 @@
 #include "call.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 SQLITE_EXTENSION_INIT3
@@ -47,21 +44,9 @@ SQLITE_EXTENSION_INIT3
 
 /* ---- fences ------------------------------------------------------------ */
 
-static int open_beside(const char *path, const char *suffix, int *fd)
-{
-  char *name = NULL;
-  if (asprintf(&name, "%s%s", path, suffix) < 0) return -ENOMEM;
-  *fd = open(name, O_RDWR | O_CLOEXEC);
-  int rc = *fd < 0 ? -errno : 0;
-  free(name);
-  return rc;
-}
-
 int attach_fence(struct database *d)
 {
-  int rc = open_beside(d->path, "", &d->db_fd);
-  if (rc == 0) rc = open_beside(d->path, "-shm", &d->shm_fd);
-  if (rc == 0) rc = wal_fence(d->db_fd, d->shm_fd);
+  int rc = wal_fence(d->path, &d->db_fd, &d->shm_fd);
   if (rc) attach_unfence(d);
   return rc;
 }
@@ -224,23 +209,19 @@ static void *watch_main(void *arg)
 
 static int start_watch(struct database *d)
 {
-  sigset_t all, old;
   d->wake = eventfd(0, EFD_CLOEXEC);
   if (d->wake < 0) return -errno;
   d->watch_buffer = malloc(sizeof(*d->watch_buffer));
   if (d->watch_buffer == NULL) return -ENOMEM;
-  sigfillset(&all);
   d->watching = true;
   d->live = true;
-  pthread_sigmask(SIG_BLOCK, &all, &old);
-  int rc = pthread_create(&d->thread, NULL, watch_main, d);
-  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  int rc = thread_start(&d->thread, watch_main, d);
   if (rc) {
     d->watching = false;
     d->live = false;
     free(d->watch_buffer);
   }
-  return -rc;
+  return rc;
 }
 
 /* What another host's database is like. */
@@ -348,8 +329,7 @@ static bool wait_for_host(struct connection *c, uint64_t was,
   while (in_time && atomic_load(&d->node) == NULL &&
          (!d->attached || d->host == was) && !vfs_interrupted(c)) {
     struct timespec look = clock_deadline(LOOK_MS);
-    bool last = look.tv_sec > end->tv_sec ||
-                (look.tv_sec == end->tv_sec && look.tv_nsec > end->tv_nsec);
+    bool last = clock_before(end, &look);
     in_time = pthread_cond_timedwait(&d->changed, &d->mutex,
                                      last ? end : &look) == 0 ||
               !last;
@@ -384,10 +364,7 @@ static int lost(struct connection *c, int rc, const char *what, unsigned ms)
 static int ensure_watch(struct database *d)
 {
   struct text error = {""};
-  pthread_mutex_lock(&d->mutex);
-  bool live = d->live;
-  pthread_mutex_unlock(&d->mutex);
-  int rc = live ? 0 : registry_attach(d, &error);
+  int rc = d->live ? 0 : registry_attach(d, &error);
   return rc == 0 && atomic_load(&d->node) ? -EPIPE : rc;
 }
 
@@ -567,7 +544,7 @@ int attach_settled(struct connection *c)
 
 /* ---- transactions ------------------------------------------------------ */
 
-int attach_commit(struct connection *c, const struct session_commit *commit)
+void attach_commit(struct connection *c, const struct session_commit *commit)
 {
   struct session_message m = {.type = SESSION_COMMIT, .commit = *commit};
   struct control_slot *slot = c->reader.slot;
@@ -576,8 +553,14 @@ int attach_commit(struct connection *c, const struct session_commit *commit)
   atomic_store(&slot->handed, 0);
   c->reserved = false; /* the host gives the turn on */
   c->sent = true;
-  if (c->client.fd < 0) return -EPIPE;
-  return session_send(c->client.fd, &m, SEND_MS);
+  if (c->client.fd >= 0) session_send(c->client.fd, &m, SEND_MS);
+}
+
+/* What was handed over is waited for, whoever interrupts. */
+static bool nobody(void *ctx)
+{
+  (void)ctx;
+  return false;
 }
 
 /* What the host before had taken over: its fate is the next one's to tell. */
@@ -593,7 +576,7 @@ static int resolve(struct connection *c, const struct timespec *end)
     clock_gettime(CLOCK_MONOTONIC, &now);
     if (now.tv_sec >= end->tv_sec || !wait_for_host(c, c->client.host, end))
       return VFS_UNKNOWN;
-    struct interrupt never = {attach_never, NULL};
+    struct interrupt never = {nobody, NULL};
     unsigned ms = (unsigned)(end->tv_sec - now.tv_sec) * 1000;
     c->node = atomic_load(&c->database->node);
     if (c->node) return writer_resolve(c, m.sequence, ms);
@@ -601,17 +584,11 @@ static int resolve(struct connection *c, const struct timespec *end)
   }
 }
 
-bool attach_never(void *ctx)
-{
-  (void)ctx;
-  return false;
-}
-
-int attach_wait(struct connection *c)
+int attach_wait(struct connection *c, struct walindex_header *header)
 {
   struct control_slot *slot = c->reader.slot;
   struct session_message answer;
-  struct interrupt never = {attach_never, NULL};
+  struct interrupt never = {nobody, NULL};
   struct timespec end = clock_deadline(node_limits.fate_ms + SLACK_MS);
   int rc = c->client.fd < 0 ? -EPIPE : 0;
   if (rc == 0) rc = receive(c, &never, node_limits.fate_ms, &answer);
@@ -619,7 +596,7 @@ int attach_wait(struct connection *c)
   if (rc == 0 && answer.type == SESSION_ANSWER) {
     rc = answer.answer.rc;
     if (rc == SQLITE_OK)
-      memcpy(&c->given, answer.answer.view.header, sizeof(c->given));
+      memcpy(header, answer.answer.view.header, sizeof(*header));
     else if (answer.answer.reason)
       text_set(&c->reason, "%s", answer.answer.reason);
   } else {

@@ -22,10 +22,11 @@ int attach_upgrade(struct connection *c);
 void attach_leave(struct connection *c);
 /* Until the head that it reads is confirmed: capture_may_read(). */
 int attach_settled(struct connection *c);
-/* A transaction is handed over: 0, or the session is lost; either way its fate
-   is what attach_wait() says. */
-int attach_commit(struct connection *c, const struct session_commit *commit);
-int attach_wait(struct connection *c);
+/* A transaction is handed over, or the session is lost: either way its fate is
+   what attach_wait() says. */
+void attach_commit(struct connection *c, const struct session_commit *commit);
+/* *header is that of the state after it, if it is SQLITE_OK and known. */
+int attach_wait(struct connection *c, struct walindex_header *header);
 /* Carries a call out there. *answer is filled in if it is SQLITE_OK. */
 struct call;
 struct answer;
@@ -36,7 +37,5 @@ int attach_call(struct connection *c, const struct call *call,
 bool attach_sleep(int us);
 /* The connection is closed. */
 void attach_close(struct connection *c);
-/* For a struct interrupt: nobody interrupts. */
-bool attach_never(void *ctx);
 
 #endif

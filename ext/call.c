@@ -314,13 +314,7 @@ static void run_events(struct node *node, const struct call *call,
   uint64_t first = events->n > EVENTS_MAX ? events->n - EVENTS_MAX : 0;
   for (uint64_t i = first; i < events->n; i++) {
     const struct event *e = &events->ring[i % EVENTS_MAX];
-    char time[40];
-    time_t seconds = (time_t)(e->time_ms / 1000);
-    struct tm tm;
-    gmtime_r(&seconds, &tm);
-    size_t n = strftime(time, sizeof(time), "%Y-%m-%d %H:%M:%S", &tm);
-    snprintf(time + n, sizeof(time) - n, ".%03d", (int)(e->time_ms % 1000));
-    cells_text(&answer->cells, time);
+    cells_text(&answer->cells, clock_text(e->time_ms).s);
     cells_text(&answer->cells, e->text);
   }
   pthread_mutex_unlock(&events->mutex);

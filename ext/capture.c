@@ -52,12 +52,7 @@ int capture_may_read(struct connection *c)
   struct node *node = c->node;
   struct timespec end;
   if (c->writing) return SQLITE_OK;
-  if (c->reserved && !c->kept) {
-    if (node)
-      writer_leave(c);
-    else
-      attach_leave(c);
-  }
+  if (c->reserved && !c->kept) vfs_leave(c);
   if (!c->ahead) return SQLITE_OK;
   if (node == NULL) {
     int rc = attach_settled(c);
@@ -153,6 +148,8 @@ static uint8_t *place_of(struct connection *c, uint32_t i)
 
 void capture_begin(struct connection *c)
 {
+  c->n_pending = c->headed = 0;
+  c->blank = UINT32_MAX;
   c->chained = 0;
   memcpy(c->chain, c->given.frame_checksum, sizeof(c->chain));
   c->diverged = memcmp(c->before.frame_checksum, c->chain, 8) != 0;
@@ -338,8 +335,8 @@ static int complete_draft(struct connection *c, uint32_t count)
   return SQLITE_OK;
 }
 
-/* Hands the transaction over to the host. Its fate is told by draft_wait(), also
-   when that failed. */
+/* Hands the transaction over to the host. Its fate is told by capture_wait(),
+   also when that failed. */
 static void draft_send(struct connection *c, uint32_t count, uint32_t n_page)
 {
   struct iovec parts[SESSION_PARTS];
@@ -363,15 +360,6 @@ static void draft_send(struct connection *c, uint32_t count, uint32_t n_page)
     attach_commit(c, &commit);
   else
     c->fault = rc;
-}
-
-static int draft_wait(struct connection *c)
-{
-  int rc = attach_wait(c);
-  if (rc != SQLITE_OK) return rc;
-  c->valid = c->sure = c->given.mx_frame;
-  c->spoiled = c->ahead = false;
-  return SQLITE_OK;
 }
 
 int capture_write(struct connection *c, sqlite3_file *real, const void *data,
@@ -674,8 +662,6 @@ void capture_for(struct connection *c, uint32_t count, uint32_t n_page,
   struct wal *wal = c->node->wal;
   int rc = 0;
   c->before = c->given;
-  c->n_pending = c->headed = 0;
-  c->blank = UINT32_MAX;
   c->writing = true;
   capture_begin(c);
   c->diverged = true; /* the chain is made here */
@@ -711,6 +697,15 @@ void capture_for(struct connection *c, uint32_t count, uint32_t n_page,
 
 /* ---- fate -------------------------------------------------------------- */
 
+/* Its own transaction is confirmed: what the private index shows now, apart from
+   the chain. */
+static void show_own(struct connection *c, const struct walindex_header *header)
+{
+  c->given = *header;
+  c->valid = c->sure = header->mx_frame;
+  c->spoiled = c->ahead = false;
+}
+
 /* Nobody waits for it any more, unless it is settled by now. */
 static enum tx_state give_up(struct connection *c, struct transaction *tx)
 {
@@ -740,7 +735,12 @@ int capture_wait(struct connection *c)
   struct node *node = c->node;
   struct transaction *tx = c->tx;
   struct timespec end;
-  if (c->sent) return draft_wait(c);
+  if (c->sent) {
+    struct walindex_header header = c->given;
+    int rc = attach_wait(c, &header);
+    if (rc == SQLITE_OK) show_own(c, &header);
+    return rc;
+  }
   if (c->fault) {
     int fault = c->fault;
     c->fault = SQLITE_OK;
@@ -766,10 +766,7 @@ int capture_wait(struct connection *c)
     return VFS_UNKNOWN;
   }
   if (state == TX_CONFIRMED) {
-    /* What the private index shows now, apart from the chain. */
-    c->given = tx->header;
-    c->valid = c->sure = tx->header.mx_frame;
-    c->spoiled = c->ahead = false;
+    show_own(c, &tx->header);
     transaction_free(tx);
     return SQLITE_OK;
   }

@@ -126,18 +126,6 @@ static int take_number(struct control_map *map)
   return -EUSERS;
 }
 
-/* A file that is at least so long, without a hole: on a full disk that would be
-   a SIGBUS when it is touched. */
-static int extend(const struct io *io, int fd, uint64_t end)
-{
-  uint8_t zero[4096] = {0};
-  uint64_t size = 0;
-  int rc = io->size(io->ctx, fd, &size);
-  for (; rc == 0 && size < end; size = (size / 4096 + 1) * 4096)
-    rc = io->pwrite(io->ctx, fd, zero, 4096 - size % 4096, size);
-  return rc;
-}
-
 static int open_file(const struct io *io, const char *dir, const char *name,
                      bool create, int *fd)
 {
@@ -165,7 +153,7 @@ static void free_map(struct control_map *map)
 static int map_control(struct control_map *map, int fd, bool create)
 {
   uint64_t size = 0;
-  int rc = create ? extend(map->io, fd, sizeof(struct control)) : 0;
+  int rc = create ? io_extend(map->io, fd, sizeof(struct control)) : 0;
   if (rc == 0) rc = map->io->size(map->io->ctx, fd, &size);
   if (rc) return rc;
   if (size < sizeof(struct control)) return -EBADMSG; /* of another version */
@@ -399,7 +387,8 @@ int control_set_pgno(struct control_map *map, uint32_t frame, uint32_t pgno)
   _Atomic uint32_t *block = block_of(map, i);
   if (block == NULL) {
     if (i >= CONTROL_BLOCKS) return -EFBIG;
-    int rc = extend(map->io, map->frames_fd, (uint64_t)(i + 1) * BLOCK_BYTES);
+    int rc =
+        io_extend(map->io, map->frames_fd, (uint64_t)(i + 1) * BLOCK_BYTES);
     if (rc) return rc;
     block = block_of(map, i);
     if (block == NULL) return -ENOMEM;

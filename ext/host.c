@@ -22,8 +22,6 @@
 #include "vfs.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -75,11 +73,6 @@ static bool is_interrupted(struct connection *c)
   if (type == SESSION_INTERRUPT) s->interrupt = true;
   if (type < 0) s->gone = true;
   return s->interrupt || s->gone;
-}
-
-static bool raised(void *ctx)
-{
-  return is_interrupted(ctx);
 }
 
 static void say(struct session *s, const struct session_message *m)
@@ -138,7 +131,7 @@ static int remote_handler(void *arg)
 
 static void do_barrier(struct session *s, const struct session_barrier *b)
 {
-  struct interrupt interrupt = {raised, &s->c};
+  struct interrupt interrupt = {vfs_interrupted, &s->c};
   answer_rc(s, node_barrier(s->node, (enum read_level)b->level, b->wait_ms,
                             &interrupt, &s->c.reason));
 }
@@ -213,7 +206,7 @@ static void do_resolve(struct session *s, uint64_t sequence)
 
 static void do_call(struct session *s, const struct session_rows *bytes)
 {
-  struct interrupt interrupt = {raised, &s->c};
+  struct interrupt interrupt = {vfs_interrupted, &s->c};
   struct call call;
   struct answer told = {0};
   struct packer out = {0};
@@ -414,20 +407,17 @@ static void *session_main(void *arg)
 static int start_session(struct node *node, int fd, int pid)
 {
   struct session *s = calloc(1, sizeof(*s));
-  sigset_t all, old;
   pthread_attr_t attr;
   if (s == NULL) return -ENOMEM;
   s->node = node;
   s->fd = fd;
   s->pid = pid;
   s->c.client.fd = s->c.draft = -1;
-  sigfillset(&all);
-  pthread_sigmask(SIG_BLOCK, &all, &old);
+  /* All signals are blocked on it, as they are on the loop's thread. */
   pthread_attr_init(&attr);
   pthread_attr_setstacksize(&attr, STACK_BYTES);
   int rc = pthread_create(&s->thread, &attr, session_main, s);
   pthread_attr_destroy(&attr);
-  pthread_sigmask(SIG_SETMASK, &old, NULL);
   if (rc) {
     free(s);
     return -rc;

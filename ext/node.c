@@ -78,6 +78,33 @@ struct timespec clock_deadline(uint64_t ms)
   return t;
 }
 
+bool clock_before(const struct timespec *a, const struct timespec *b)
+{
+  return a->tv_sec < b->tv_sec ||
+         (a->tv_sec == b->tv_sec && a->tv_nsec < b->tv_nsec);
+}
+
+struct clock_text clock_text(int64_t wall_ms)
+{
+  struct clock_text text;
+  time_t seconds = (time_t)(wall_ms / 1000);
+  struct tm tm;
+  gmtime_r(&seconds, &tm);
+  size_t n = strftime(text.s, sizeof(text.s), "%Y-%m-%d %H:%M:%S", &tm);
+  snprintf(text.s + n, sizeof(text.s) - n, ".%03d", (int)(wall_ms % 1000));
+  return text;
+}
+
+int thread_start(pthread_t *thread, void *(*main)(void *), void *arg)
+{
+  sigset_t all, old;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, &old);
+  int rc = pthread_create(thread, NULL, main, arg);
+  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  return -rc;
+}
+
 bool node_log_failed(const struct node *node)
 {
   int status = atomic_load(&node->disk_status);

@@ -51,6 +51,16 @@ int64_t clock_wall_ms(void);
 /* A condition that is waited for by the first clock, and how long. */
 void clock_condition(pthread_cond_t *cond);
 struct timespec clock_deadline(uint64_t ms);
+bool clock_before(const struct timespec *a, const struct timespec *b);
+/* A time of the calendar (UTC) as the events have it. */
+struct clock_text {
+  char s[40];
+};
+struct clock_text clock_text(int64_t wall_ms);
+
+/* Starts a thread on which no signal handler of the application runs. 0 or a
+   negated errno value. */
+int thread_start(pthread_t *thread, void *(*main)(void *), void *arg);
 
 /* One thread waits for another without a mutex between them: a futex. Whoever
    rings touches it last; then the memory may go. */
@@ -423,6 +433,11 @@ int node_open_files(const char *path, struct node **out, raft_index *confirmed,
    another negated errno value and *error says why. */
 int node_lock(const char *dir, int *pid, struct text *error);
 void node_unlock(int fd);
+/* The process that has it, as far as is known; else 0. */
+int node_lock_holder(const char *dir);
+/* Descriptors 0 to 2 are where programs print, open or not: what comes next gets
+   no such number. */
+void node_fill_low_descriptors(void);
 /* Appends how a damaged node is rebuilt: by itself, or (not able: its identity
    is damaged) by whoever joins again. */
 void node_advise(const char *path, const char *name, bool able,

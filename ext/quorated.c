@@ -19,8 +19,7 @@
 **     NEW -------> RUNS --SIGTERM--> STOPPED
 **      | `-------> WAITS   another process hosts it: this one is attached, and
 **      |                   hosts it when that one ends (attach.c): then it RUNS
-**      `---------> BROKEN  at the start of this program: its end, status 1;
-**                          after a wait: tried again
+**      `---------> BROKEN  the end of this program, status 1
 */
 #define SQLITE_CORE 1 /* not through the table that extensions have */
 #include "sql.h"
@@ -49,7 +48,6 @@
 #define STOP_MS 1800     /* from the first signal to the last node's end */
 #define DRAIN_MS 150     /* and then for lines that were not written yet */
 #define TWICE_MS 100     /* signals that are so close are one: see watch() */
-#define RETRY_MS 1000    /* pace at which a file is tried that did not open */
 #define LOOK_MS 1000     /* pace at which the nodes are looked at */
 #define STARTING_MS 50   /* the same, until all of them serve */
 #define QUEUE (64 << 10) /* bytes of lines that wait to be written */
@@ -115,11 +113,7 @@ static size_t make_line(char *line, size_t size, int64_t time_ms,
 {
   size_t n = 0;
   if (printer.timed) {
-    time_t seconds = (time_t)(time_ms / 1000);
-    struct tm tm;
-    gmtime_r(&seconds, &tm);
-    n = strftime(line, size, "%Y-%m-%d %H:%M:%S", &tm);
-    n += (size_t)snprintf(line + n, size - n, ".%03dZ ", (int)(time_ms % 1000));
+    n = (size_t)snprintf(line, size, "%sZ ", clock_text(time_ms).s);
   }
   int more = snprintf(line + n, size - n, "%s: %s", who, text);
   n = more < (int)(size - n) - 1 ? n + (size_t)more : size - 2;
@@ -242,9 +236,8 @@ enum state { NEW, RUNS, WAITS, BROKEN, STOPPED };
 struct file {
   char *path; /* as the node knows it */
   enum state state;
-  sqlite3 *db;       /* of one that RUNS or WAITS */
-  struct text said;  /* why it does not */
-  uint64_t tried_ms; /* when that was */
+  sqlite3 *db;      /* of one that RUNS or WAITS */
+  struct text said; /* why it did not run when its turn had come */
   bool leads, led, serves, failed;
 };
 
@@ -288,17 +281,27 @@ static int ask(sqlite3 *db, const char *sql, const char *argument,
   return rc;
 }
 
+/* The directory of its node. */
+struct dir {
+  char s[PATH_MAX + 16];
+};
+static struct dir dir_of(const struct file *f)
+{
+  struct dir dir;
+  snprintf(dir.s, sizeof(dir.s), "%s-quorate", f->path);
+  return dir;
+}
+
 /* Does the directory of a node stand beside it? */
 static bool is_node(const struct file *f, struct text *why)
 {
-  char dir[PATH_MAX + 16];
+  struct dir dir = dir_of(f);
   struct stat st;
-  snprintf(dir, sizeof(dir), "%s-quorate", f->path);
-  if (stat(dir, &st) == 0 && S_ISDIR(st.st_mode)) return true;
+  if (stat(dir.s, &st) == 0 && S_ISDIR(st.st_mode)) return true;
   if (stat(f->path, &st) != 0)
     text_set(why, "%s", errno_text(errno).s);
   else
-    text_set(why, "it is no node: there is no directory %s", dir);
+    text_set(why, "it is no node: there is no directory %s", dir.s);
   return false;
 }
 
@@ -324,18 +327,6 @@ static bool is_here(const struct file *f)
   return c && atomic_load(&c->database->node);
 }
 
-/* The process that hosts it; 0: not known. */
-static int host_of(const struct file *f)
-{
-  char path[PATH_MAX + 16], digits[24] = "";
-  snprintf(path, sizeof(path), "%s-quorate/lock", f->path);
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  ssize_t n = fd < 0 ? 0 : read(fd, digits, sizeof(digits) - 1);
-  if (fd >= 0) close(fd);
-  digits[n > 0 ? n : 0] = 0;
-  return atoi(digits);
-}
-
 /* Opens a file, which starts its node: it RUNS, or it WAITS for the end of
    another process, or it is BROKEN; *why says more of the latter two. */
 static enum state open_file(struct file *f, struct text *why)
@@ -343,7 +334,6 @@ static enum state open_file(struct file *f, struct text *why)
   static const char settings[] =
       "PRAGMA quorate_consistency=local; PRAGMA quorate_write_wait=0";
   struct text role;
-  f->tried_ms = clock_monotonic_ms();
   logged.s[0] = 0;
   if (!is_node(f, why)) return BROKEN;
   int rc = sqlite3_open_v2(f->path, &f->db, SQLITE_OPEN_READWRITE, NULL);
@@ -360,24 +350,24 @@ static enum state open_file(struct file *f, struct text *why)
     f->db = NULL;
   } else if (!is_here(f)) {
     state = WAITS;
-    text_set(why, "the node runs in process %d", host_of(f));
+    text_set(why, "the node runs in process %d", node_lock_holder(dir_of(f).s));
   }
   return state;
 }
 
-/* Tries to. What was said of it before is not said again. */
+/* Tries to, and says so if it does not run. */
 static void try_file(struct file *f)
 {
   struct text why = {""};
-  enum state state = open_file(f, &why);
-  if (state != RUNS && (state != f->state || strcmp(why.s, f->said.s) != 0))
-    say(f->path, state == WAITS ? "waits for its turn: %s" : "cannot start: %s",
+  f->state = open_file(f, &why);
+  if (f->state != RUNS)
+    say(f->path,
+        f->state == WAITS ? "waits for its turn: %s" : "cannot start: %s",
         why.s);
-  f->state = state;
-  f->said = why;
 }
 
-/* The other process has ended, perhaps, and its node runs here. */
+/* The other process has ended, perhaps, and its node runs here, or does not: what
+   was said of that before is not said again. */
 static void look_for_turn(struct file *f)
 {
   struct database *d = vfs_connection(f->db, "main")->database;
@@ -425,12 +415,11 @@ static bool all_serve(void)
 static void tell_state(bool *ready)
 {
   static struct text told;
-  unsigned runs = 0, leads = 0, alone = 0, failed = 0, broken = 0;
+  unsigned runs = 0, leads = 0, alone = 0, failed = 0;
   struct text status;
   for (unsigned i = 0; i < keeper.n; i++) {
     const struct file *f = &keeper.files[i];
     runs += f->state == RUNS;
-    broken += f->state == BROKEN;
     if (f->state != RUNS) continue;
     leads += f->leads;
     failed += f->failed;
@@ -438,7 +427,7 @@ static void tell_state(bool *ready)
   }
   text_set(&status,
            "STATUS=hosts %u of %u, leads %u, %u without a leader, %u failed",
-           runs, keeper.n, leads, alone, failed + broken);
+           runs, keeper.n, leads, alone, failed);
   if (!*ready && all_serve() && notify("READY=1")) {
     *ready = true;
     say("quorated", "ready: %s", strchr(status.s, '=') + 1);
@@ -475,8 +464,6 @@ static void keep_files(void)
   do {
     for (unsigned i = 0; i < keeper.n; i++) {
       struct file *f = &keeper.files[i];
-      if (f->db == NULL && clock_monotonic_ms() - f->tried_ms >= RETRY_MS)
-        try_file(f);
       if (f->state == WAITS) look_for_turn(f);
       if (f->state == RUNS) look_at(f);
     }
@@ -549,17 +536,6 @@ static int take_options(int argc, char **argv)
   if (c == -1 && optind < argc) return -1;
   fputs(usage, stderr);
   return 2;
-}
-
-/* Descriptors 0 to 2 are where programs print, open or not: nothing else may
-   get such a number. */
-static void fill_low_descriptors(void)
-{
-  int fd;
-  do
-    fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-  while (fd >= 0 && fd < 3);
-  if (fd >= 3) close(fd);
 }
 
 /* Of this thread and those that it starts. A descriptor, or -1. */
@@ -664,7 +640,7 @@ static bool watch(int signal_fd)
 
 int main(int argc, char **argv)
 {
-  fill_low_descriptors();
+  node_fill_low_descriptors();
   int status = take_options(argc, argv);
   if (status >= 0) return status;
   int signal_fd = take_signals();

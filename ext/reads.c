@@ -124,17 +124,11 @@ bool reads_leased(const struct control_map *map)
 
 /* ---- application threads ----------------------------------------------- */
 
-static bool before(const struct timespec *a, const struct timespec *b)
-{
-  return a->tv_sec < b->tv_sec ||
-         (a->tv_sec == b->tv_sec && a->tv_nsec < b->tv_nsec);
-}
-
 int node_wait(struct node *node, pthread_cond_t *cond,
               const struct timespec *end, const struct interrupt *interrupt)
 {
   struct timespec look = clock_deadline(LOOK_MS);
-  bool looks = interrupt != NULL && before(&look, end);
+  bool looks = interrupt != NULL && clock_before(&look, end);
   if (pthread_cond_timedwait(cond, &node->mutex, looks ? &look : end) == 0)
     return 0;
   if (interrupt && interrupt->raised(interrupt->ctx)) return -EINTR;

@@ -212,11 +212,12 @@ static void unlist(struct database *d)
       }
 }
 
-/* Starts the node of a database here. Mutex held. */
+/* Starts the node of a database here, if it does not run. Mutex held. */
 static int host(struct database *d, const struct raft_configuration *peers,
                 struct text *error)
 {
   struct node *node = NULL;
+  if (atomic_load(&d->node)) return 0;
   int rc = node_start(d->path, peers, &node, error);
   if (rc) return rc;
   if (d->map == NULL) d->map = control_ref(node->map);
@@ -436,7 +437,7 @@ static int find_or_start(const char *path, struct database **out,
   if (d == NULL && !has_directory(path)) return 0;
   if (d == NULL) d = made = new_database(path);
   if (d == NULL) return -ENOMEM;
-  int rc = atomic_load(&d->node) ? 0 : host(d, NULL, why);
+  int rc = host(d, NULL, why);
   if (made && rc == 0) list(made);
   if (made && rc != 0) registry_free(made);
   if (rc == 0) {

@@ -221,7 +221,7 @@ static int take_drained(struct connection *c)
   return c->node ? writer_take_drained(c) : attach_take(c, true);
 }
 
-static void leave(struct connection *c)
+void vfs_leave(struct connection *c)
 {
   if (c->node)
     writer_leave(c);
@@ -289,7 +289,7 @@ static int begin_read(struct connection *c, int slot)
   uint32_t backfill;
   if (!pin(c, &header, &backfill)) {
     unpin(c);
-    if (c->reserved) leave(c);
+    if (c->reserved) vfs_leave(c);
     return refuse(c, SQLITE_BUSY_TIMEOUT,
                   "the file was detached: open it anew");
   }
@@ -305,7 +305,7 @@ static int begin_read(struct connection *c, int slot)
   rc = fill(c, &header, backfill);
   if (rc != SQLITE_OK) {
     unpin(c);
-    if (c->reserved) leave(c);
+    if (c->reserved) vfs_leave(c);
     return rc;
   }
   c->read_state = READ_RETRY;
@@ -318,7 +318,7 @@ static void end_read(struct connection *c)
   if (c->writing || c->read_state == READ_RETRY) return;
   c->read_state = READ_NONE;
   unpin(c);
-  if (c->reserved) leave(c);
+  if (c->reserved) vfs_leave(c);
 }
 
 /* ---- writing ----------------------------------------------------------- */
@@ -349,8 +349,6 @@ static int begin_write(struct connection *c)
   if (rc != SQLITE_OK) return rc;
   c->before = *walindex_header(&c->index);
   c->writing = true;
-  c->n_pending = c->headed = 0;
-  c->blank = UINT32_MAX;
   capture_begin(c);
   return SQLITE_OK;
 }
@@ -379,7 +377,7 @@ static void end_write(struct connection *c)
   capture_finish(c);
   if (c->n_pending > 0) c->spoiled = true;
   c->writing = false;
-  if (c->node || c->reserved) leave(c);
+  if (c->node || c->reserved) vfs_leave(c);
 }
 
 /* ---- the VFS's methods ------------------------------------------------- */
@@ -419,7 +417,7 @@ int vfs_shm_unmap(sqlite3_file *file, int delete_it)
   (void)delete_it;
   if (!vfs_inherited(c)) {
     end_write(c);
-    if (c->reserved) leave(c);
+    if (c->reserved) vfs_leave(c);
     c->read_state = READ_NONE;
     unpin(c);
   }

@@ -25,7 +25,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <sqlite3ext.h>
 #include <stdio.h>
 #include <sys/file.h>
@@ -78,15 +77,26 @@ static int open_control(struct node *node, raft_index *confirmed,
   return 0;
 }
 
-/* Descriptors 0 to 2 are where programs print, open or not: nothing of a node
-   may get such a number. What is free is filled as SQLite does it. */
-static void fill_low_descriptors(void)
+/* As SQLite does it. */
+void node_fill_low_descriptors(void)
 {
   int fd;
   do
     fd = open("/dev/null", O_RDWR);
   while (fd >= 0 && fd < 3);
   if (fd >= 3) close(fd);
+}
+
+int node_lock_holder(const char *dir)
+{
+  char *path = NULL, digits[24];
+  if (asprintf(&path, "%s/lock", dir) < 0) return 0;
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  ssize_t n = fd < 0 ? 0 : read(fd, digits, sizeof(digits) - 1);
+  digits[n > 0 ? n : 0] = 0;
+  if (fd >= 0) close(fd);
+  free(path);
+  return atoi(digits);
 }
 
 int node_lock(const char *dir, int *pid, struct text *error)
@@ -97,9 +107,7 @@ int node_lock(const char *dir, int *pid, struct text *error)
   if (fd < 0) {
     rc = -errno;
   } else if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
-    ssize_t n = pread(fd, digits, sizeof(digits) - 1, 0);
-    digits[n > 0 ? n : 0] = 0;
-    *pid = atoi(digits);
+    *pid = node_lock_holder(dir);
     rc = -EWOULDBLOCK;
   } else {
     int n = snprintf(digits, sizeof(digits), "%d\n", (int)getpid());
@@ -296,20 +304,15 @@ static void *loop_main(void *arg)
 
 static int start_threads(struct node *node, struct text *error)
 {
-  sigset_t all, old;
-  sigfillset(&all);
-  /* The host's signal handlers run on the host's threads. */
-  pthread_sigmask(SIG_BLOCK, &all, &old);
   pthread_mutex_lock(&node->mutex);
   node->looping = true;
   pthread_mutex_unlock(&node->mutex);
-  int rc = pthread_create(&node->worker_thread, NULL, worker_main, node);
+  int rc = thread_start(&node->worker_thread, worker_main, node);
   node->worker_started = rc == 0;
-  if (rc == 0) rc = pthread_create(&node->loop_thread, NULL, loop_main, node);
+  if (rc == 0) rc = thread_start(&node->loop_thread, loop_main, node);
   node->loop_started = node->worker_started && rc == 0;
-  pthread_sigmask(SIG_SETMASK, &old, NULL);
-  if (rc) text_set(error, "cannot start a thread: %s", errno_text(rc).s);
-  return -rc;
+  if (rc) text_set(error, "cannot start a thread: %s", errno_text(-rc).s);
+  return rc;
 }
 
 static int init_loop(struct node *node, struct text *error)
@@ -418,7 +421,7 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
 int node_start(const char *path, const struct raft_configuration *peers,
                struct node **out, struct text *error)
 {
-  fill_low_descriptors();
+  node_fill_low_descriptors();
   struct node *node = node_new(path);
   *out = NULL;
   if (node == NULL) {
@@ -561,9 +564,7 @@ static void drain(struct node *node)
   while (node->can_write && (node->writer || node->inflight)) {
     struct timespec look = clock_deadline(LOOK_MS);
     pthread_cond_timedwait(&node->changed, &node->mutex, &look);
-    if (look.tv_sec > end.tv_sec ||
-        (look.tv_sec == end.tv_sec && look.tv_nsec > end.tv_nsec))
-      break;
+    if (clock_before(&end, &look)) break;
   }
   node->watchers--;
   pthread_mutex_unlock(&node->mutex);

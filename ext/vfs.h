@@ -145,6 +145,9 @@ int vfs_shm_lock(sqlite3_file *file, int offset, int n, int flags);
 void vfs_shm_barrier(sqlite3_file *file);
 int vfs_shm_unmap(sqlite3_file *file, int delete_it);
 
+/* The turn to write was not used, or is over, wherever the node is. */
+void vfs_leave(struct connection *connection);
+
 /* ---- writer.c ---------------------------------------------------------- */
 
 /* Waits, driven by the connection's busy handler, until it is its turn to
@@ -175,7 +178,7 @@ unsigned writer_patience(const struct connection *connection, uint64_t refused,
 
 /* ---- capture.c --------------------------------------------------------- */
 
-/* The WRITE lock was given. */
+/* The WRITE lock was given: nothing is written yet. */
 void capture_begin(struct connection *connection);
 /* A transaction of another process, as if this connection, which stands for that
    one, had written it after writer_begin(): `count` frames, the page numbers in

@@ -50,25 +50,11 @@ int wal_lock(int fd, short type, off_t start, off_t len)
   return 0;
 }
 
-int wal_fence(int db, int shm)
-{
-  int rc = wal_lock(shm, F_RDLCK, SHM_DMS, 1);
-  if (rc == 0) rc = wal_lock(shm, F_RDLCK, SHM_CKPT, 1);
-  if (rc == 0) rc = wal_lock(db, F_RDLCK, DB_SHARED, DB_SHARED_SIZE);
-  return rc;
-}
-
 static uint8_t *grow_shm(void *ctx, unsigned i)
 {
   struct wal *wal = ctx;
-  uint64_t size = 0, end = (uint64_t)(i + 1) * WALINDEX_REGION;
-  uint8_t zero[4096] = {0};
-  wal->grow_rc = wal->io->size(wal->io->ctx, wal->shm, &size);
-  /* Written, not only truncated to: a hole on a full disk would be a SIGBUS
-     when it is touched. */
-  for (; wal->grow_rc == 0 && size < end; size = (size / 4096 + 1) * 4096)
-    wal->grow_rc =
-        wal->io->pwrite(wal->io->ctx, wal->shm, zero, 4096 - size % 4096, size);
+  uint64_t end = (uint64_t)(i + 1) * WALINDEX_REGION;
+  wal->grow_rc = io_extend(wal->io, wal->shm, end);
   if (wal->grow_rc) return NULL;
   void *at = mmap(NULL, WALINDEX_REGION, PROT_READ | PROT_WRITE, MAP_SHARED,
                   wal->shm, (off_t)(end - WALINDEX_REGION));
@@ -115,6 +101,16 @@ static int open_one(const struct io *io, const char *path, const char *suffix,
   *fd = io->open(io->ctx, name, flags);
   free(name);
   return *fd < 0 ? *fd : 0;
+}
+
+int wal_fence(const char *path, int *db, int *shm)
+{
+  int rc = open_one(&io_posix, path, "", O_RDWR, db);
+  if (rc == 0) rc = open_one(&io_posix, path, "-shm", O_RDWR, shm);
+  if (rc == 0) rc = wal_lock(*shm, F_RDLCK, SHM_DMS, 1);
+  if (rc == 0) rc = wal_lock(*shm, F_RDLCK, SHM_CKPT, 1);
+  if (rc == 0) rc = wal_lock(*db, F_RDLCK, DB_SHARED, DB_SHARED_SIZE);
+  return rc;
 }
 
 static void set_error(char **error, const char *path, const char *what, int rc)

@@ -92,9 +92,10 @@ void wal_free(struct wal *wal);
 
 /* An OFD lock on one of the files; 0 or a negated errno value. */
 int wal_lock(int fd, short type, off_t start, off_t len);
-/* Shared locks, as a process that reads takes them which is not the host: no
-   stock program checkpoints or removes -wal and -shm meanwhile. */
-int wal_fence(int db, int shm);
+/* Opens the database file and its -shm with shared locks, as a process that reads
+   takes them which is not the host: no stock program checkpoints or removes -wal
+   and -shm meanwhile. After an error, too, what is not -1 must be closed. */
+int wal_fence(const char *path, int *db, int *shm);
 /* All bytes of the database file that SQLite locks. */
 #define WAL_DB_LOCKS 0x40000000
 #define WAL_DB_LOCKS_SIZE 512

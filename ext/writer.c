@@ -180,12 +180,6 @@ static bool is_held(const struct node *node)
           node->quiet == QUIET_GRANTED || node->schemas > 0);
 }
 
-static bool is_past(const struct timespec *time, const struct timespec *end)
-{
-  return time->tv_sec > end->tv_sec ||
-         (time->tv_sec == end->tv_sec && time->tv_nsec >= end->tv_nsec);
-}
-
 /* False: it was not rung until `end`, or the connection was interrupted, of
    which nobody tells. The mutex is free meanwhile. */
 static bool wait_bell(struct connection *c, const struct timespec *end)
@@ -197,7 +191,7 @@ static bool wait_bell(struct connection *c, const struct timespec *end)
   pthread_mutex_unlock(&node->mutex);
   while (!rung && !over) {
     struct timespec look = clock_deadline(LOOK_MS);
-    bool last = is_past(&look, end);
+    bool last = !clock_before(&look, end);
     rung = bell_wait(bell, last ? end : &look) != 0;
     over = last || vfs_interrupted(c);
   }
@@ -396,11 +390,12 @@ int writer_resolve(struct connection *c, uint64_t sequence, unsigned ms)
     rc = writer_take(c);
   }
   c->write_wait = write_wait;
-  if (rc == SQLITE_OK) writer_leave(c);
-  if (atomic_load(&slot->committed) == sequence ||
-      apply_knows(c->node, sequence))
-    return rc == SQLITE_OK ? SQLITE_OK : VFS_UNKNOWN;
-  return rc == SQLITE_OK ? VFS_REJECTED : VFS_UNKNOWN;
+  if (rc != SQLITE_OK) return VFS_UNKNOWN;
+  writer_leave(c);
+  return atomic_load(&slot->committed) == sequence ||
+                 apply_knows(c->node, sequence)
+             ? SQLITE_OK
+             : VFS_REJECTED;
 }
 
 void writer_leave(struct connection *c)

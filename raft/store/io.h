@@ -50,6 +50,10 @@ int io_read_file(const struct io *io, const char *path, size_t max,
 int io_replace_file(const struct io *io, const char *path, const void *data,
                     size_t len);
 
+/* Makes a file at least so long, with zeros that are written: of a file that is
+   mapped, a hole on a full disk would be a SIGBUS when it is touched. */
+int io_extend(const struct io *io, int fd, uint64_t size);
+
 /* Syncs the directory that holds path. */
 int io_sync_parent(const struct io *io, const char *path);
 

@@ -250,6 +250,16 @@ out:
   return rc;
 }
 
+int io_extend(const struct io *io, int fd, uint64_t size)
+{
+  uint8_t zero[4096] = {0};
+  uint64_t has = 0;
+  int rc = io->size(io->ctx, fd, &has);
+  for (; rc == 0 && has < size; has = (has / 4096 + 1) * 4096)
+    rc = io->pwrite(io->ctx, fd, zero, 4096 - has % 4096, has);
+  return rc;
+}
+
 int io_sync_parent(const struct io *io, const char *path)
 {
   const char *slash = strrchr(path, '/');
