@@ -1,6 +1,6 @@
 /*
-** cluster.h: the interfaces of cluster.c, join.c, rebuild.c, verify.c and
-** detach.c to each other.
+** cluster.h: the interfaces of cluster.c, invite.c, admit.c, join.c, rebuild.c,
+** verify.c and detach.c to each other.
 */
 #ifndef EXT_CLUSTER_H
 #define EXT_CLUSTER_H
@@ -55,10 +55,60 @@ struct question *cluster_post(struct node *node, raft_id peer,
 int cluster_collect(struct node *node, struct question *q, uint8_t **data,
                     size_t *len);
 
+/* Loop thread: whom an answer goes to: another node, or a thread of this
+   process; and the answer, exactly one. */
+struct answer_to {
+  struct net_request *request;
+  struct question *question;
+};
+void cluster_answer(struct answer_to to, int status, const void *body,
+                    size_t len);
+void cluster_refuse(struct answer_to to, const char *text);
+
+/* Loop thread, of a leader. A change of a setting, answered with its index (8
+   bytes); value NULL deletes. */
+void cluster_propose_setting(struct node *node, const char *key,
+                             const void *value, size_t len,
+                             struct answer_to to);
+/* A change of membership: 0 or RAFT_E...; *index: of the newest configuration. */
+int cluster_propose_changes(struct node *node, unsigned n,
+                            const struct raft_change *changes,
+                            raft_index *index);
+int cluster_propose_change(struct node *node, uint8_t type, raft_id id,
+                           const struct raft_member *member, raft_index *index);
+bool cluster_member_named(const struct raft_configuration *c, const char *name,
+                          struct raft_member *out);
+/* Application threads: asks for something that is answered with its index, and
+   waits until that is applied here. 0, or -1 and why not. */
+int cluster_ask_and_wait(struct node *node, struct packer body,
+                         struct text *error);
+
 /* verify.c, loop thread: the answers to ASK_VERIFY (a text: why not) and to
    ASK_CHECKSUM. */
 const char *verify_begin(struct node *node, struct packer *answer);
 void verify_tell(struct node *node, struct parser *p, struct packer *answer);
+
+/* ---- invite.c, loop thread of the leader -------------------------------- */
+
+void invite_handle(struct node *node, struct parser *p, struct answer_to to);
+/* Why a token does not serve; NULL: it does. */
+const char *invite_check(struct node *node, const char *name,
+                         const uint8_t *secret, size_t n);
+/* It has served; *index: where that is agreed on. */
+void invite_spend(struct node *node, const char *name, raft_index *index);
+
+/* ---- admit.c, loop thread of the leader --------------------------------- */
+
+void admit_join(struct node *node, struct parser *p, struct answer_to to);
+/* A request of a node that is rebuilt. False: it is another. */
+bool admit_rebuild(struct node *node, raft_id from, struct parser p,
+                   struct answer_to to);
+/* A learner that never got as far as to be a voter, or a voter that has not
+   been heard of for a while: somebody may join in its place. */
+bool admit_replaceable(struct node *node, const struct raft_member *m);
+/* Now and then, on every node: joins go on, learners that have caught up are
+   promoted. */
+void admit_tick(struct node *node);
 
 /* ---- join.c to detach.c and rebuild.c ---------------------------------- */
 
@@ -111,6 +161,7 @@ int detach_check_others(int db, const char *path, struct text *error);
 int detach_orphan(const char *path, struct text *error);
 int detach_rest(const char *path, struct text *answer);
 
+/* The joining side's request (admit.c). */
 void cluster_pack_join(struct packer *p, const struct tls_token *token,
                        const char *address, const char *csr);
 
