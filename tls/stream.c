@@ -35,7 +35,7 @@
 /* Header, content type and tag of a TLS 1.3 record (RFC 8446, section 5.2). */
 #define RECORD_OVERHEAD 22
 #define BUFFER_MIN 2048
-/* A handshake takes about 3 KB each way, with CERT_LIST_MAX of context.c 20.
+/* A handshake takes about 3 KB each way, with TLS_CHAIN_MAX 20.
    A peer that needs more is playing for time. */
 #define HANDSHAKE_MAX ((size_t)64 * 1024)
 
@@ -52,6 +52,7 @@ struct tls_stream {
   struct tls_peer peer; /* its reason is the stream's error as well */
   uint64_t written;     /* bytes since the key was last replaced */
   size_t shaken;        /* bytes that the handshake has consumed */
+  unsigned looked;      /* of the first bytes, see looks_like_tls() */
   bool ready, dead, ended, closed;
 };
 
@@ -210,7 +211,8 @@ static int die_of_openssl(struct tls_stream *stream)
   case SSL_R_HTTP_REQUEST:
   case SSL_R_HTTPS_PROXY_REQUEST: text = "peer does not speak TLS"; break;
   }
-  return die(stream, TLS_CAUSE_PROTOCOL, text);
+  return tls_refuse(&stream->peer, TLS_CAUSE_PROTOCOL, "%s%s",
+                    stream->ready ? "" : "handshake failed: ", text);
 }
 
 const char *tls_stream_error(const struct tls_stream *stream)
@@ -315,6 +317,27 @@ int64_t tls_stream_peer_expires(const struct tls_stream *stream)
   return stream->ready ? stream->peer.expires : 0;
 }
 
+/* ---- the first bytes ---------------------------------------------------- */
+
+/* The first record is one of a handshake, or an alert, of version 3.x (RFC
+   8446, section 5.1). OpenSSL would also take the hello of SSL 2, and has many
+   words for what is no TLS at all. */
+static bool looks_like_tls(struct tls_stream *stream, const uint8_t *data,
+                           size_t n)
+{
+  for (; n > 0 && stream->looked < 3; data++, n--, stream->looked++) {
+    bool good = false;
+
+    switch (stream->looked) {
+    case 0: good = *data == SSL3_RT_HANDSHAKE || *data == SSL3_RT_ALERT; break;
+    case 1: good = *data == SSL3_VERSION_MAJOR; break;
+    case 2: good = *data <= (TLS1_3_VERSION & 0xff); break;
+    }
+    if (!good) return false;
+  }
+  return true;
+}
+
 /* ---- data -------------------------------------------------------------- */
 
 int tls_stream_feed(struct tls_stream *stream, const void *data, size_t n)
@@ -323,6 +346,8 @@ int tls_stream_feed(struct tls_stream *stream, const void *data, size_t n)
 
   if (stream->dead) return -1;
   if (stream->ended) return 0; /* RFC 8446, section 6.1: it is ignored */
+  if (!looks_like_tls(stream, data, n))
+    return die(stream, TLS_CAUSE_PROTOCOL, "peer does not speak TLS");
   if (buffer_add(&stream->in, data, n) != 0)
     return die(stream, TLS_CAUSE_OTHER, "out of memory");
   if (!stream->ready) {
