@@ -136,20 +136,16 @@ static int die_of_openssl(struct tls_stream *stream)
   int number = ERR_GET_REASON(code);
   const char *text = code == 0 ? NULL : ERR_reason_error_string(code);
 
-  if (text == NULL) return die(stream, TLS_CAUSE_OTHER, "out of memory");
-  if (ERR_GET_LIB(code) != ERR_LIB_SSL)
-    return die(stream, TLS_CAUSE_OTHER, text);
+  if (text == NULL || number == ERR_R_MALLOC_FAILURE)
+    return die(stream, TLS_CAUSE_OTHER, "out of memory");
   stream->dead = true;
-  if (number > SSL_AD_REASON_OFFSET)
-    return tls_refuse(
-        &stream->peer, TLS_CAUSE_PROTOCOL, "peer sent alert: %s",
-        SSL_alert_desc_string_long(number - SSL_AD_REASON_OFFSET));
-  switch (number) {
-  case SSL_R_UNSUPPORTED_PROTOCOL:
-  case SSL_R_WRONG_SSL_VERSION: text = "peer speaks no TLS 1.3"; break;
-  case SSL_R_WRONG_VERSION_NUMBER:
-  case SSL_R_HTTP_REQUEST:
-  case SSL_R_HTTPS_PROXY_REQUEST: text = "peer does not speak TLS"; break;
+  if (ERR_GET_LIB(code) == ERR_LIB_SSL) {
+    if (number > SSL_AD_REASON_OFFSET)
+      return tls_refuse(
+          &stream->peer, TLS_CAUSE_PROTOCOL, "peer sent alert: %s",
+          SSL_alert_desc_string_long(number - SSL_AD_REASON_OFFSET));
+    if (number == SSL_R_UNSUPPORTED_PROTOCOL)
+      return die(stream, TLS_CAUSE_PROTOCOL, "peer speaks no TLS 1.3");
   }
   return tls_refuse(&stream->peer, TLS_CAUSE_PROTOCOL, "%s%s",
                     stream->ready ? "" : "handshake failed: ", text);
