@@ -187,6 +187,31 @@ static void test_chain_ends_with_issuer(void **state)
   }
 }
 
+/* The issuer is not sent twice if it is in the node's own text as well; others
+   there are sent, before it. */
+static void test_chain_in_own_text(void **state)
+{
+  struct node node = make_node(&old_ca, CLUSTER, 1);
+  char *with_old = join_texts(node.cert, old_ca.cert);
+  char *with_both = join_texts(with_old, new_ca.cert);
+  const char *texts[] = {node.cert, with_old, with_both};
+  uint8_t last[32], expected[32];
+
+  (void)state;
+  assert_ok(tls_fingerprint(old_ca.cert, expected, error));
+  for (int i = 0; i < 3; i++) {
+    struct tls_context *context;
+
+    assert_ok(tls_context_new(new_old, texts[i], node.key, &context, error));
+    assert_int_equal(shown_by(context, last), i < 2 ? 2 : 3);
+    assert_memory_equal(last, expected, 32);
+    tls_context_unref(context);
+  }
+  free(with_old);
+  free(with_both);
+  free_node(&node);
+}
+
 /* A chain that no peer would take for its size is refused here. */
 static void test_long_chain(void **state)
 {
@@ -417,6 +442,7 @@ int main(void)
       cmocka_unit_test(test_issuer),
       cmocka_unit_test(test_issuer_of_chain),
       cmocka_unit_test(test_chain_ends_with_issuer),
+      cmocka_unit_test(test_chain_in_own_text),
       cmocka_unit_test(test_long_chain),
       cmocka_unit_test(test_keys),
       cmocka_unit_test(test_key_renewal),

@@ -8,6 +8,8 @@
 */
 #include "helpers.h"
 
+#include <stdatomic.h>
+
 #define NODE_7 "URI:quorate:00c0ffee12345678/0000000000000007"
 
 static struct ca ca, foreign_ca, namesake_ca;
@@ -25,7 +27,7 @@ static void *note(size_t *block, size_t n)
 
   if (block == NULL) return NULL;
   block[0] = n;
-  now = held += n;
+  now = atomic_fetch_add(&held, n) + n;
   if (now > most) most = now;
   return block + 2; /* keeps the alignment of 16 bytes */
 }
@@ -40,14 +42,14 @@ static void count_free(void *p, const char *file, int line)
 {
   (void)file, (void)line;
   if (p == NULL) return;
-  held -= ((size_t *)p)[-2];
+  atomic_fetch_sub(&held, ((size_t *)p)[-2]);
   free((size_t *)p - 2);
 }
 
 static void *count_realloc(void *p, size_t n, const char *file, int line)
 {
   if (p == NULL) return count_malloc(n, file, line);
-  held -= ((size_t *)p)[-2];
+  atomic_fetch_sub(&held, ((size_t *)p)[-2]);
   return note(realloc((size_t *)p - 2, n + 2 * sizeof(size_t)), n);
 }
 
@@ -548,6 +550,11 @@ static void test_cut(void **state)
       char byte;
 
       shake_faulty(&pair, &f);
+      if (f.passed <= at) { /* signatures differ in length by some bytes */
+        assert_true(at + 20 > n && tls_stream_ready(other));
+        free_pair(&pair);
+        continue;
+      }
       assert_false(tls_stream_ready(other));
       assert_int_equal(tls_stream_peer(other), 0);
       assert_int_equal(tls_stream_peer_expires(other), 0);
