@@ -511,6 +511,8 @@ bool net_peer_greeted(struct net_peer *peer, struct net_connection *connection,
 unsigned net_peer_goodbye(struct net_peer *peer,
                           struct net_connection *connection,
                           const struct net_frame *frame);
+/* Asks the owner again about a dialled connection; ends it if need be. */
+void net_peer_recheck(struct net_connection *connection);
 /* Its certificate has expired: for the handler of what was dialled. */
 void net_peer_expired(struct net_connection *connection);
 /* Does one of the peers that we want have this address? */
