@@ -234,14 +234,16 @@ static int ask_at(struct rebuild *r, struct tls_context *as,
                   const char *address, const struct packer *request,
                   unsigned ms, uint8_t **body, size_t *len, bool *answered)
 {
+  const struct identity *i = as == r->as_old ? &r->old : &r->next;
+  struct net_identity self = {i->cluster, i->id, i->incarnation};
   char at[RAFT_ADDRESS_MAX];
   int status = ANSWER_REDIRECT;
   snprintf(at, sizeof(at), "%s", address);
   for (int tries = 0; tries < REDIRECTS && status == ANSWER_REDIRECT; tries++) {
     struct net_error error = {""};
     *body = NULL;
-    status = net_call_once(as, at, request->data, request->len, ms, body, len,
-                           &error);
+    status = net_call_once(as, &self, at, request->data, request->len, ms, body,
+                           len, &error);
     if (status == ANSWER_OK) {
       snprintf(r->leader, sizeof(r->leader), "%s", at);
       return status;
