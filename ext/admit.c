@@ -22,6 +22,8 @@ struct join {
   uint64_t deadline;
   struct raft_member member;
   char *cert; /* NULL: it has one, and is proposed already (rebuild.c) */
+  struct invitation invitation; /* else: by which it comes */
+  bool spent;                   /* and that serves no more */
 };
 
 /* ---- joining ------------------------------------------------------------- */
@@ -89,34 +91,42 @@ static void begin_join(struct node *node, struct join *join,
   admit_tick(node);
 }
 
+/* Why a name is not free for somebody new. */
+static void explain_name(const char *name, struct text *why)
+{
+  text_set(why, "%s is a member already, and is alive: use another name", name);
+}
+
 void admit_join(struct node *node, struct parser *p, struct answer_to to)
 {
   size_t n;
-  char line[TEXT_MAX];
+  const char *remote = net_request_remote(to.request);
   struct tls_error error = {""};
+  struct text why = {""};
+  struct invitation invitation;
   struct raft_member old;
   const uint8_t *secret = parse_blob(p, &n);
   const char *name = parse_text(p), *address = parse_text(p);
   const char *csr = parse_text(p);
   if (!parser_done(p) || !identity_valid_name(name) ||
-      strlen(address) >= RAFT_ADDRESS_MAX) {
+      !cluster_address_ok(address, true)) {
     cluster_refuse(to, "malformed request");
     return;
   }
-  const char *why = invite_check(node, name, secret, n);
+  struct join *join = NULL;
+  bool good = invite_admits(node, remote, name, secret, n, &invitation, &why);
   bool known =
       cluster_member_named(raft_configuration(node->raft, NULL), name, &old);
-  if (why == NULL && known && !admit_replaceable(node, &old))
-    why = "a member has that name already";
-  struct join *join = why ? NULL : make_join(node, name, address, csr, &error);
-  if (why == NULL && join == NULL) why = error.text;
-  if (why) {
-    snprintf(line, sizeof(line), "a node that would be %s was refused: %s",
-             name, why);
-    events_add(&node->events, "%s", line);
-    cluster_refuse(to, why);
+  if (good && known && !admit_replaceable(node, &old))
+    explain_name(name, &why);
+  else if (good && !(join = make_join(node, name, address, csr, &error)))
+    text_set(&why, "%s", error.text);
+  if (join == NULL) {
+    invite_refused(node, remote, name, why.s);
+    cluster_refuse(to, why.s);
     return;
   }
+  join->invitation = invitation;
   join->removed = known ? old.id : 0;
   begin_join(node, join, to);
 }
@@ -180,33 +190,56 @@ static void join_answer(struct node *node, struct join *join)
              join->member.name, join->member.address);
 }
 
-/* Takes the next step of a join. True: it is over. */
-static bool join_step(struct node *node, struct join *join)
+/* Another one with the same token is proposed, but not yet that it has served. */
+static bool is_contested(const struct node *node, const struct join *join)
 {
-  raft_term term;
+  for (const struct join *j = node->joins; j; j = j->next)
+    if (j != join && j->cert && j->index && !j->spent &&
+        strcmp(j->member.name, join->member.name) == 0)
+      return true;
+  return false;
+}
+
+/* Proposes the new member, in the place of the one before if there is one. */
+static void propose_member(struct node *node, struct join *join)
+{
   raft_index index;
-  bool leads;
-  static const char lost[] = "not agreed on in time: try again";
-  raft_state(node->raft, &term, &leads);
-  if (!leads || term != join->term || node->closing ||
-      clock_monotonic_ms() > join->deadline) {
-    net_reply(join->request, ANSWER_REFUSED, lost, sizeof(lost) - 1);
-    return true;
-  }
+  if (is_contested(node, join)) return;
   if (join->removed) {
     int rc =
         cluster_propose_change(node, RAFT_REMOVE, join->removed, NULL, &index);
     if (rc == 0 || rc == RAFT_ENOTFOUND) join->removed = 0;
-    return false;
-  }
-  if (join->index == 0) {
-    if (cluster_propose_change(node, RAFT_ADD_LEARNER, 0, &join->member,
-                               &index) != 0)
-      return false; /* another change is under way */
-    invite_spend(node, join->member.name, &index);
+  } else if (cluster_propose_change(node, RAFT_ADD_LEARNER, 0, &join->member,
+                                    &index) == 0) {
     join->index = index;
+  } /* else another change is under way */
+}
+
+/* Takes the next step of a join. True: it is over. */
+static bool join_step(struct node *node, struct join *join)
+{
+  raft_term term;
+  bool leads;
+  struct text why = {"not agreed on in time: try again"};
+  raft_state(node->raft, &term, &leads);
+  bool over = !leads || term != join->term || node->closing ||
+              clock_monotonic_ms() > join->deadline;
+  /* Meanwhile its token may have served another one, or been withdrawn. */
+  if (!over && join->index == 0 &&
+      !invite_holds(node, join->member.name, &join->invitation, &why)) {
+    invite_refused(node, net_request_remote(join->request), join->member.name,
+                   why.s);
+    over = true;
   }
-  if (node->applied < join->index) return false;
+  if (over) {
+    net_reply(join->request, ANSWER_REFUSED, why.s, strlen(why.s));
+    return true;
+  }
+  if (join->index == 0) propose_member(node, join);
+  if (join->index == 0) return false;
+  if (join->cert && !join->spent)
+    join->spent = invite_spend(node, join->member.name, &join->index) == 0;
+  if ((join->cert && !join->spent) || node->applied < join->index) return false;
   join_answer(node, join);
   return true;
 }

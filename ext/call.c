@@ -96,21 +96,6 @@ static void answer_line(struct answer *answer, int rc, const struct text *line)
     refuse(answer, line->s);
 }
 
-static void run_invite(struct node *node, const struct call *call,
-                       const struct interrupt *interrupt, struct answer *answer)
-{
-  struct text error = {""};
-  char *token = NULL;
-  (void)interrupt;
-  if (cluster_invite(node, call->arguments.at[0].text, &token, &error) != 0) {
-    node_reason(node, "quorate_invite: %s", error.s);
-    refuse(answer, error.s);
-    return;
-  }
-  cells_text(&answer->cells, token);
-  tls_free_text(token);
-}
-
 static void run_checkpoint(struct node *node, const struct call *call,
                            const struct interrupt *interrupt,
                            struct answer *answer)
@@ -330,7 +315,7 @@ static const struct kind {
   void (*run)(struct node *node, const struct call *call,
               const struct interrupt *interrupt, struct answer *answer);
 } kinds[] = {
-    [CALL_INVITE] = {1, 1, 1, false, run_invite},
+    [CALL_INVITE] = {1, 2, 1, false, invite_run_give},
     [CALL_CHECKPOINT] = {0, 0, 1, false, run_checkpoint},
     [CALL_BACKUP] = {1, 1, 1, false, run_backup},
     [CALL_VERIFY] = {0, 0, 1, false, run_verify},
@@ -343,6 +328,9 @@ static const struct kind {
     [CALL_STATUS] = {0, 0, 19, true, run_status},
     [CALL_MEMBERS] = {0, 0, 8, true, run_members},
     [CALL_EVENTS] = {0, 0, 2, true, run_events},
+    [CALL_UNINVITE] = {1, 1, 1, false, invite_run_withdraw},
+    [CALL_INVITATIONS] = {0, 0, 8, true, invite_run_list},
+    [CALL_METRICS] = {0, 0, 4, true, metrics_run},
 };
 
 /* NULL: there is no such call. */
@@ -378,11 +366,17 @@ static const char *find_fault(const struct call *call)
   const struct kind *kind = kind_of(call->what);
   const struct cell *a = call->arguments.at;
   size_t n = call->arguments.n;
+  uint8_t role;
   if (call->arguments.bad) return "out of memory";
   if (kind == NULL) return "no such function";
   if (n < kind->least || n > kind->most) return "wrong number of arguments";
   switch (call->what) {
-  case CALL_INVITE: return has_text(&a[0]) ? NULL : "the name is missing";
+  case CALL_UNINVITE:
+  case CALL_INVITE:
+    if (!has_text(&a[0])) return "the name is missing";
+    if (n > 1 && !(has_text(&a[1]) && invite_role(a[1].text, &role)))
+      return "the role must be voter or learner";
+    return NULL;
   case CALL_BACKUP: return has_text(&a[0]) ? NULL : "the file is missing";
   case CALL_WAIT:
     if (!has_number(&a[0], INT64_MAX))

@@ -45,7 +45,7 @@ void cells_clear(struct cells *cells);
 
 /* The numbers are those of the packed form. */
 enum {
-  CALL_INVITE = 1,         /* name: a token */
+  CALL_INVITE = 1,         /* name ["voter" or "learner"]: a token */
   CALL_CHECKPOINT = 2,     /* a line that says what became of it */
   CALL_BACKUP = 3,         /* file: the index of its newest entry */
   CALL_VERIFY = 4,         /* a line: who agrees */
@@ -57,7 +57,10 @@ enum {
   CALL_FOLLOW_WRITER = 10, /* ["on" or "off"]: which it is now */
   CALL_STATUS = 11,        /* tables */
   CALL_MEMBERS = 12,
-  CALL_EVENTS = 13
+  CALL_EVENTS = 13,
+  CALL_UNINVITE = 20,    /* name: a line */
+  CALL_INVITATIONS = 21, /* tables */
+  CALL_METRICS = 22
 };
 
 /* All zeros, and what it is; then its arguments are added, and at the end
@@ -96,6 +99,21 @@ int call_run(struct node *node, const struct call *call,
 int call_do(struct connection *connection, struct call *call,
             const struct interrupt *interrupt, struct answer *answer);
 void answer_clear(struct answer *answer);
+
+/* ---- rooms that carry some of them out -------------------------------- */
+
+/* invite.c */
+void invite_run_give(struct node *node, const struct call *call,
+                     const struct interrupt *interrupt, struct answer *answer);
+void invite_run_withdraw(struct node *node, const struct call *call,
+                         const struct interrupt *interrupt,
+                         struct answer *answer);
+void invite_run_list(struct node *node, const struct call *call,
+                     const struct interrupt *interrupt, struct answer *answer);
+bool invite_role(const char *text, uint8_t *role);
+/* metrics.c */
+void metrics_run(struct node *node, const struct call *call,
+                 const struct interrupt *interrupt, struct answer *answer);
 
 /* ---- as bytes ---------------------------------------------------------- */
 

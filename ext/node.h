@@ -32,6 +32,10 @@ struct text {
 void text_set(struct text *text, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* A text becomes one line, without what moves a cursor: some of it is a peer's,
+   or a file's name. */
+void text_plain(char *text);
+
 /* Asked now and then by what takes long on an application's thread: true when
    the application wants it to end. */
 struct interrupt {
@@ -396,7 +400,10 @@ struct node {
   raft_index compacted; /* the log need not go back further */
   bool closing;         /* the loop is about to end */
   uint64_t dice;        /* of void_one_in */
-  struct join *joins;   /* cluster.c: requests that wait for agreement */
+  struct join *joins;   /* admit.c: requests that wait for agreement */
+  struct invites *invites;
+  struct metrics *metrics; /* mutex */
+  uint64_t since;          /* ms of the monotonic clock: its start */
   struct lock lock;
   struct host *host; /* sessions with attached processes */
   struct parking parking;
@@ -410,6 +417,7 @@ struct node {
   struct wal_pinner kept;
   struct store_checkpoint checkpoint; /* as it is on the disk */
   _Atomic uint64_t shown_checkpoint;  /* its index, for others */
+  _Atomic uint64_t checkpoints;       /* made */
   _Atomic uint64_t progress;          /* pages of a snapshot received */
 };
 
@@ -723,6 +731,13 @@ void fetch_forget(struct node *node, raft_index index);
 /* Removes what else earlier transfers have left. */
 void fetch_clean(struct node *node, const struct store_checkpoint *cp);
 
+/* ---- numbers: metrics.c -------------------------------------------------- */
+
+struct metrics *metrics_new(void); /* NULL: no memory */
+void metrics_free(struct metrics *metrics);
+/* Loop thread, now and then. */
+void metrics_tick(struct node *node);
+
 /* ---- membership and requests between nodes: cluster.c ------------------ */
 
 int cluster_bootstrap(const char *path, int argc, const char *const *options,
@@ -733,8 +748,11 @@ int cluster_join(const char *path, const char *token, int argc,
    what the others have: rebuild.c. 0 or -1. */
 int cluster_rebuild(const char *path, int argc, const char *const *options,
                     struct text *answer);
-int cluster_invite(struct node *node, const char *name, char **token,
-                   struct text *error);
+/* Application threads: a token for one node, as RAFT_VOTER or RAFT_LEARNER; and
+   takes it back, *line: what came of it. 0, or -1 and why not. */
+int cluster_invite(struct node *node, const char *name, uint8_t role,
+                   char **token, struct text *error);
+int cluster_uninvite(struct node *node, const char *name, struct text *line);
 /* Does leadership follow the writer? A setting of the cluster. Application
    threads set it: 0, or -1 and why not; who asks has the node's mutex, or is the
    loop thread. */

@@ -3,7 +3,7 @@
 ** names to bytes. One SETTING entry sets or deletes one name. Belongs to the
 ** loop thread of a node.
 **
-** Names in use: "ca-cert", "ca-key" (PEM); "invite/<name>" (see cluster.c);
+** Names in use: "ca-cert", "ca-key" (PEM); "invite/<name>" (see invite.c);
 ** "verify" (verify.c).
 */
 #ifndef EXT_SETTINGS_H

@@ -21,7 +21,7 @@
 ** Stop. The order is the reverse; the worker and the loop are joined before
 ** anything that they use is freed.
 */
-#include "node.h"
+#include "cluster.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -345,7 +345,11 @@ static struct node *node_new(const char *path)
   node->started = node->sequence = (uint64_t)clock_wall_ms() << 20;
   reads_init(node);
   node->path = strdup(path);
-  if (node->path == NULL || asprintf(&node->dir, "%s-quorate", path) < 0) {
+  node->invites = invites_new();
+  node->metrics = metrics_new();
+  node->since = clock_monotonic_ms();
+  if (node->path == NULL || node->invites == NULL || node->metrics == NULL ||
+      asprintf(&node->dir, "%s-quorate", path) < 0) {
     node->dir = NULL;
     node_free(node);
     return NULL;
@@ -658,6 +662,8 @@ void node_free(struct node *node)
   free(node->open_parts);
   free(node->earlier.sequences);
   lock_clear(node);
+  invites_free(node->invites);
+  metrics_free(node->metrics);
   host_free(node);
   pthread_mutex_destroy(&node->events.mutex);
   pthread_mutex_destroy(&node->mutex);
