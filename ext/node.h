@@ -98,6 +98,13 @@ int identity_read(const char *dir, struct identity *identity,
                   struct text *error);
 void identity_clear(struct identity *identity);
 
+/* ---- the directory that they are in: directory.c ------------------------- */
+
+/* Whether it may be used: it is this user's or root's, nobody else may write in
+   it, and what is in it is of the right kind. 0; -EPERM: it would do, but is
+   another user's; or another negated errno value. *error says why. */
+int directory_check(const char *dir, struct text *error);
+
 /* ---- transactions: capture.c, apply.c ---------------------------------- */
 
 enum tx_state {

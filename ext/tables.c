@@ -67,6 +67,9 @@ static int table_connect(sqlite3 *db, void *aux, int argc,
   v->db = db;
   v->table = aux;
   int rc = sqlite3_declare_vtab(db, v->table->declaration);
+  /* Older ones do not know it, and trust every schema. */
+  if (rc == SQLITE_OK && sqlite3_libversion_number() >= 3031000)
+    rc = sqlite3_vtab_config(db, SQLITE_VTAB_DIRECTONLY);
   if (rc != SQLITE_OK) {
     sqlite3_free(v);
     return rc;
