@@ -250,11 +250,11 @@ static int ask_at(struct rebuild *r, struct tls_context *as,
     }
     if (status == ANSWER_REDIRECT && *len > 0 && *len < sizeof(at))
       snprintf(at, sizeof(at), "%s", (const char *)*body);
-    else if (status == ANSWER_REFUSED)
+    else if (status == ANSWER_REFUSED || status == ANSWER_AGAIN)
       text_set(&r->why, "%s: %s", at, (const char *)*body);
     else if (!*answered)
       text_set(&r->why, "%s", error.text[0] ? error.text : at);
-    if (status == ANSWER_REFUSED) *answered = true;
+    if (status == ANSWER_REFUSED || status == ANSWER_AGAIN) *answered = true;
     free(*body);
     *body = NULL;
   }
@@ -495,11 +495,12 @@ static bool change(struct rebuild *r, struct text *error)
 static bool run(struct rebuild *r, struct text *error)
 {
   struct text why;
+  unsigned voters;
   if (r->db >= 0) close(r->db);
   r->db = -1;
   node_unlock(r->lock);
   r->lock = -1;
-  if (cluster_first_run(r->path, &r->members, &why)) return true;
+  if (cluster_first_run(r->path, &r->members, &voters, &why)) return true;
   *error = why;
   append(error, ": call it again to finish");
   return false;
