@@ -21,6 +21,9 @@ struct join {
   uint64_t begun;   /* ms */
   struct raft_member member;
   char *cert; /* NULL: it has one, and is proposed already (rebuild.c) */
+  struct invitation invitation; /* else: by which it comes */
+  bool stays;                   /* a learner that does is known to be one */
+  bool spent;                   /* its invitation serves no more */
 };
 
 /* ---- joining ------------------------------------------------------------- */
@@ -79,8 +82,7 @@ static struct join *make_join(struct node *node, const char *name,
 static void refuse_join(struct node *node, const char *name,
                         struct answer_to to, const char *why)
 {
-  events_add(&node->events, "a node that would be %s was refused: %s", name,
-             why);
+  invite_refused(node, net_request_remote(to.request), name, why);
   cluster_refuse(to, why);
 }
 
@@ -104,6 +106,8 @@ static const char *find_old(struct node *node, const char *name,
                             const char *replaces, raft_id *old,
                             struct text *line)
 {
+  static const char taken[] =
+      "a member has that name already, and is alive: use another one";
   const struct raft_configuration *c = raft_configuration(node->raft, NULL);
   struct raft_member named, same;
   bool known = cluster_member_named(c, name, &same);
@@ -113,8 +117,7 @@ static const char *find_old(struct node *node, const char *name,
     member_list(c, line);
     return line->s;
   }
-  if (known && replaces[0] && same.id != named.id)
-    return "a member has that name already";
+  if (known && replaces[0] && same.id != named.id) return taken;
   if (replaces[0])
     *old = named.id;
   else if (known)
@@ -122,25 +125,28 @@ static const char *find_old(struct node *node, const char *name,
   if (replaces[0] || !known || is_unfinished(node, &same) ||
       member_reach(node, same.id, UINT64_MAX) != MEMBER_REACHED)
     return NULL;
-  return "a member has that name already";
+  return taken;
 }
 
 void admit_join(struct node *node, struct parser *p, struct answer_to to)
 {
   size_t n;
+  const char *remote = net_request_remote(to.request), *why = NULL;
   struct text line;
   struct tls_error error = {""};
+  struct invitation invitation;
   raft_id old = 0;
   const uint8_t *secret = parse_blob(p, &n);
   const char *name = parse_text(p), *address = parse_text(p);
   const char *csr = parse_text(p), *replaces = parse_text(p);
   if (!parser_done(p) || !identity_valid_name(name) ||
-      strlen(address) >= RAFT_ADDRESS_MAX ||
+      !cluster_address_ok(address, true) ||
       (replaces[0] && !identity_valid_name(replaces))) {
     cluster_refuse(to, "malformed request");
     return;
   }
-  const char *why = invite_check(node, name, secret, n);
+  if (!invite_admits(node, remote, name, secret, n, &invitation, &line))
+    why = line.s;
   if (why == NULL) why = find_old(node, name, replaces, &old, &line);
   struct join *join = why ? NULL : make_join(node, name, address, csr, &error);
   if (why == NULL && join == NULL) why = error.text;
@@ -148,6 +154,7 @@ void admit_join(struct node *node, struct parser *p, struct answer_to to)
     refuse_join(node, name, to, why);
     return;
   }
+  join->invitation = invitation;
   join->removed = old;
   begin_join(node, join, to);
 }
@@ -236,13 +243,27 @@ static int may_replace(struct node *node, const struct join *join,
   }
 }
 
+/* Another one with the same token is proposed, but not yet that it has served. */
+static bool is_contested(const struct node *node, const struct join *join)
+{
+  for (const struct join *j = node->joins; j; j = j->next)
+    if (j != join && j->cert && j->index && !j->spent &&
+        strcmp(j->member.name, join->member.name) == 0)
+      return true;
+  return false;
+}
+
 /* One change: the new one comes, and the old one goes, should there be one. */
 static int propose_join(struct node *node, struct join *join, struct text *why)
 {
   struct raft_change changes[2];
   raft_index index;
   unsigned n = 0;
-  int status = may_replace(node, join, why);
+  /* Meanwhile its token may have served another one, or been withdrawn. */
+  if (!invite_holds(node, join->member.name, &join->invitation, why))
+    return ANSWER_REFUSED;
+  int status =
+      is_contested(node, join) ? ANSWER_AGAIN : may_replace(node, join, why);
   if (status != ANSWER_OK) return status;
   const struct raft_member *old = raft_configuration_find(
       raft_configuration(node->raft, NULL), join->removed);
@@ -256,9 +277,22 @@ static int propose_join(struct node *node, struct join *join, struct text *why)
     return ANSWER_REFUSED;
   }
   if (rc) return ANSWER_AGAIN; /* another change is under way */
-  invite_spend(node, join->member.name, &index);
   join->index = index;
   return ANSWER_OK;
+}
+
+/* What must be known with a new member: that it stays a learner, if it does, and
+   that its invitation is used. It has its certificate, and can do anything, only
+   after that. */
+static bool propose_rest(struct node *node, struct join *join)
+{
+  if (join->cert == NULL || join->spent) return true;
+  if (!join->stays && join->invitation.role == RAFT_LEARNER) {
+    if (member_stay(node, join->member.id) != 0) return false;
+    join->stays = true;
+  }
+  join->spent = invite_spend(node, join->member.name, &join->index) == 0;
+  return join->spent;
 }
 
 /* Takes the next step of a join. True: it is over. */
@@ -278,7 +312,8 @@ static bool join_step(struct node *node, struct join *join)
     refuse_join(node, join->member.name, to, why.s);
     return true;
   }
-  if (join->index == 0 || node->applied < join->index ||
+  if (join->index == 0 || !propose_rest(node, join) ||
+      node->applied < join->index ||
       raft_configuration_joint(raft_configuration(node->raft, NULL)))
     return false;
   join_answer(node, join);

@@ -96,21 +96,6 @@ void answer_line(struct answer *answer, int rc, const struct text *line)
     refuse(answer, line->s);
 }
 
-static void run_invite(struct node *node, const struct call *call,
-                       const struct interrupt *interrupt, struct answer *answer)
-{
-  struct text error = {""};
-  char *token = NULL;
-  (void)interrupt;
-  if (cluster_invite(node, call->arguments.at[0].text, &token, &error) != 0) {
-    node_reason(node, "quorate_invite: %s", error.s);
-    refuse(answer, error.s);
-    return;
-  }
-  cells_text(&answer->cells, token);
-  tls_free_text(token);
-}
-
 static void run_checkpoint(struct node *node, const struct call *call,
                            const struct interrupt *interrupt,
                            struct answer *answer)
@@ -334,7 +319,7 @@ static const struct kind {
   void (*run)(struct node *node, const struct call *call,
               const struct interrupt *interrupt, struct answer *answer);
 } kinds[] = {
-    [CALL_INVITE] = {1, 1, 1, false, run_invite},
+    [CALL_INVITE] = {1, 2, 1, false, invite_run_give},
     [CALL_CHECKPOINT] = {0, 0, 1, false, run_checkpoint},
     [CALL_BACKUP] = {1, 1, 1, false, run_backup},
     [CALL_VERIFY] = {0, 0, 1, false, run_verify},
@@ -352,6 +337,9 @@ static const struct kind {
     [CALL_REMOVE] = {1, 1, 1, false, member_run_remove},
     [CALL_TRANSFER] = {0, 1, 1, false, member_run_transfer},
     [CALL_ADVERTISE] = {0, 1, 1, false, member_run_advertise},
+    [CALL_UNINVITE] = {1, 1, 1, false, invite_run_withdraw},
+    [CALL_INVITATIONS] = {0, 0, 8, true, invite_run_list},
+    [CALL_METRICS] = {0, 0, 4, true, metrics_run},
 };
 
 /* NULL: there is no such call. */
@@ -387,14 +375,20 @@ static const char *find_fault(const struct call *call)
   const struct kind *kind = kind_of(call->what);
   const struct cell *a = call->arguments.at;
   size_t n = call->arguments.n;
+  uint8_t role;
   if (call->arguments.bad) return "out of memory";
   if (kind == NULL) return "no such function";
   if (n < kind->least || n > kind->most) return "wrong number of arguments";
   switch (call->what) {
-  case CALL_INVITE:
   case CALL_PROMOTE:
   case CALL_DEMOTE:
   case CALL_REMOVE: return has_text(&a[0]) ? NULL : "the name is missing";
+  case CALL_UNINVITE:
+  case CALL_INVITE:
+    if (!has_text(&a[0])) return "the name is missing";
+    if (n > 1 && !(has_text(&a[1]) && invite_role(a[1].text, &role)))
+      return "the role must be voter or learner";
+    return NULL;
   case CALL_TRANSFER:
     return n == 0 || has_text(&a[0]) ? NULL : "the name is missing";
   case CALL_ADVERTISE:

@@ -158,6 +158,7 @@ int checkpoint_run(struct node *node)
                error.s[0] ? error.s : errno_text(-rc).s);
     return rc;
   }
+  atomic_fetch_add(&node->checkpoints, 1);
   return done.full ? 0 : -EBUSY;
 }
 

@@ -405,6 +405,7 @@ static void handle(struct node *node, raft_id from, struct parser p,
 {
   switch (parse_u8(&p)) {
   case ASK_INVITE: invite_handle(node, &p, to); break;
+  case ASK_UNINVITE: invite_withdraw(node, &p, to); break;
   case ASK_MEMBERS: handle_members(node, to); break;
   case ASK_VERIFY: handle_verify(node, to); break;
   case ASK_CHECKSUM: handle_checksum(node, &p, to); break;
@@ -449,6 +450,7 @@ void cluster_request(void *ctx, raft_id from, const uint8_t *body, size_t len,
 void cluster_tick(struct node *node)
 {
   admit_tick(node);
+  invite_tick(node);
   member_tick(node);
 }
 

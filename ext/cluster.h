@@ -1,6 +1,6 @@
 /*
 ** cluster.h: the interfaces of cluster.c, invite.c, admit.c, member.c, change.c,
-** join.c, rebuild.c, verify.c and detach.c to each other.
+** join.c, rebuild.c, verify.c, directory.c and detach.c to each other.
 */
 #ifndef EXT_CLUSTER_H
 #define EXT_CLUSTER_H
@@ -33,7 +33,8 @@ enum {
   ASK_ADMITTED = 8,
   ASK_FOLLOW = 9,
   ASK_CHANGE = 10,
-  ASK_ADVERTISE = 11
+  ASK_ADVERTISE = 11,
+  ASK_UNINVITE = 12
 };
 
 /* What the leader answers to who asks to JOIN, or whether it is ADMITTED. */
@@ -43,6 +44,7 @@ struct admission {
   const char *cert, *ca; /* PEM; cert: "" if it has one */
   unsigned heartbeat_ms, election_timeout_ms;
   bool lease;
+  bool learner;                      /* it is to stay one */
   struct raft_configuration members; /* with it */
 };
 void cluster_pack_admission(struct packer *p, const struct admission *a);
@@ -103,14 +105,66 @@ int cluster_ask_and_wait(struct node *node, struct packer body,
 const char *verify_begin(struct node *node, struct packer *answer);
 void verify_tell(struct node *node, struct parser *p, struct packer *answer);
 
-/* ---- invite.c, loop thread of the leader -------------------------------- */
+/* ---- invite.c ------------------------------------------------------------ */
 
+enum invitation_state {
+  INVITATION_OPEN = 0,
+  INVITATION_USED,
+  INVITATION_EXPIRED,
+  INVITATION_WITHDRAWN
+};
+
+/* The value of the setting "invite/<name>". Times are ms of the calendar, by
+   the clocks of leaders. */
+struct invitation {
+  uint8_t state;
+  uint8_t role; /* RAFT_VOTER, or RAFT_LEARNER: it stays one */
+  int64_t created, expires;
+  int64_t ended;          /* when it was used, ...; 0: it is open */
+  uint8_t digest[32];     /* SHA-256 of the secret */
+  char by[RAFT_NAME_MAX]; /* the node that was asked for it */
+};
+void invite_pack(struct packer *p, const struct invitation *i);
+/* False: it is none. */
+bool invite_parse(const uint8_t *value, size_t len, struct invitation *i);
+/* "5 s ago", of a time in the past; "just now". */
+struct ago_text {
+  char s[40];
+};
+struct ago_text ago_text(int64_t ms);
+
+/* What a node knows of its own about invitations: who guesses, and what it has
+   proposed as the leader. NULL: no memory. */
+struct invites;
+struct invites *invites_new(void);
+void invites_free(struct invites *invites);
+
+/* Loop thread of the leader. */
 void invite_handle(struct node *node, struct parser *p, struct answer_to to);
-/* Why a token does not serve; NULL: it does. */
-const char *invite_check(struct node *node, const char *name,
-                         const uint8_t *secret, size_t n);
-/* It has served; *index: where that is agreed on. */
-void invite_spend(struct node *node, const char *name, raft_index *index);
+void invite_withdraw(struct node *node, struct parser *p, struct answer_to to);
+/* Whether a token lets somebody in, who asks from there ("1.2.3.4:5"); if not,
+   why, which counts as a guess. */
+bool invite_admits(struct node *node, const char *remote, const char *name,
+                   const uint8_t *secret, size_t n, struct invitation *out,
+                   struct text *why);
+/* Whether it does so still. */
+bool invite_holds(struct node *node, const char *name,
+                  const struct invitation *i, struct text *why);
+/* It has served; *index: where that is agreed on. 0 or RAFT_E... */
+int invite_spend(struct node *node, const char *name, raft_index *index);
+/* A line for the events about who was refused, if there are not too many. */
+void invite_refused(struct node *node, const char *remote, const char *name,
+                    const char *why);
+/* Now and then: those whose time is over are closed, and forgotten after a
+   day. */
+void invite_tick(struct node *node);
+
+/* What the table of metrics tells of it. Loop thread. */
+struct invite_counters {
+  uint64_t open, used; /* settings, now */
+  uint64_t failed, limited;
+};
+void invite_count(const struct node *node, struct invite_counters *out);
 
 /* ---- admit.c, loop thread of the leader --------------------------------- */
 
@@ -182,7 +236,8 @@ int member_leave(struct node *node, const struct interrupt *interrupt,
 #define JOIN_TIMEOUT_MS 15000 /* for the leader's answer */
 #define REDIRECTS 5
 
-/* Removes a node's directory: its files and those in its folders. */
+/* Removes a node's directory: its files and those in its folders; not what a
+   link leads to. */
 void cluster_remove_directory(const char *dir);
 /* "host:port"; port_needed: not 0. */
 bool cluster_address_ok(const char *address, bool port_needed);

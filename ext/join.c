@@ -152,30 +152,6 @@ bool cluster_address_free(const char *address, struct text *error)
 
 /* ---- directories ------------------------------------------------------- */
 
-static void remove_one(void *ctx, const char *name)
-{
-  char path[4096];
-  const char *dir = ctx;
-  if ((size_t)snprintf(path, sizeof(path), "%s/%s", dir, name) < sizeof(path))
-    unlink(path);
-}
-
-void cluster_remove_directory(const char *dir)
-{
-  static const char *const folders[] = {"log", "incoming", "rebuild"};
-  char path[4096];
-  for (unsigned i = 0; i < 3; i++) {
-    if ((size_t)snprintf(path, sizeof(path), "%s/%s", dir, folders[i]) >=
-        sizeof(path))
-      continue;
-    io_posix.list(io_posix.ctx, path, remove_one, path);
-    rmdir(path);
-  }
-  snprintf(path, sizeof(path), "%s", dir);
-  io_posix.list(io_posix.ctx, path, remove_one, path);
-  rmdir(dir);
-}
-
 struct place {
   char *path;  /* absolute path of the database */
   char *dir;   /* PATH-quorate */
@@ -237,7 +213,7 @@ static bool place_find(const char *file, struct place *place,
     text_set(error, "%s: %s", place->parent, errno_text(errno).s);
     return false;
   }
-  if (stat(place->dir, &st) == 0) {
+  if (lstat(place->dir, &st) == 0) {
     explain_directory(place, error);
     return false;
   }
@@ -264,7 +240,8 @@ static bool begin_directory(const struct place *place, struct text *error)
   cluster_remove_directory(place->fresh);
   int rc = io_posix.mkdir(io_posix.ctx, place->fresh);
   if (rc) text_set(error, "%s: %s", place->fresh, errno_text(-rc).s);
-  return rc == 0;
+  /* Somebody else may have made it, in a directory that others share. */
+  return rc == 0 && directory_check(place->fresh, error) == 0;
 }
 
 static bool finish_directory(const struct place *place, struct text *error)

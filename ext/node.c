@@ -42,6 +42,12 @@ void text_set(struct text *text, const char *format, ...)
   va_end(args);
 }
 
+void text_plain(char *text)
+{
+  for (; *text; text++)
+    if ((unsigned char)*text < ' ' || *text == 0x7f) *text = ' ';
+}
+
 struct errno_text errno_text(int number)
 {
   struct errno_text text = {""};
@@ -783,6 +789,7 @@ static void on_timer(uv_timer_t *timer)
     writer_tick(node);
     host_tick(node);
     lock_tick(node, now);
+    metrics_tick(node);
   }
   go_on(node);
 }

@@ -32,6 +32,10 @@ struct text {
 void text_set(struct text *text, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* A text becomes one line, without what moves a cursor: some of it is a peer's,
+   or a file's name. */
+void text_plain(char *text);
+
 /* Asked now and then by what takes long on an application's thread: true when
    the application wants it to end. */
 struct interrupt {
@@ -96,6 +100,13 @@ int identity_write_node(const char *dir, const struct identity *identity,
 int identity_read(const char *dir, struct identity *identity,
                   struct text *error);
 void identity_clear(struct identity *identity);
+
+/* ---- the directory that they are in: directory.c ------------------------- */
+
+/* Whether it may be used: it is this user's or root's, nobody else may write in
+   it, and what is in it is of the right kind. 0; -EPERM: it would do, but is
+   another user's; or another negated errno value. *error says why. */
+int directory_check(const char *dir, struct text *error);
 
 /* ---- transactions: capture.c, apply.c ---------------------------------- */
 
@@ -405,7 +416,10 @@ struct node {
   bool closing;         /* the loop is about to end */
   uint64_t dice;        /* of void_one_in */
   struct join *joins;   /* admit.c: requests that wait for agreement */
-  bool telling;         /* member.c: its address, and not before then */
+  struct invites *invites;
+  struct metrics *metrics; /* mutex */
+  uint64_t since;          /* ms of the monotonic clock: its start */
+  bool telling;            /* member.c: its address, and not before then */
   uint64_t tell_at;
   struct lock lock;
   struct host *host; /* sessions with attached processes */
@@ -420,6 +434,7 @@ struct node {
   struct wal_pinner kept;
   struct store_checkpoint checkpoint; /* as it is on the disk */
   _Atomic uint64_t shown_checkpoint;  /* its index, for others */
+  _Atomic uint64_t checkpoints;       /* made */
   _Atomic uint64_t progress;          /* pages of a snapshot received */
 };
 
@@ -734,6 +749,13 @@ void fetch_forget(struct node *node, raft_index index);
 /* Removes what else earlier transfers have left. */
 void fetch_clean(struct node *node, const struct store_checkpoint *cp);
 
+/* ---- numbers: metrics.c -------------------------------------------------- */
+
+struct metrics *metrics_new(void); /* NULL: no memory */
+void metrics_free(struct metrics *metrics);
+/* Loop thread, now and then. */
+void metrics_tick(struct node *node);
+
 /* ---- membership and requests between nodes: cluster.c ------------------ */
 
 int cluster_bootstrap(const char *path, int argc, const char *const *options,
@@ -744,8 +766,11 @@ int cluster_join(const char *path, const char *token, int argc,
    what the others have: rebuild.c. 0 or -1. */
 int cluster_rebuild(const char *path, int argc, const char *const *options,
                     struct text *answer);
-int cluster_invite(struct node *node, const char *name, char **token,
-                   struct text *error);
+/* Application threads: a token for one node, as RAFT_VOTER or RAFT_LEARNER; and
+   takes it back, *line: what came of it. 0, or -1 and why not. */
+int cluster_invite(struct node *node, const char *name, uint8_t role,
+                   char **token, struct text *error);
+int cluster_uninvite(struct node *node, const char *name, struct text *line);
 /* Does leadership follow the writer? A setting of the cluster. Application
    threads set it: 0, or -1 and why not; who asks has the node's mutex, or is the
    loop thread. */

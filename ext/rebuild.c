@@ -123,7 +123,7 @@ static bool find(struct rebuild *r, const char *path, struct text *error)
     text_set(error, "out of memory");
     return false;
   }
-  if (stat(r->dir, &st) == 0 && S_ISDIR(st.st_mode)) return true;
+  if (lstat(r->dir, &st) == 0) return directory_check(r->dir, error) == 0;
   text_set(error, "%s: not a node: there is no %s-quorate", path,
            strrchr(path, '/') + 1);
   return false;
@@ -140,7 +140,7 @@ static bool exclude(struct rebuild *r, struct text *error)
              "connections, first",
              r->path, pid);
   if (r->lock < 0) return false;
-  r->db = open(r->path, O_RDWR | O_CLOEXEC);
+  r->db = open(r->path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
   return r->db < 0 || detach_check_others(r->db, r->path, error) == 0;
 }
 

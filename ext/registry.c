@@ -111,6 +111,7 @@ static struct database *find(const char *path)
 static void set_refusal(const char *path, const struct text *reason)
 {
   if (reason->s[0]) newest = *reason;
+  text_plain(newest.s);
   struct refusal *r = refusals;
   while (r && strcmp(r->path, path) != 0)
     r = r->next;
@@ -125,6 +126,7 @@ static void set_refusal(const char *path, const struct text *reason)
     refusals = r;
   }
   r->reason = *reason;
+  text_plain(r->reason.s);
 }
 
 bool registry_refusal(const char *path, struct text *reason)
@@ -149,7 +151,9 @@ static bool has_directory(const char *path)
   char *dir = NULL;
   struct stat st;
   if (asprintf(&dir, "%s-quorate", path) < 0) return false;
-  bool is = stat(dir, &st) == 0 && S_ISDIR(st.st_mode);
+  /* What is not to be used (directory.c) is not taken for none. */
+  bool is =
+      lstat(dir, &st) == 0 && (S_ISDIR(st.st_mode) || S_ISLNK(st.st_mode));
   free(dir);
   return is;
 }
@@ -279,12 +283,18 @@ static int find_host(struct database *d, struct text *error)
                d->path);
       return -EWOULDBLOCK; /* as for a stock program */
     }
-    if (rc != -EWOULDBLOCK) return rc;
+    /* Root is let in by whoever hosts it, and never hosts it itself. */
+    bool foreign = rc == -EPERM;
+    if (rc != -EWOULDBLOCK && !foreign) return rc;
     struct text why = *error;
-    rc = attach_begin(d, error);
+    rc = foreign && geteuid() != 0 ? -EPERM : attach_begin(d, error);
     if (rc == 0) return 0;
     /* It may be about to start, or to end. */
     bool absent = rc == -ECONNREFUSED || rc == -ENOENT || rc == -EPIPE;
+    if (foreign && absent) {
+      *error = why;
+      return -EWOULDBLOCK; /* as for a stock program */
+    }
     if (rc == -EPERM) return -EWOULDBLOCK; /* as for a stock program */
     if (rc == -ETIMEDOUT || (absent && clock_monotonic_ms() > end)) {
       text_set(error, "%s, which does not answer", why.s);

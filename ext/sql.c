@@ -1,6 +1,8 @@
 /*
-** sql.c: the SQL functions. Actions are scalar functions that only top-level
-** SQL may call (SQLITE_DIRECTONLY) and return a line that says what happened.
+** sql.c: the SQL functions. Actions are scalar functions that return a line
+** that says what happened. Only top-level SQL may call them, and those that tell
+** of a node (SQLITE_DIRECTONLY): no trigger, view or schema of a database, which
+** may be somebody else's.
 ** A function that speaks of a node means the one of the main database, and is
 ** carried out where that is: call.c. The others act on files of this process.
 */
@@ -20,7 +22,7 @@ SQLITE_EXTENSION_INIT3
 struct function {
   const char *name;
   int n;
-  bool action;
+  bool direct; /* only top-level SQL may call it */
   void (*run)(sqlite3_context *, int, sqlite3_value **);
   uint8_t call; /* of those that are carried out by the node */
 };
@@ -29,6 +31,7 @@ static void fail(sqlite3_context *ctx, const char *function, const char *reason)
 {
   char line[TEXT_MAX + 64];
   snprintf(line, sizeof(line), "%s: %s", function, reason);
+  text_plain(line);
   sqlite3_result_error(ctx, line, -1);
 }
 
@@ -329,6 +332,8 @@ static struct function functions[] = {
     {"quorate_bootstrap", -1, true, sql_bootstrap, 0},
     {"quorate_join", -1, true, sql_join, 0},
     {"quorate_invite", 1, true, sql_call, CALL_INVITE},
+    {"quorate_invite", 2, true, sql_call, CALL_INVITE},
+    {"quorate_uninvite", 1, true, sql_call, CALL_UNINVITE},
     {"quorate_rebuild", -1, true, sql_rebuild, 0},
     {"quorate_stop", 1, true, sql_stop, 0},
     {"quorate_detach", 1, true, sql_detach, 0},
@@ -344,12 +349,18 @@ static struct function functions[] = {
     {"quorate_wait", 1, true, sql_call, CALL_WAIT},
     {"quorate_wait", 2, true, sql_call, CALL_WAIT},
     {"quorate_version", 0, false, sql_version, 0},
-    {"quorate_role", 0, false, sql_call, CALL_ROLE},
-    {"quorate_leader", 0, false, sql_call, CALL_LEADER},
-    {"quorate_term", 0, false, sql_call, CALL_TERM},
-    {"quorate_index", 0, false, sql_call, CALL_INDEX},
-    {"quorate_last_error", 0, false, sql_last_error, 0},
+    {"quorate_role", 0, true, sql_call, CALL_ROLE},
+    {"quorate_leader", 0, true, sql_call, CALL_LEADER},
+    {"quorate_term", 0, true, sql_call, CALL_TERM},
+    {"quorate_index", 0, true, sql_call, CALL_INDEX},
+    {"quorate_last_error", 0, true, sql_last_error, 0},
 };
+
+/* In a CHECK constraint SQLite (3.40 at least) looks at SQLITE_DIRECTONLY only of
+   functions that are said to be deterministic. What else follows from saying so
+   is welcome: a call with constant arguments is made once in a statement, however
+   many rows that goes through. */
+#define DIRECT (SQLITE_DIRECTONLY | SQLITE_DETERMINISTIC)
 
 int sql_register(sqlite3 *db)
 {
@@ -358,8 +369,8 @@ int sql_register(sqlite3 *db)
        rc == SQLITE_OK && i < sizeof(functions) / sizeof(functions[0]); i++)
     rc = sqlite3_create_function_v2(
         db, functions[i].name, functions[i].n,
-        SQLITE_UTF8 | (functions[i].action ? SQLITE_DIRECTONLY : 0),
-        &functions[i], functions[i].run, NULL, NULL, NULL);
+        SQLITE_UTF8 | (functions[i].direct ? DIRECT : 0), &functions[i],
+        functions[i].run, NULL, NULL, NULL);
   /* What is there cannot be replaced while a statement runs, as one does that
      loads the extension again. */
   return rc == SQLITE_BUSY ? SQLITE_OK : rc;

@@ -21,7 +21,7 @@
 ** Stop. The order is the reverse; the worker and the loop are joined before
 ** anything that they use is freed.
 */
-#include "node.h"
+#include "cluster.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -91,7 +91,7 @@ int node_lock_holder(const char *dir)
 {
   char *path = NULL, digits[24];
   if (asprintf(&path, "%s/lock", dir) < 0) return 0;
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
   ssize_t n = fd < 0 ? 0 : read(fd, digits, sizeof(digits) - 1);
   digits[n > 0 ? n : 0] = 0;
   if (fd >= 0) close(fd);
@@ -103,7 +103,9 @@ int node_lock(const char *dir, int *pid, struct text *error)
 {
   char *path = NULL, digits[24];
   if (asprintf(&path, "%s/lock", dir) < 0) return -ENOMEM;
-  int rc = 0, fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  int rc = 0,
+      fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK,
+                0600);
   if (fd < 0) {
     rc = -errno;
   } else if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
@@ -345,7 +347,11 @@ static struct node *node_new(const char *path)
   node->started = node->sequence = (uint64_t)clock_wall_ms() << 20;
   reads_init(node);
   node->path = strdup(path);
-  if (node->path == NULL || asprintf(&node->dir, "%s-quorate", path) < 0) {
+  node->invites = invites_new();
+  node->metrics = metrics_new();
+  node->since = clock_monotonic_ms();
+  if (node->path == NULL || node->invites == NULL || node->metrics == NULL ||
+      asprintf(&node->dir, "%s-quorate", path) < 0) {
     node->dir = NULL;
     node_free(node);
     return NULL;
@@ -394,7 +400,9 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
 {
   struct raft_recovered recovered = {0};
   raft_index confirmed = 0;
-  int rc = identity_read(node->dir, &node->identity, error);
+  int rc = directory_check(node->dir, error);
+  if (rc) return rc;
+  rc = identity_read(node->dir, &node->identity, error);
   if (rc == -EBADMSG || rc == -ENOENT)
     node_advise(node->path, "", false, error);
   if (rc) return rc;
@@ -458,12 +466,14 @@ int node_open_files(const char *path, struct node **out, raft_index *confirmed,
     text_set(error, "out of memory");
     return -ENOMEM;
   }
+  int rc = directory_check(node->dir, error);
+  if (rc) return rc;
   if (identity_read(node->dir, &node->identity, &ignored) == 0 &&
       node->identity.joining) {
     text_set(error, "%s: joining was not finished: delete it", node->dir);
     return -EINVAL;
   }
-  int rc = take_lock(node, error);
+  rc = take_lock(node, error);
   if (rc == 0) rc = open_control(node, confirmed, error);
   if (rc) return rc;
   rc = store_checkpoint_read(node->io, node->dir, &node->checkpoint, &line);
@@ -659,6 +669,8 @@ void node_free(struct node *node)
   free(node->open_parts);
   free(node->earlier.sequences);
   lock_clear(node);
+  invites_free(node->invites);
+  metrics_free(node->metrics);
   host_free(node);
   pthread_mutex_destroy(&node->events.mutex);
   pthread_mutex_destroy(&node->identity_mutex);

@@ -1,6 +1,8 @@
 /*
-** tables.c: the eponymous tables quorate_status, quorate_members and
-** quorate_events. Each query takes its rows once, when it begins; the hidden
+** tables.c: the eponymous tables quorate_status, quorate_members,
+** quorate_events, quorate_invitations and quorate_metrics. Only top-level SQL
+** may read them: no trigger or view of a database, which may be somebody
+** else's. Each query takes its rows once, when it begins; the hidden
 ** column `schema` chooses the database (main unless said otherwise). A
 ** database that is not replicated has no rows.
 */
@@ -31,6 +33,14 @@ static const struct table {
      CALL_MEMBERS},
     {"quorate_events", "CREATE TABLE x(time TEXT, event TEXT, schema HIDDEN)",
      CALL_EVENTS},
+    {"quorate_invitations",
+     "CREATE TABLE x(name TEXT, role TEXT, state TEXT, created TEXT, "
+     "expires TEXT, used TEXT, invited_by TEXT, withdrawn TEXT, "
+     "schema HIDDEN)",
+     CALL_INVITATIONS},
+    {"quorate_metrics",
+     "CREATE TABLE x(name TEXT, type TEXT, help TEXT, value, schema HIDDEN)",
+     CALL_METRICS},
 };
 
 struct vtab {
@@ -58,6 +68,9 @@ static int table_connect(sqlite3 *db, void *aux, int argc,
   v->db = db;
   v->table = aux;
   int rc = sqlite3_declare_vtab(db, v->table->declaration);
+  /* Older ones do not know it, and trust every schema. */
+  if (rc == SQLITE_OK && sqlite3_libversion_number() >= 3031000)
+    rc = sqlite3_vtab_config(db, SQLITE_VTAB_DIRECTONLY);
   if (rc != SQLITE_OK) {
     sqlite3_free(v);
     return rc;

@@ -435,7 +435,7 @@ static bool join(struct run *r, unsigned node)
   snprintf(name, sizeof(name), "n%u", node);
   if (from == NULL && !is_hurt(r)) wrong(r, "no leader, without a fault");
   if (from == NULL) return false;
-  if (cluster_invite(from, name, &token, &error) != 0) {
+  if (cluster_invite(from, name, RAFT_VOTER, &token, &error) != 0) {
     refused(r, "an invitation", error.s);
     return false;
   }
