@@ -657,8 +657,7 @@ static int fold_collect(struct node *node, struct fold *fold, raft_index from,
   return rc;
 }
 
-/* Keeps the newest image of each page that is still part of the database; in
-   the order of pages. */
+/* Keeps the newest image of each page that is still part of the database. */
 static void fold_reduce(struct fold *fold)
 {
   size_t kept = 0;
@@ -670,6 +669,7 @@ static void fold_reduce(struct fold *fold)
     fold->images[kept++] = fold->images[i];
   }
   fold->n = kept;
+  qsort(fold->images, fold->n, sizeof(*fold->images), by_entry);
 }
 
 static int fold_append(struct node *node, struct fold *fold)
@@ -711,19 +711,6 @@ int apply_collect(struct node *node, raft_index to, struct fold **out,
   apply_drop(fold);
   *out = NULL;
   return rc;
-}
-
-bool apply_overwrites(const struct fold *fold, uint32_t pgno)
-{
-  size_t lo = 0, hi = fold->n;
-  while (lo < hi) {
-    size_t mid = (lo + hi) / 2;
-    if (fold->images[mid].pgno < pgno)
-      lo = mid + 1;
-    else
-      hi = mid;
-  }
-  return lo < fold->n && fold->images[lo].pgno == pgno;
 }
 
 int apply_collected(struct node *node, struct fold *fold, struct text *error)

@@ -686,8 +686,7 @@ struct fold;
 int apply_collect(struct node *node, raft_index to, struct fold **fold,
                   struct text *error);
 int apply_collected(struct node *node, struct fold *fold, struct text *error);
-/* Between them: whether there is an image of a page; and what is reached. */
-bool apply_overwrites(const struct fold *fold, uint32_t pgno);
+/* What is reached: no transaction is open after it. */
 raft_index apply_reaches(const struct fold *fold);
 void apply_drop(struct fold *fold); /* NULL: nothing */
 /* Decides the fate of in-flight transactions of terms before `term`; of those

@@ -29,8 +29,8 @@
 ** with 6. To do any of it twice changes nothing.
 **
 ** A log that is damaged is good up to the damage, and the stronger word is
-** needed. Has the database, or may it have, something from behind there, then
-** the log would bring mixed states: it is left as it is, and is what is kept
+** needed. If the database has something from behind there, the log's pages on
+** top of it would mix two states: then it is kept as it is, which is newer
 ** (DIR/recover/as-is says so to a later call).
 */
 #include "cluster.h"
@@ -43,6 +43,7 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 SQLITE_EXTENSION_INIT3
 
@@ -513,35 +514,105 @@ bool recover_look(struct recover *r, struct node *running)
 
 /* ---- the database ------------------------------------------------------ */
 
-/* Whether -wal has nothing that is newer than the log, and that the log's pages
-   would not overwrite: what is older, is in the database file as well. Only
-   that is in doubt when the end of the log is lost, and the machine has been
-   booted since. */
-static int check_wal(struct recover *r, bool *agrees)
+/* The newest image of each page in -wal. */
+struct newest {
+  struct wal_image *images; /* by page */
+  uint64_t *sums;
+  bool *older; /* the log has it, or a newer one */
+  uint32_t n;
+  uint8_t *page;
+};
+
+static int read_frame(const struct wal *wal, uint32_t frame, uint8_t *page)
+{
+  ssize_t n = wal->io->pread(wal->io->ctx, wal->file, page, wal->page_size,
+                             wal_offset(wal, frame) + WAL_FRAME_HEADER);
+  return n == (ssize_t)wal->page_size ? 0 : n < 0 ? (int)n : -EIO;
+}
+
+/* Those of a transaction, or a part of one, are in the log. */
+static void find_older(struct newest *newest, const struct wal *wal,
+                       const struct raft_entry *entry)
+{
+  struct tx_head head;
+  const uint32_t *pgnos;
+  const uint8_t *pages;
+  if (!tx_parse(entry->body, wal->page_size, &head, &pgnos, &pages)) return;
+  for (uint32_t i = 0; i < head.count; i++) {
+    uint32_t lo = 0, hi = newest->n;
+    while (lo < hi) {
+      uint32_t mid = (lo + hi) / 2;
+      if (newest->images[mid].pgno < pgnos[i])
+        lo = mid + 1;
+      else
+        hi = mid;
+    }
+    if (lo < newest->n && newest->images[lo].pgno == pgnos[i] &&
+        newest->sums[lo] ==
+            XXH3_64bits(pages + (size_t)i * wal->page_size, wal->page_size))
+      newest->older[lo] = true;
+  }
+}
+
+static int search_log(struct recover *r, struct newest *newest)
+{
+  raft_index last = r->recovered.last_index;
+  int n = 1;
+  for (raft_index i = r->node->checkpoint.index + 1; n == 1 && i <= last; i++) {
+    struct raft_entry entry;
+    n = store_read(r->node->store, i, i, RAFT_BODY_MAX, 1, &entry, NULL);
+    if (n != 1) return n < 0 ? n : -EIO;
+    if (entry.type == RAFT_PAGES || entry.type == RAFT_COMMIT)
+      find_older(newest, r->node->wal, &entry);
+    raft_body_unref(entry.body);
+  }
+  return 0;
+}
+
+/* Whether the log reaches what is in -wal: each page there is in the log, too,
+   or in the database file, where all is that is older than the log. */
+static int compare(struct recover *r, struct newest *newest, bool *reaches)
 {
   struct wal *wal = r->node->wal;
-  const struct io *io = wal->io;
   uint32_t frames = wal->confirmed.mx_frame;
-  struct wal_image *images = calloc(frames + 1, sizeof(*images));
-  uint8_t *pages = malloc(2 * (size_t)wal->page_size);
-  int rc = images && pages ? 0 : -ENOMEM;
-  for (uint32_t i = 0; rc == 0 && i < frames; i++)
-    images[i] = (struct wal_image){control_pgno(wal->map, i + 1), i + 1};
-  if (rc == 0) frames = wal_newest(images, frames, wal->confirmed.n_page);
-  *agrees = rc == 0;
-  for (uint32_t i = 0; *agrees && i < frames; i++) {
-    ssize_t size = (ssize_t)wal->page_size;
-    if (apply_overwrites(r->fold, images[i].pgno)) continue;
-    *agrees =
-        io->pread(io->ctx, wal->file, pages, wal->page_size,
-                  wal_offset(wal, images[i].frame) + WAL_FRAME_HEADER) ==
-            size &&
-        io->pread(io->ctx, wal->db, pages + size, wal->page_size,
-                  (uint64_t)(images[i].pgno - 1) * wal->page_size) == size &&
-        memcmp(pages, pages + size, wal->page_size) == 0;
+  for (uint32_t i = 0; i < frames; i++)
+    newest->images[i] =
+        (struct wal_image){control_pgno(wal->map, i + 1), i + 1};
+  newest->n = wal_newest(newest->images, frames, wal->confirmed.n_page);
+  int rc = 0;
+  for (uint32_t i = 0; rc == 0 && i < newest->n; i++) {
+    rc = read_frame(wal, newest->images[i].frame, newest->page);
+    newest->sums[i] = XXH3_64bits(newest->page, wal->page_size);
   }
-  free(images);
-  free(pages);
+  if (rc == 0) rc = search_log(r, newest);
+  *reaches = rc == 0;
+  for (uint32_t i = 0; *reaches && i < newest->n; i++)
+    *reaches =
+        newest->older[i] ||
+        (wal->io->pread(wal->io->ctx, wal->db, newest->page, wal->page_size,
+                        (uint64_t)(newest->images[i].pgno - 1) *
+                            wal->page_size) == (ssize_t)wal->page_size &&
+         XXH3_64bits(newest->page, wal->page_size) == newest->sums[i]);
+  return rc;
+}
+
+/* The same, for when the end of the log is lost, and the machine was booted
+   since: nothing says then how new -wal is. */
+static int reaches_wal(struct recover *r, bool *reaches)
+{
+  const struct wal *wal = r->node->wal;
+  size_t n = (size_t)wal->confirmed.mx_frame + 1;
+  struct newest newest = {.images = calloc(n, sizeof(*newest.images)),
+                          .sums = calloc(n, sizeof(*newest.sums)),
+                          .older = calloc(n, sizeof(*newest.older)),
+                          .page = malloc(wal->page_size)};
+  int rc = newest.images && newest.sums && newest.older && newest.page
+               ? compare(r, &newest, reaches)
+               : -ENOMEM;
+  free(newest.images);
+  free(newest.sums);
+  free(newest.older);
+  free(newest.page);
   return rc;
 }
 
@@ -550,16 +621,16 @@ static bool choose(struct recover *r)
 {
   const struct store_checkpoint *cp = &r->node->checkpoint;
   struct wal *wal = r->node->wal;
-  bool reaches = r->recovered.last_index >= r->known, agrees = true;
+  bool reaches = r->recovered.last_index >= r->known;
   if (r->damage == NULL) return true;
-  if (reaches && r->confirmed == 0) {
-    int rc = cp->incoming ? 0 : check_wal(r, &agrees);
+  if (reaches && r->confirmed == 0 && !cp->incoming) {
+    int rc = reaches_wal(r, &reaches);
     if (rc) {
       say(r, "%s: %s", r->path, errno_text(-rc).s);
       return false;
     }
   }
-  if (reaches && agrees) return true;
+  if (reaches) return true;
   /* Frames in -wal are all that is confirmed and not in the file (W1). */
   r->as_is = !cp->incoming && (wal->backfill == 0 || cp->floor == cp->index);
   if (r->as_is) return true;
