@@ -56,9 +56,8 @@ static bool take_switch(const char *value, bool *out)
   return *out || strcmp(value, "off") == 0;
 }
 
-/* replaces: of a member, RAFT_NAME_MAX bytes; NULL: a bootstrap. */
-static bool take_option(struct identity *i, const char *name, const char *value,
-                        char *replaces, struct text *error)
+bool cluster_take_option(struct identity *i, const char *name,
+                         const char *value, char *replaces, struct text *error)
 {
   bool ok = true, bootstrap = replaces == NULL;
   if (strcmp(name, "listen") == 0) {
@@ -108,7 +107,7 @@ static bool take_options(struct identity *i, int n, const char *const *options,
       text_set(error, "an option is NULL");
       return false;
     }
-    if (!take_option(i, options[k], options[k + 1], replaces, error))
+    if (!cluster_take_option(i, options[k], options[k + 1], replaces, error))
       return false;
   }
   if (i->listen[0] == 0) {
@@ -336,8 +335,8 @@ static bool convert(struct place *place, struct text *error)
   return ok && no_journal(place, error);
 }
 
-static bool make_first_identity(struct identity *i, char **ca_key,
-                                struct text *error)
+bool cluster_make_identity(struct identity *i, char **ca_key,
+                           struct text *error)
 {
   struct tls_error e = {""};
   char *csr = NULL;
@@ -354,6 +353,22 @@ static bool make_first_identity(struct identity *i, char **ca_key,
   return ok;
 }
 
+int cluster_set_ca(struct settings *settings, const char *ca,
+                   const char *ca_key)
+{
+  int rc = settings_set(settings, "ca-cert", ca, strlen(ca));
+  return rc ? rc : settings_set(settings, "ca-key", ca_key, strlen(ca_key));
+}
+
+void cluster_describe(const struct identity *i, uint8_t role,
+                      struct raft_member *member)
+{
+  *member = (struct raft_member){
+      .id = i->id, .incarnation = i->incarnation, .role = role};
+  memcpy(member->name, i->name, sizeof(member->name));
+  memcpy(member->address, i->advertise, sizeof(member->address));
+}
+
 /* The checkpoint of a new cluster: entry 1 is what the file holds now. */
 static bool write_first_checkpoint(const char *dir, const struct identity *i,
                                    const char *ca_key, struct text *error)
@@ -362,15 +377,9 @@ static bool write_first_checkpoint(const char *dir, const struct identity *i,
       .index = 1, .term = 1, .floor = 1, .configuration_index = 1};
   struct settings settings = {0};
   char *line = NULL;
-  struct raft_member *m = &cp.configuration.members[0];
   cp.configuration.n = 1;
-  m->id = i->id;
-  m->incarnation = i->incarnation;
-  m->role = RAFT_VOTER;
-  memcpy(m->name, i->name, sizeof(m->name));
-  memcpy(m->address, i->advertise, sizeof(m->address));
-  int rc = settings_set(&settings, "ca-cert", i->ca, strlen(i->ca));
-  if (rc == 0) rc = settings_set(&settings, "ca-key", ca_key, strlen(ca_key));
+  cluster_describe(i, RAFT_VOTER, &cp.configuration.members[0]);
+  int rc = cluster_set_ca(&settings, i->ca, ca_key);
   if (rc == 0) rc = settings_pack(&settings, &cp.settings, &cp.settings_len);
   rc = rc ? -ENOMEM : store_checkpoint_write(&io_posix, dir, &cp, &line);
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
@@ -410,7 +419,7 @@ int cluster_bootstrap(const char *file, int n, const char *const *options,
             cluster_address_free(identity.listen, answer);
   if (ok) {
     begun = true;
-    ok = make_first_identity(&identity, &ca_key, answer) &&
+    ok = cluster_make_identity(&identity, &ca_key, answer) &&
          begin_directory(&place, answer) &&
          identity_write(place.fresh, &identity, answer) == 0 &&
          write_first_checkpoint(place.fresh, &identity, ca_key, answer) &&

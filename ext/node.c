@@ -856,6 +856,7 @@ static void on_message(void *ctx, struct raft_message *message)
   struct node *node = ctx;
   struct raft_event event = {.type = RAFT_EVENT_MESSAGE};
   event.u.message = message;
+  heard_message(node, message);
   node_step(node, &event);
   raft_message_clear(message);
   go_on(node);

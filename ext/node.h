@@ -412,10 +412,12 @@ struct node {
   struct snapshot_out *snapshots; /* that this node gives */
   struct fetch *fetch;            /* that it takes; NULL: none */
   uint64_t fetched, last_session;
-  raft_index compacted; /* the log need not go back further */
-  bool closing;         /* the loop is about to end */
-  uint64_t dice;        /* of void_one_in */
-  struct join *joins;   /* admit.c: requests that wait for agreement */
+  raft_index compacted;       /* the log need not go back further */
+  bool closing;               /* the loop is about to end */
+  uint64_t dice;              /* of void_one_in */
+  struct control_heard heard; /* as it was last noted: heard.c */
+  unsigned heard_at;
+  struct join *joins; /* admit.c: requests that wait for agreement */
   struct invites *invites;
   struct metrics *metrics; /* mutex */
   uint64_t since;          /* ms of the monotonic clock: its start */
@@ -452,6 +454,18 @@ void node_stop(struct node *node, bool clean);
    be freed in any case. */
 int node_open_files(const char *path, struct node **out, raft_index *confirmed,
                     struct text *error);
+
+/* A node of nothing but its path, to be freed; NULL: no memory. */
+struct node *node_new(const char *path);
+/* Maps its control file. *confirmed is 0 when that tells nothing. */
+int node_open_control(struct node *node, raft_index *confirmed,
+                      struct text *error);
+/* A recovery was cut off between its steps 3 and 7 (recover.c): nothing else may
+   be done with the files; *error says what to do. dir: of the database at
+   path. */
+bool recover_under_way(const char *path, const char *dir, struct text *error);
+/* Removes what one that was cut off before or after them has left. */
+void recover_clean(const char *dir);
 
 /* The lock that says which process hosts the node of `path`: a descriptor, to
    be given back with node_unlock(); -EWOULDBLOCK and *pid: another has it; or
@@ -691,6 +705,16 @@ void apply_tick(struct node *node);
    last one before it that leaves no transaction open: newest image of each
    page. At start, or on the worker while nothing else is applied. */
 int apply_fold(struct node *node, raft_index *to, struct text *error);
+/* The same in two steps. The first only reads the log, and brings the node's
+   settings and configuration to `to`; the second puts the pages on top of the
+   database, at once. */
+struct fold;
+int apply_collect(struct node *node, raft_index to, struct fold **fold,
+                  struct text *error);
+int apply_collected(struct node *node, struct fold *fold, struct text *error);
+/* What is reached: no transaction is open after it. */
+raft_index apply_reaches(const struct fold *fold);
+void apply_drop(struct fold *fold); /* NULL: nothing */
 /* Decides the fate of in-flight transactions of terms before `term`; of those
    under a grant whose writes after `position` were not taken; of all. */
 void apply_reject_before(struct node *node, raft_term term);
@@ -755,6 +779,15 @@ struct metrics *metrics_new(void); /* NULL: no memory */
 void metrics_free(struct metrics *metrics);
 /* Loop thread, now and then. */
 void metrics_tick(struct node *node);
+/* ---- what others have: heard.c ------------------------------------------ */
+
+/* At the start, when the control file is open. */
+void heard_begin(struct node *node);
+/* Loop thread: a message came in, which may tell it. */
+void heard_message(struct node *node, const struct raft_message *message);
+/* The newest that was noted, of nodes of this cluster; false: nothing was. */
+bool heard_newest(const struct control_heard heard[2], uint64_t cluster,
+                  struct control_heard *out);
 
 /* ---- membership and requests between nodes: cluster.c ------------------ */
 

@@ -123,7 +123,9 @@ static bool find(struct rebuild *r, const char *path, struct text *error)
     text_set(error, "out of memory");
     return false;
   }
-  if (lstat(r->dir, &st) == 0) return directory_check(r->dir, error) == 0;
+  if (lstat(r->dir, &st) == 0)
+    return directory_check(r->dir, error) == 0 &&
+           !recover_under_way(path, r->dir, error);
   text_set(error, "%s: not a node: there is no %s-quorate", path,
            strrchr(path, '/') + 1);
   return false;
@@ -209,8 +211,8 @@ static bool find_peers(struct rebuild *r, struct text *error)
   return false;
 }
 
-static struct tls_context *context_of(const struct identity *i,
-                                      struct text *error)
+struct tls_context *cluster_context_of(const struct identity *i,
+                                       struct text *error)
 {
   struct tls_context *context = NULL;
   struct tls_error why;
@@ -376,7 +378,7 @@ static bool admitted(struct rebuild *r)
   size_t len = 0;
   struct text why = r->why;
   bool unwanted = r->unwanted;
-  if (r->as_next == NULL) r->as_next = context_of(&r->next, &r->why);
+  if (r->as_next == NULL) r->as_next = cluster_context_of(&r->next, &r->why);
   if (r->as_next == NULL) return false;
   pack_u8(&request, ASK_ADMITTED);
   bool ok = ask(r, r->as_next, &request, JOIN_TIMEOUT_MS, &body, &len) &&
@@ -396,7 +398,7 @@ static bool be_admitted(struct rebuild *r, struct text *error)
   struct timespec pause = {0, PAUSE_MS * 1000000};
   r->until = clock_monotonic_ms() + ASKING_MS;
   /* Without an old certificate the new one may do. */
-  if (!r->begun) r->as_old = context_of(&r->old, error);
+  if (!r->begun) r->as_old = cluster_context_of(&r->old, error);
   if (r->as_old == NULL && !r->drafted) {
     struct text why = *error;
     text_set(error, "%s/cert.pem: %s", r->dir, why.s);

@@ -56,9 +56,8 @@ static char *in_dir(const struct node *node, const char *name)
   return asprintf(&path, "%s/%s", node->dir, name) < 0 ? NULL : path;
 }
 
-/* Maps the control file. *confirmed is 0 when it tells nothing. */
-static int open_control(struct node *node, raft_index *confirmed,
-                        struct text *error)
+int node_open_control(struct node *node, raft_index *confirmed,
+                      struct text *error)
 {
   int rc = control_open(node->io, node->dir, true, &node->map);
   if (rc) {
@@ -74,6 +73,7 @@ static int open_control(struct node *node, raft_index *confirmed,
   atomic_store(&shared->crowded, true);
   atomic_store(&shared->solo, false);
   atomic_store(&shared->lease_until, 0);
+  heard_begin(node);
   return 0;
 }
 
@@ -331,7 +331,7 @@ static int init_loop(struct node *node, struct text *error)
   return rc;
 }
 
-static struct node *node_new(const char *path)
+struct node *node_new(const char *path)
 {
   struct node *node = calloc(1, sizeof(*node));
   if (node == NULL) return NULL;
@@ -402,16 +402,18 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
   raft_index confirmed = 0;
   int rc = directory_check(node->dir, error);
   if (rc) return rc;
+  if (recover_under_way(node->path, node->dir, error)) return -EINVAL;
   rc = identity_read(node->dir, &node->identity, error);
   if (rc == -EBADMSG || rc == -ENOENT)
     node_advise(node->path, "", false, error);
   if (rc) return rc;
   rc = take_lock(node, error);
+  if (rc == 0) recover_clean(node->dir);
   if (rc == 0 && node->identity.joining && peers == NULL) {
     advise_joining(node, error);
     return -EINVAL;
   }
-  if (rc == 0) rc = open_control(node, &confirmed, error);
+  if (rc == 0) rc = node_open_control(node, &confirmed, error);
   if (rc == 0) rc = open_log(node, &recovered, error);
   if (rc == 0) node->members = peers ? *peers : recovered.configuration;
   atomic_store(&node->settled, true);
@@ -468,13 +470,14 @@ int node_open_files(const char *path, struct node **out, raft_index *confirmed,
   }
   int rc = directory_check(node->dir, error);
   if (rc) return rc;
+  if (recover_under_way(path, node->dir, error)) return -EINVAL;
   if (identity_read(node->dir, &node->identity, &ignored) == 0 &&
       node->identity.joining) {
     text_set(error, "%s: joining was not finished: delete it", node->dir);
     return -EINVAL;
   }
   rc = take_lock(node, error);
-  if (rc == 0) rc = open_control(node, confirmed, error);
+  if (rc == 0) rc = node_open_control(node, confirmed, error);
   if (rc) return rc;
   rc = store_checkpoint_read(node->io, node->dir, &node->checkpoint, &line);
   if (rc == 0)
