@@ -35,7 +35,7 @@
 /* Header, content type and tag of a TLS 1.3 record (RFC 8446, section 5.2). */
 #define RECORD_OVERHEAD 22
 #define BUFFER_MIN 2048
-/* A handshake takes about 3 KB each way, with CERT_LIST_MAX of context.c 20.
+/* A handshake takes about 3 KB each way, with TLS_CHAIN_MAX 20.
    A peer that needs more is playing for time. */
 #define HANDSHAKE_MAX ((size_t)64 * 1024)
 
@@ -52,6 +52,7 @@ struct tls_stream {
   struct tls_peer peer; /* its reason is the stream's error as well */
   uint64_t written;     /* bytes since the key was last replaced */
   size_t shaken;        /* bytes that the handshake has consumed */
+  unsigned looked;      /* of the first bytes, see looks_like_tls() */
   bool ready, dead, ended, closed;
 };
 
@@ -181,34 +182,47 @@ static BIO *new_bio(OSSL_LIB_CTX *lib, struct tls_stream *stream)
 
 /* Ends the stream. The reason given first stays: what a callback of context.c
    said is more precise than what OpenSSL makes of it. */
-static int die(struct tls_stream *stream, const char *reason)
+static int die(struct tls_stream *stream, enum tls_cause cause,
+               const char *reason)
 {
   stream->dead = true;
-  if (stream->peer.reason.text[0] == '\0')
-    tls_fail(&stream->peer.reason, "%s", reason);
-  return -1;
+  return tls_refuse(&stream->peer, cause, "%s", reason);
 }
 
 /* The same after a call of OpenSSL failed, from its error queue. */
 static int die_of_openssl(struct tls_stream *stream)
 {
-  struct tls_error *reason = &stream->peer.reason;
   unsigned long code = ERR_peek_error();
   int number = ERR_GET_REASON(code);
-  const char *text;
+  const char *text = code == 0 ? NULL : ERR_reason_error_string(code);
 
+  if (text == NULL) return die(stream, TLS_CAUSE_OTHER, "out of memory");
+  if (ERR_GET_LIB(code) != ERR_LIB_SSL)
+    return die(stream, TLS_CAUSE_OTHER, text);
   stream->dead = true;
-  if (reason->text[0] != '\0') return -1;
-  if (ERR_GET_LIB(code) == ERR_LIB_SSL && number > SSL_AD_REASON_OFFSET)
-    return tls_fail(reason, "peer sent alert: %s",
-                    SSL_alert_desc_string_long(number - SSL_AD_REASON_OFFSET));
-  text = code == 0 ? NULL : ERR_reason_error_string(code);
-  return tls_fail(reason, "%s", text == NULL ? "out of memory" : text);
+  if (number > SSL_AD_REASON_OFFSET)
+    return tls_refuse(
+        &stream->peer, TLS_CAUSE_PROTOCOL, "peer sent alert: %s",
+        SSL_alert_desc_string_long(number - SSL_AD_REASON_OFFSET));
+  switch (number) {
+  case SSL_R_UNSUPPORTED_PROTOCOL:
+  case SSL_R_WRONG_SSL_VERSION: text = "peer speaks no TLS 1.3"; break;
+  case SSL_R_WRONG_VERSION_NUMBER:
+  case SSL_R_HTTP_REQUEST:
+  case SSL_R_HTTPS_PROXY_REQUEST: text = "peer does not speak TLS"; break;
+  }
+  return tls_refuse(&stream->peer, TLS_CAUSE_PROTOCOL, "%s%s",
+                    stream->ready ? "" : "handshake failed: ", text);
 }
 
 const char *tls_stream_error(const struct tls_stream *stream)
 {
   return stream->peer.reason.text;
+}
+
+enum tls_cause tls_stream_cause(const struct tls_stream *stream)
+{
+  return stream->peer.cause;
 }
 
 /* ---- life -------------------------------------------------------------- */
@@ -217,11 +231,11 @@ const char *tls_stream_error(const struct tls_stream *stream)
 static int check_handshake(struct tls_stream *stream)
 {
   if (SSL_version(stream->ssl) != TLS1_3_VERSION)
-    return die(stream, "peer speaks no TLS 1.3");
+    return die(stream, TLS_CAUSE_PROTOCOL, "peer speaks no TLS 1.3");
   if (!tls_speaks_quorate(stream->ssl))
-    return die(stream, "peer speaks no quorate/1");
+    return die(stream, TLS_CAUSE_PROTOCOL, "peer speaks no quorate/1");
   if (!SSL_is_server(stream->ssl) && stream->peer.node == 0)
-    return die(stream, "server showed no certificate");
+    return die(stream, TLS_CAUSE_PROTOCOL, "server showed no certificate");
   return 0;
 }
 
@@ -237,8 +251,9 @@ static int shake_hands(struct tls_stream *stream)
   switch (SSL_get_error(stream->ssl, rc)) {
   case SSL_ERROR_WANT_READ:
     if (stream->shaken <= HANDSHAKE_MAX) return 0;
-    return die(stream, "handshake too long");
-  case SSL_ERROR_ZERO_RETURN: return die(stream, "peer closed too early");
+    return die(stream, TLS_CAUSE_PROTOCOL, "handshake too long");
+  case SSL_ERROR_ZERO_RETURN:
+    return die(stream, TLS_CAUSE_PROTOCOL, "peer closed too early");
   default: return die_of_openssl(stream);
   }
 }
@@ -297,6 +312,32 @@ uint64_t tls_stream_peer(const struct tls_stream *stream)
   return stream->ready ? stream->peer.node : 0;
 }
 
+int64_t tls_stream_peer_expires(const struct tls_stream *stream)
+{
+  return stream->ready ? stream->peer.expires : 0;
+}
+
+/* ---- the first bytes ---------------------------------------------------- */
+
+/* The first record is one of a handshake, or an alert, of version 3.x (RFC
+   8446, section 5.1). OpenSSL would also take the hello of SSL 2, and has many
+   words for what is no TLS at all. */
+static bool looks_like_tls(struct tls_stream *stream, const uint8_t *data,
+                           size_t n)
+{
+  for (; n > 0 && stream->looked < 3; data++, n--, stream->looked++) {
+    bool good = false;
+
+    switch (stream->looked) {
+    case 0: good = *data == SSL3_RT_HANDSHAKE || *data == SSL3_RT_ALERT; break;
+    case 1: good = *data == SSL3_VERSION_MAJOR; break;
+    case 2: good = *data <= (TLS1_3_VERSION & 0xff); break;
+    }
+    if (!good) return false;
+  }
+  return true;
+}
+
 /* ---- data -------------------------------------------------------------- */
 
 int tls_stream_feed(struct tls_stream *stream, const void *data, size_t n)
@@ -305,8 +346,10 @@ int tls_stream_feed(struct tls_stream *stream, const void *data, size_t n)
 
   if (stream->dead) return -1;
   if (stream->ended) return 0; /* RFC 8446, section 6.1: it is ignored */
+  if (!looks_like_tls(stream, data, n))
+    return die(stream, TLS_CAUSE_PROTOCOL, "peer does not speak TLS");
   if (buffer_add(&stream->in, data, n) != 0)
-    return die(stream, "out of memory");
+    return die(stream, TLS_CAUSE_OTHER, "out of memory");
   if (!stream->ready) {
     tls_enter(NULL);
     rc = tls_leave(shake_hands(stream));
@@ -411,9 +454,11 @@ int tls_stream_write(struct tls_stream *stream, const struct iovec *iov, int n)
   int rc;
 
   if (stream->dead) return -1;
-  if (!stream->ready) return die(stream, "write before the handshake was done");
-  if (stream->closed) return die(stream, "write after close");
-  if (reserve_output(stream, iov, n) != 0) return die(stream, "out of memory");
+  if (!stream->ready)
+    return die(stream, TLS_CAUSE_OTHER, "write before the handshake was done");
+  if (stream->closed) return die(stream, TLS_CAUSE_OTHER, "write after close");
+  if (reserve_output(stream, iov, n) != 0)
+    return die(stream, TLS_CAUSE_OTHER, "out of memory");
   tls_enter(NULL);
   rc = put_all(stream, iov, n, record);
   return tls_leave(rc);
