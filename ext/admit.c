@@ -3,6 +3,7 @@
 ** of rebuilding (rebuild.c), and learners that have caught up.
 */
 #include "cluster.h"
+#include "trust.h"
 
 #include <stdio.h>
 
@@ -49,26 +50,15 @@ static struct join *make_join(struct node *node, const char *name,
                               struct tls_error *error)
 {
   struct join *join = calloc(1, sizeof(*join));
-  size_t n_cert, n_key;
-  const char *cert =
-      (const char *)settings_get(&node->settings, "ca-cert", &n_cert);
-  const char *key =
-      (const char *)settings_get(&node->settings, "ca-key", &n_key);
   snprintf(error->text, sizeof(error->text), "out of memory");
   if (join == NULL) return NULL;
-  if (cert == NULL || key == NULL) {
-    snprintf(error->text, sizeof(error->text), "this cluster has no CA key");
-    join_free(join);
-    return NULL;
-  }
   struct raft_member *m = &join->member;
   m->role = RAFT_LEARNER;
   snprintf(m->name, sizeof(m->name), "%s", name);
   snprintf(m->address, sizeof(m->address), "%s", address);
   if (tls_random(&m->id, sizeof(m->id), error) != 0 ||
       tls_random(&m->incarnation, sizeof(m->incarnation), error) != 0 ||
-      tls_sign_request(cert, key, csr, node->identity.cluster, m->id | 1,
-                       CERT_DAYS, &join->cert, error) != 0) {
+      trust_sign(node, m->id | 1, csr, &join->cert, error) != 0) {
     join_free(join);
     return NULL;
   }
@@ -160,21 +150,23 @@ bool cluster_parse_admission(const uint8_t *body, size_t len,
 static void join_answer(struct node *node, struct join *join)
 {
   struct packer p = {0};
+  char *ca = trust_begin(node);
   struct admission a = {
       .id = join->member.id,
       .incarnation = join->member.incarnation,
       .cert = join->cert ? join->cert : "", /* rebuilt: it has one */
-      .ca = node->identity.ca,
+      .ca = ca ? ca : "",
       .heartbeat_ms = node->identity.heartbeat_ms,
       .election_timeout_ms = node->identity.election_timeout_ms,
       .lease = node->identity.lease,
       .members = *raft_configuration(node->raft, NULL)};
   cluster_pack_admission(&p, &a);
-  if (p.bad)
+  if (p.bad || ca == NULL)
     net_reply(join->request, ANSWER_REFUSED, "out of memory", 13);
   else
     net_reply(join->request, ANSWER_OK, p.data, p.len);
   free(p.data);
+  free(ca);
   events_add(&node->events,
              join->cert ? "%s joined from %s" : "%s is rebuilt at %s",
              join->member.name, join->member.address);

@@ -57,7 +57,8 @@ enum {
   CALL_FOLLOW_WRITER = 10, /* ["on" or "off"]: which it is now */
   CALL_STATUS = 11,        /* tables */
   CALL_MEMBERS = 12,
-  CALL_EVENTS = 13
+  CALL_EVENTS = 13,
+  CALL_ROTATE_CA = 23 /* [ms]: a line: what became of it */
 };
 
 /* All zeros, and what it is; then its arguments are added, and at the end

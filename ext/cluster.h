@@ -12,8 +12,8 @@
 /* Status of an answer between nodes. */
 enum { ANSWER_OK = 0, ANSWER_REFUSED = 1, ANSWER_REDIRECT = 2 };
 
-/* What is asked; ASK_CHECKSUM of any node, the others of the leader. The last
-   three by a node that does not run: see rebuild.c. */
+/* What is asked; ASK_CHECKSUM and ASK_TRUST of any node, the others of the
+   leader. ASK_RENEW to ASK_ADMITTED by a node that does not run: rebuild.c. */
 enum {
   ASK_JOIN = 1,
   ASK_INVITE = 2,
@@ -23,7 +23,10 @@ enum {
   ASK_RENEW = 6,
   ASK_REPLACE = 7,
   ASK_ADMITTED = 8,
-  ASK_FOLLOW = 9
+  ASK_FOLLOW = 9,
+  ASK_CERTIFY = 13,
+  ASK_TRUST = 14,
+  ASK_ROTATE = 15
 };
 
 /* What the leader answers to who asks to JOIN, or whether it is ADMITTED. */

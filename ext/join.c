@@ -9,6 +9,7 @@
 */
 #include "cluster.h"
 #include "database.h"
+#include "trust.h"
 #include "vfs.h"
 
 #include <errno.h>
@@ -79,6 +80,8 @@ static bool take_option(struct identity *i, const char *name, const char *value,
     ok = take_kib(value, &i->log_keep_kib);
   } else if (strcmp(name, "snapshot_rate_kib") == 0) {
     ok = take_kib(value, &i->snapshot_rate_kib);
+  } else if (outside_option(i, name, value, error)) {
+    return error->s[0] == 0;
   } else {
     text_set(error, "unknown option: %s", name);
     return false;
@@ -95,6 +98,7 @@ static bool take_options(struct identity *i, int n, const char *const *options,
   i->heartbeat_ms = 75;
   i->election_timeout_ms = 500;
   i->log_keep_kib = 256u << 10;
+  error->s[0] = 0;
   if (n % 2) {
     text_set(error, "options come in pairs: name, value");
     return false;
@@ -117,7 +121,8 @@ static bool take_options(struct identity *i, int n, const char *const *options,
   }
   if (i->advertise[0] == 0)
     memcpy(i->advertise, i->listen, sizeof(i->advertise));
-  if (bootstrap && i->name[0] == 0) snprintf(i->name, sizeof(i->name), "n1");
+  if (bootstrap && i->name[0] == 0 && i->names[0] == 0)
+    snprintf(i->name, sizeof(i->name), "n1");
   return true;
 }
 
@@ -354,11 +359,23 @@ static bool convert(struct place *place, struct text *error)
   return ok && no_journal(place, error);
 }
 
+/* Is there anything of an outside PKI among the options? */
+static bool has_outside(const struct identity *i)
+{
+  return i->ca_file[0] || i->cert_file[0] || i->key_file[0] || i->names[0];
+}
+
 static bool make_first_identity(struct identity *i, char **ca_key,
                                 struct text *error)
 {
   struct tls_error e = {""};
   char *csr = NULL;
+  if (has_outside(i)) {
+    if (tls_random(&i->incarnation, 8, &e) == 0)
+      return outside_identify(i, error);
+    text_set(error, "%s", e.text);
+    return false;
+  }
   bool ok = tls_random(&i->cluster, 8, &e) == 0 &&
             tls_random(&i->id, 8, &e) == 0 &&
             tls_random(&i->incarnation, 8, &e) == 0;
@@ -387,8 +404,7 @@ static bool write_first_checkpoint(const char *dir, const struct identity *i,
   m->role = RAFT_VOTER;
   memcpy(m->name, i->name, sizeof(m->name));
   memcpy(m->address, i->advertise, sizeof(m->address));
-  int rc = settings_set(&settings, "ca-cert", i->ca, strlen(i->ca));
-  if (rc == 0) rc = settings_set(&settings, "ca-key", ca_key, strlen(ca_key));
+  int rc = ca_key ? trust_put_ca(&settings, i->ca, ca_key) : 0;
   if (rc == 0) rc = settings_pack(&settings, &cp.settings, &cp.settings_len);
   rc = rc ? -ENOMEM : store_checkpoint_write(&io_posix, dir, &cp, &line);
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);

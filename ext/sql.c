@@ -238,7 +238,8 @@ void sql_result(sqlite3_context *ctx, const struct cell *cell)
 
 static bool takes_long(uint8_t call)
 {
-  return call == CALL_CHECKPOINT || call == CALL_BACKUP || call == CALL_VERIFY;
+  return call == CALL_CHECKPOINT || call == CALL_BACKUP || call == CALL_VERIFY ||
+         call == CALL_ROTATE_CA;
 }
 
 static void carry_out(sqlite3_context *ctx, struct connection *c,
@@ -251,10 +252,10 @@ static void carry_out(sqlite3_context *ctx, struct connection *c,
   sqlite3_finalize(probe.stmt);
 }
 
-/* Texts, but for the numbers of a wait. */
+/* Texts, but for the numbers of who waits. */
 static void add_argument(struct call *call, sqlite3_value *value)
 {
-  if (call->what == CALL_WAIT &&
+  if ((call->what == CALL_WAIT || call->what == CALL_ROTATE_CA) &&
       sqlite3_value_numeric_type(value) == SQLITE_INTEGER)
     cells_integer(&call->arguments, (uint64_t)sqlite3_value_int64(value));
   else
@@ -300,6 +301,8 @@ static struct function functions[] = {
     {"quorate_checkpoint", 0, true, sql_call, CALL_CHECKPOINT},
     {"quorate_backup", 1, true, sql_call, CALL_BACKUP},
     {"quorate_verify", 0, true, sql_call, CALL_VERIFY},
+    {"quorate_rotate_ca", 0, true, sql_call, CALL_ROTATE_CA},
+    {"quorate_rotate_ca", 1, true, sql_call, CALL_ROTATE_CA},
     {"quorate_wait", 1, true, sql_call, CALL_WAIT},
     {"quorate_wait", 2, true, sql_call, CALL_WAIT},
     {"quorate_version", 0, false, sql_version, 0},
