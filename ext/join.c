@@ -499,6 +499,7 @@ static bool ask_to_join(const struct tls_token *token, struct identity *i,
   struct tls_context *tls = NULL;
   struct tls_error tls_error;
   struct net_error net_error;
+  struct net_identity self = {.cluster = token->cluster};
   struct packer request = {0};
   char *csr = NULL, address[RAFT_ADDRESS_MAX];
   bool ok = false;
@@ -514,7 +515,7 @@ static bool ask_to_join(const struct tls_token *token, struct identity *i,
   for (int tries = 0; tries < REDIRECTS; tries++) {
     uint8_t *body = NULL;
     size_t len = 0;
-    int status = net_join(tls, address, request.data, request.len,
+    int status = net_join(tls, &self, address, request.data, request.len,
                           JOIN_TIMEOUT_MS, &body, &len, &net_error);
     if (status == ANSWER_REDIRECT && len < sizeof(address)) {
       memcpy(address, body, len);

@@ -887,16 +887,30 @@ static void on_down(void *ctx, raft_id peer)
 /* The leader knows all members. A follower may not have heard of the newest
    yet, whom it must hear, or never learn of it: there a certificate of this
    cluster is enough. */
-static bool on_allowed(void *ctx, raft_id peer)
+static enum net_verdict on_allowed(void *ctx, raft_id peer, char *why,
+                                   size_t size)
 {
   struct node *node = ctx;
   char name[40];
   size_t len;
-  if (raft_role(node->raft) == RAFT_LEADER &&
-      !raft_configuration_find(raft_configuration(node->raft, NULL), peer))
-    return false;
   snprintf(name, sizeof(name), "revoked/%016llx", (unsigned long long)peer);
-  return settings_get(&node->settings, name, &len) == NULL;
+  if (settings_get(&node->settings, name, &len)) {
+    snprintf(why, size, "removed from the cluster");
+    return NET_REVOKED;
+  }
+  if (raft_role(node->raft) != RAFT_LEADER ||
+      raft_configuration_find(raft_configuration(node->raft, NULL), peer))
+    return NET_ALLOWED;
+  snprintf(why, size, "not a member");
+  return NET_STRANGER;
+}
+
+static void on_refused(void *ctx, raft_id peer, unsigned code, const char *text)
+{
+  struct node *node = ctx;
+  (void)code;
+  events_add(&node->events, "node %016llx does not want this node: %s",
+             (unsigned long long)peer, text);
 }
 
 static void on_event(void *ctx, const char *line)
@@ -914,6 +928,7 @@ void node_callbacks(struct node *node, struct net_callbacks *callbacks)
       .up = on_up,
       .down = on_down,
       .allowed = on_allowed,
+      .refused = on_refused,
       .request = cluster_request,
       .event = on_event,
   };

@@ -62,6 +62,7 @@ struct rebuild {
   uint64_t until;
   struct raft_configuration members;
   struct text why; /* nobody gave what was asked for */
+  bool unwanted;   /* because this node is no member, says who should know */
 };
 
 static void append(struct text *text, const char *more)
@@ -243,14 +244,16 @@ static int ask_at(struct rebuild *r, struct tls_context *as,
                   const char *address, const struct packer *request,
                   unsigned ms, uint8_t **body, size_t *len, bool *answered)
 {
+  const struct identity *i = as == r->as_old ? &r->old : &r->next;
+  struct net_identity self = {i->cluster, i->id, i->incarnation};
   char at[RAFT_ADDRESS_MAX];
   int status = ANSWER_REDIRECT;
   snprintf(at, sizeof(at), "%s", address);
   for (int tries = 0; tries < REDIRECTS && status == ANSWER_REDIRECT; tries++) {
-    struct net_error error = {""};
+    struct net_error error = {"", 0};
     *body = NULL;
-    status = net_call_once(as, at, request->data, request->len, ms, body, len,
-                           &error);
+    status = net_call_once(as, &self, at, request->data, request->len, ms, body,
+                           len, &error);
     if (status == ANSWER_OK) {
       snprintf(r->leader, sizeof(r->leader), "%s", at);
       return status;
@@ -261,6 +264,9 @@ static int ask_at(struct rebuild *r, struct tls_context *as,
       text_set(&r->why, "%s: %s", at, (const char *)*body);
     else if (!*answered)
       text_set(&r->why, "%s", error.text[0] ? error.text : at);
+    if (status == ANSWER_REFUSED || !*answered)
+      r->unwanted = error.goodbye == NET_GOODBYE_STRANGER ||
+                    error.goodbye == NET_GOODBYE_REVOKED;
     if (status == ANSWER_REFUSED) *answered = true;
     free(*body);
     *body = NULL;
@@ -378,6 +384,7 @@ static bool admitted(struct rebuild *r)
   uint8_t *body = NULL;
   size_t len = 0;
   struct text why = r->why;
+  bool unwanted = r->unwanted;
   if (r->as_next == NULL) r->as_next = context_of(&r->next, &r->why);
   if (r->as_next == NULL) return false;
   pack_u8(&request, ASK_ADMITTED);
@@ -385,7 +392,10 @@ static bool admitted(struct rebuild *r)
             take_admission(r, body, len);
   free(body);
   /* What is said to the old self tells more, if that is still asked for. */
-  if (!ok && !r->begun && why.s[0]) r->why = why;
+  if (!ok && !r->begun && why.s[0]) {
+    r->why = why;
+    r->unwanted = unwanted;
+  }
   return ok;
 }
 
@@ -409,8 +419,7 @@ static bool be_admitted(struct rebuild *r, struct text *error)
       nanosleep(&pause, NULL);
   }
   text_set(error, "the other nodes did not take it back: %s", r->why.s);
-  /* A leader hangs up on who is no member. */
-  if (strstr(r->why.s, "closed by the other side"))
+  if (r->unwanted)
     node_advise(r->path, r->old.name, false, error);
   else
     append(error, "; nothing was given up here: call it again when they have a "

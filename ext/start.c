@@ -270,7 +270,9 @@ static int open_network(struct node *node, struct text *error)
   if (rc) return rc;
   node_callbacks(node, &callbacks);
   struct net_options options = {.loop = &node->loop,
+                                .cluster = i->cluster,
                                 .self = i->id,
+                                .incarnation = i->incarnation,
                                 .tls = node->tls,
                                 .listen = i->listen,
                                 .callbacks = &callbacks};

@@ -164,6 +164,20 @@ STACK_OF(X509) *
 
 /* ---- the issuer -------------------------------------------------------- */
 
+bool tls_is_foreign(int error)
+{
+  switch (error) {
+  case X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT:
+  case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT:
+  case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY:
+  case X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE:
+  case X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN:
+  case X509_V_ERR_CERT_UNTRUSTED:
+  case X509_V_ERR_CERT_SIGNATURE_FAILURE: return true;
+  default: return false;
+  }
+}
+
 static X509 *first_of_bundle(const STACK_OF(X509) * bundle,
                              const STACK_OF(X509) * chain)
 {
@@ -197,8 +211,13 @@ static int find_issuer(OSSL_LIB_CTX *lib, struct tls_papers *p,
   if (X509_verify_cert(ctx) == 1)
     p->issuer = first_of_bundle(p->ca, X509_STORE_CTX_get0_chain(ctx));
   if (p->issuer == NULL) {
-    tls_fail(error, "certificate does not belong to the CA: %s",
-             X509_verify_cert_error_string(X509_STORE_CTX_get_error(ctx)));
+    int why = X509_STORE_CTX_get_error(ctx);
+
+    tls_fail(error,
+             why == X509_V_OK || tls_is_foreign(why)
+                 ? "certificate does not belong to the CA: %s"
+                 : "certificate: peers would refuse it: %s",
+             X509_verify_cert_error_string(why));
     goto out;
   }
   X509_up_ref(p->issuer);

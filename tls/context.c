@@ -158,7 +158,6 @@ static void refuse_time(X509_STORE_CTX *store, struct tls_peer *peer)
 static void refuse_chain(X509_STORE_CTX *store, struct tls_peer *peer)
 {
   int error = X509_STORE_CTX_get_error(store);
-  enum tls_cause cause = TLS_CAUSE_FOREIGN;
   const char *what = "not signed by a CA of this cluster";
 
   switch (error) {
@@ -167,17 +166,14 @@ static void refuse_chain(X509_STORE_CTX *store, struct tls_peer *peer)
   case X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT:
     what = "self-signed, not signed by a CA of this cluster";
     break;
-  case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT:
-  case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY:
-  case X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE:
-  case X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN:
-  case X509_V_ERR_CERT_UNTRUSTED: break;
   case X509_V_ERR_CERT_SIGNATURE_FAILURE:
     what = "its signature is not of the CA that it names";
     break;
-  default: cause = TLS_CAUSE_OTHER; what = X509_verify_cert_error_string(error);
+  default:
+    if (!tls_is_foreign(error)) what = X509_verify_cert_error_string(error);
   }
-  tls_refuse(peer, cause, "certificate verify failed: %s", what);
+  tls_refuse(peer, tls_is_foreign(error) ? TLS_CAUSE_FOREIGN : TLS_CAUSE_OTHER,
+             "certificate verify failed: %s", what);
 }
 
 /* ---- verification of a peer -------------------------------------------- */

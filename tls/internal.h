@@ -82,6 +82,8 @@ int tls_seconds_of(const ASN1_TIME *time, int64_t *seconds);
 
 int tls_fingerprint_of(X509 *cert, uint8_t out[32]);
 
+/* Whether an error of X509_verify_cert means that no CA of ours signed it. */
+bool tls_is_foreign(int error);
 /* Whether two CAs of a bundle have one name. If so, tls_bundle_for() gives
    those that may be used for what a peer has shown. NULL: no memory. */
 bool tls_has_namesakes(const STACK_OF(X509) * bundle);

@@ -11,9 +11,7 @@
 **
 ** OpenSSL reaches the two buffers through a BIO of ours. Its own memory BIO
 ** moves all that is left at each partial read, which is quadratic for large
-** buffers; ours only moves bytes when at least as many have been consumed, so
-** that each byte is moved less than twice, and gives its memory back whenever
-** it runs empty, so that an idle stream has none.
+** buffers; ours (buffer.c) does not.
 **
 ** The BIO never blocks and never ends: a read from an empty buffer asks to be
 ** retried, a write fails only for want of memory. SSL_write therefore either
@@ -23,6 +21,7 @@
 ** once, from anywhere and for good. `ended` (the peer sent close_notify) and
 ** `closed` (we did) are of the two directions, and independent.
 */
+#include "buffer.h"
 #include "internal.h"
 
 #include <openssl/bio.h>
@@ -34,21 +33,14 @@
 #define RECORD_MAX ((size_t)SSL3_RT_MAX_PLAIN_LENGTH) /* 16 KiB */
 /* Header, content type and tag of a TLS 1.3 record (RFC 8446, section 5.2). */
 #define RECORD_OVERHEAD 22
-#define BUFFER_MIN 2048
 /* A handshake takes about 3 KB each way, with TLS_CHAIN_MAX 20.
    A peer that needs more is playing for time. */
 #define HANDSHAKE_MAX ((size_t)64 * 1024)
 
-struct buffer {
-  uint8_t *data;
-  size_t start, end; /* the bytes in it */
-  size_t size;
-};
-
 struct tls_stream {
   SSL *ssl;
   struct tls_context *context;
-  struct buffer in, out;
+  struct tls_buffer in, out;
   struct tls_peer peer; /* its reason is the stream's error as well */
   uint64_t written;     /* bytes since the key was last replaced */
   size_t shaken;        /* bytes that the handshake has consumed */
@@ -56,64 +48,12 @@ struct tls_stream {
   bool ready, dead, ended, closed;
 };
 
-/* ---- buffers ----------------------------------------------------------- */
-
-static size_t buffer_len(const struct buffer *b)
-{
-  return b->end - b->start;
-}
-
-static void buffer_free(struct buffer *b)
-{
-  free(b->data);
-  *b = (struct buffer){0};
-}
-
-/* Makes room for n bytes at the end. */
-static int buffer_reserve(struct buffer *b, size_t n)
-{
-  size_t len = buffer_len(b), size;
-  uint8_t *data;
-
-  if (b->size - b->end >= n) return 0;
-  if (b->start >= len && b->size - len >= n) {
-    memcpy(b->data, b->data + b->start, len);
-    b->start = 0;
-    b->end = len;
-    return 0;
-  }
-  if (n > SIZE_MAX / 4 - len) return -1;
-  size = len + (n > len ? n : len);
-  if (size < BUFFER_MIN) size = BUFFER_MIN;
-  data = malloc(size);
-  if (data == NULL) return -1;
-  if (len > 0) memcpy(data, b->data + b->start, len);
-  free(b->data);
-  *b = (struct buffer){.data = data, .end = len, .size = size};
-  return 0;
-}
-
-static int buffer_add(struct buffer *b, const void *data, size_t n)
-{
-  if (n == 0) return 0;
-  if (buffer_reserve(b, n) != 0) return -1;
-  memcpy(b->data + b->end, data, n);
-  b->end += n;
-  return 0;
-}
-
-static void buffer_drop(struct buffer *b, size_t n)
-{
-  b->start += n;
-  if (b->start == b->end) buffer_free(b);
-}
-
 /* ---- the BIO ----------------------------------------------------------- */
 
 static int bio_read(BIO *bio, char *data, size_t n, size_t *got)
 {
   struct tls_stream *stream = BIO_get_data(bio);
-  size_t len = buffer_len(&stream->in);
+  size_t len = tls_buffer_len(&stream->in);
 
   BIO_clear_retry_flags(bio);
   *got = 0;
@@ -123,7 +63,7 @@ static int bio_read(BIO *bio, char *data, size_t n, size_t *got)
   }
   if (n > len) n = len;
   memcpy(data, stream->in.data + stream->in.start, n);
-  buffer_drop(&stream->in, n);
+  tls_buffer_drop(&stream->in, n);
   if (!stream->ready) stream->shaken += n;
   *got = n;
   return 1;
@@ -135,7 +75,7 @@ static int bio_write(BIO *bio, const char *data, size_t n, size_t *put)
 
   BIO_clear_retry_flags(bio);
   *put = 0;
-  if (buffer_add(&stream->out, data, n) != 0) return 0;
+  if (tls_buffer_add(&stream->out, data, n) != 0) return 0;
   *put = n;
   return 1;
 }
@@ -196,20 +136,16 @@ static int die_of_openssl(struct tls_stream *stream)
   int number = ERR_GET_REASON(code);
   const char *text = code == 0 ? NULL : ERR_reason_error_string(code);
 
-  if (text == NULL) return die(stream, TLS_CAUSE_OTHER, "out of memory");
-  if (ERR_GET_LIB(code) != ERR_LIB_SSL)
-    return die(stream, TLS_CAUSE_OTHER, text);
+  if (text == NULL || number == ERR_R_MALLOC_FAILURE)
+    return die(stream, TLS_CAUSE_OTHER, "out of memory");
   stream->dead = true;
-  if (number > SSL_AD_REASON_OFFSET)
-    return tls_refuse(
-        &stream->peer, TLS_CAUSE_PROTOCOL, "peer sent alert: %s",
-        SSL_alert_desc_string_long(number - SSL_AD_REASON_OFFSET));
-  switch (number) {
-  case SSL_R_UNSUPPORTED_PROTOCOL:
-  case SSL_R_WRONG_SSL_VERSION: text = "peer speaks no TLS 1.3"; break;
-  case SSL_R_WRONG_VERSION_NUMBER:
-  case SSL_R_HTTP_REQUEST:
-  case SSL_R_HTTPS_PROXY_REQUEST: text = "peer does not speak TLS"; break;
+  if (ERR_GET_LIB(code) == ERR_LIB_SSL) {
+    if (number > SSL_AD_REASON_OFFSET)
+      return tls_refuse(
+          &stream->peer, TLS_CAUSE_PROTOCOL, "peer sent alert: %s",
+          SSL_alert_desc_string_long(number - SSL_AD_REASON_OFFSET));
+    if (number == SSL_R_UNSUPPORTED_PROTOCOL)
+      return die(stream, TLS_CAUSE_PROTOCOL, "peer speaks no TLS 1.3");
   }
   return tls_refuse(&stream->peer, TLS_CAUSE_PROTOCOL, "%s%s",
                     stream->ready ? "" : "handshake failed: ", text);
@@ -294,8 +230,8 @@ void tls_stream_free(struct tls_stream *stream)
   tls_enter(NULL);
   SSL_free(stream->ssl);
   tls_context_unref(stream->context);
-  buffer_free(&stream->in);
-  buffer_free(&stream->out);
+  tls_buffer_free(&stream->in);
+  tls_buffer_free(&stream->out);
   free(stream);
   tls_leave(0);
 }
@@ -348,7 +284,7 @@ int tls_stream_feed(struct tls_stream *stream, const void *data, size_t n)
   if (stream->ended) return 0; /* RFC 8446, section 6.1: it is ignored */
   if (!looks_like_tls(stream, data, n))
     return die(stream, TLS_CAUSE_PROTOCOL, "peer does not speak TLS");
-  if (buffer_add(&stream->in, data, n) != 0)
+  if (tls_buffer_add(&stream->in, data, n) != 0)
     return die(stream, TLS_CAUSE_OTHER, "out of memory");
   if (!stream->ready) {
     tls_enter(NULL);
@@ -444,8 +380,8 @@ static int reserve_output(struct tls_stream *stream, const struct iovec *iov,
     if (iov[i].iov_len > SIZE_MAX / 8 - total) return -1;
     total += iov[i].iov_len;
   }
-  return buffer_reserve(&stream->out,
-                        total + (total / RECORD_MAX + 2) * RECORD_OVERHEAD);
+  return tls_buffer_reserve(&stream->out,
+                            total + (total / RECORD_MAX + 2) * RECORD_OVERHEAD);
 }
 
 int tls_stream_write(struct tls_stream *stream, const struct iovec *iov, int n)
@@ -475,7 +411,7 @@ void tls_stream_close(struct tls_stream *stream)
 
 size_t tls_stream_output(struct tls_stream *stream, const uint8_t **data)
 {
-  size_t len = buffer_len(&stream->out);
+  size_t len = tls_buffer_len(&stream->out);
 
   *data = len == 0 ? NULL : stream->out.data + stream->out.start;
   return len;
@@ -483,7 +419,7 @@ size_t tls_stream_output(struct tls_stream *stream, const uint8_t **data)
 
 void tls_stream_sent(struct tls_stream *stream, size_t n)
 {
-  size_t len = buffer_len(&stream->out);
+  size_t len = tls_buffer_len(&stream->out);
 
-  buffer_drop(&stream->out, n < len ? n : len);
+  tls_buffer_drop(&stream->out, n < len ? n : len);
 }
