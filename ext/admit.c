@@ -22,7 +22,8 @@ struct join {
   raft_index removed;
   uint64_t deadline;
   struct raft_member member;
-  char *cert; /* NULL: it has one, and is proposed already (rebuild.c) */
+  char *cert;   /* NULL: it has one */
+  bool rebuilt; /* and is proposed already: rebuild.c */
 };
 
 /* ---- joining ------------------------------------------------------------- */
@@ -45,8 +46,10 @@ static void join_free(struct join *join)
   free(join);
 }
 
+/* own: the id in the certificate that the joiner has, with an outside PKI; else
+   it gets one of a new id. */
 static struct join *make_join(struct node *node, const char *name,
-                              const char *address, const char *csr,
+                              const char *address, raft_id own, const char *csr,
                               struct tls_error *error)
 {
   struct join *join = calloc(1, sizeof(*join));
@@ -56,9 +59,14 @@ static struct join *make_join(struct node *node, const char *name,
   m->role = RAFT_LEARNER;
   snprintf(m->name, sizeof(m->name), "%s", name);
   snprintf(m->address, sizeof(m->address), "%s", address);
-  if (tls_random(&m->id, sizeof(m->id), error) != 0 ||
-      tls_random(&m->incarnation, sizeof(m->incarnation), error) != 0 ||
-      trust_sign(node, m->id | 1, csr, &join->cert, error) != 0) {
+  m->id = own;
+  if ((own == 0 && tls_random(&m->id, sizeof(m->id), error) != 0) ||
+      tls_random(&m->incarnation, sizeof(m->incarnation), error) != 0) {
+    join_free(join);
+    return NULL;
+  }
+  if (own) return join;
+  if (trust_sign(node, m->id | 1, csr, &join->cert, error) != 0) {
     join_free(join);
     return NULL;
   }
@@ -79,12 +87,30 @@ static void begin_join(struct node *node, struct join *join,
   admit_tick(node);
 }
 
+/* Why a joiner cannot have the id of its certificate, 0: it shows none, in the
+   place of the member `old`, 0: in nobody's. NULL: it can. */
+static const char *id_in_the_way(struct node *node, raft_id own,
+                                 const char *csr, raft_id old)
+{
+  bool outside = trust_is_outside(&node->identity);
+  if (own == 0 && outside)
+    return "this cluster's certificates come from outside: name the files with "
+           "the options ca, cert and key";
+  if (own && (!outside || csr[0]))
+    return "this cluster makes certificates itself: join without one";
+  if (own && own != old &&
+      raft_configuration_find(raft_configuration(node->raft, NULL), own))
+    return "its certificate is that of another member";
+  return NULL;
+}
+
 void admit_join(struct node *node, struct parser *p, struct answer_to to)
 {
   size_t n;
   char line[TEXT_MAX];
   struct tls_error error = {""};
   struct raft_member old;
+  raft_id own = net_request_identity(to.request);
   const uint8_t *secret = parse_blob(p, &n);
   const char *name = parse_text(p), *address = parse_text(p);
   const char *csr = parse_text(p);
@@ -98,7 +124,9 @@ void admit_join(struct node *node, struct parser *p, struct answer_to to)
       cluster_member_named(raft_configuration(node->raft, NULL), name, &old);
   if (why == NULL && known && !admit_replaceable(node, &old))
     why = "a member has that name already";
-  struct join *join = why ? NULL : make_join(node, name, address, csr, &error);
+  if (why == NULL) why = id_in_the_way(node, own, csr, known ? old.id : 0);
+  struct join *join =
+      why ? NULL : make_join(node, name, address, own, csr, &error);
   if (why == NULL && join == NULL) why = error.text;
   if (why) {
     snprintf(line, sizeof(line), "a node that would be %s was refused: %s",
@@ -168,7 +196,7 @@ static void join_answer(struct node *node, struct join *join)
   free(p.data);
   free(ca);
   events_add(&node->events,
-             join->cert ? "%s joined from %s" : "%s is rebuilt at %s",
+             join->rebuilt ? "%s is rebuilt at %s" : "%s joined from %s",
              join->member.name, join->member.address);
 }
 
@@ -228,7 +256,7 @@ static void handle_renew(struct node *node, raft_id from, struct parser *p,
     cluster_refuse(to, old ? "malformed request" : not_a_member);
     return;
   }
-  struct join *join = make_join(node, old->name, old->address, csr, &error);
+  struct join *join = make_join(node, old->name, old->address, 0, csr, &error);
   struct packer packed = {0};
   if (join) {
     pack_u64(&packed, join->member.id);
@@ -306,6 +334,7 @@ static void handle_admitted(struct node *node, raft_id from, struct parser *p,
   }
   join->member = *m;
   join->index = index;
+  join->rebuilt = true;
   begin_join(node, join, to);
 }
 

@@ -31,7 +31,8 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-#define FILE_MAX (128 * 1024) /* a bundle of CAs may be long */
+#define FILE_MAX 16384
+#define OUTSIDE_MAX (128 * 1024) /* a bundle of CAs may be long */
 #define NODE_MAX 8192
 #define NAMES 13 /* lines of DIR/node before the checksum */
 #define LINES 17 /* and those that need not be there */
@@ -115,10 +116,11 @@ int identity_private(const char *path, bool owner, struct text *error)
   return -EACCES;
 }
 
-static int read_path(const char *path, char **text, struct text *error)
+static int read_path(const char *path, size_t max, char **text,
+                     struct text *error)
 {
   size_t len = 0;
-  int rc = io_read_file(&io_posix, path, FILE_MAX, (uint8_t **)text, &len);
+  int rc = io_read_file(&io_posix, path, max, (uint8_t **)text, &len);
   if (rc == 0 && strlen(*text) != len) rc = -EBADMSG;
   if (rc == -EBADMSG)
     text_set(error, "%s: damaged", path);
@@ -133,7 +135,7 @@ static int read_one(const char *dir, const char *file, char **text,
   char *path = NULL;
   if (asprintf(&path, "%s/%s", dir, file) < 0) return -ENOMEM;
   int rc = identity_private(path, false, error);
-  if (rc == 0) rc = read_path(path, text, error);
+  if (rc == 0) rc = read_path(path, FILE_MAX, text, error);
   free(path);
   return rc;
 }
@@ -142,9 +144,9 @@ static int read_one(const char *dir, const char *file, char **text,
 int identity_read_outside(struct identity *i, struct text *error)
 {
   int rc = identity_private(i->key_file, true, error);
-  if (rc == 0) rc = read_path(i->ca_file, &i->ca, error);
-  if (rc == 0) rc = read_path(i->cert_file, &i->cert, error);
-  if (rc == 0) rc = read_path(i->key_file, &i->key, error);
+  if (rc == 0) rc = read_path(i->ca_file, OUTSIDE_MAX, &i->ca, error);
+  if (rc == 0) rc = read_path(i->cert_file, OUTSIDE_MAX, &i->cert, error);
+  if (rc == 0) rc = read_path(i->key_file, OUTSIDE_MAX, &i->key, error);
   return rc ? -EACCES : 0;
 }
 

@@ -164,11 +164,12 @@ static bool read_identities(struct rebuild *r, struct text *error)
     return false;
   }
   if (trust_is_outside(&r->old)) {
-    text_set(error,
-             "%s: its certificate comes from outside and says which node it is: "
-             "it cannot be another: delete %s and %s*, invite %s again, and "
-             "join with the same options and the new token",
-             r->path, r->dir, r->path, r->old.name);
+    text_set(
+        error,
+        "%s: its certificate comes from outside and says which node it is: "
+        "it cannot be another: delete %s and %s*, invite %s again, and "
+        "join with the same options and the new token",
+        r->path, r->dir, r->path, r->old.name);
     return false;
   }
   r->begun = r->old.joining;

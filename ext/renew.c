@@ -52,7 +52,7 @@ struct trust_job {
   uint64_t taken, refused, changing;
   /* what came of it */
   int rc;
-  bool same; /* nothing is new */
+  bool same;  /* nothing is new */
   bool void_; /* what was signed is of no use: another attempt may do better */
   struct text why;
   struct tls_context *tls;
@@ -169,7 +169,8 @@ static void take(struct node *node, struct trust_job *job)
 
 static void write_bundle(struct node *node, struct trust_job *job)
 {
-  job->rc = trust_check(node->dir, &job->next, &job->tls, &job->view, &job->why);
+  job->rc =
+      trust_check(node->dir, &job->next, &job->tls, &job->view, &job->why);
   if (job->rc == 0)
     job->rc =
         replace_file(node->io, node->dir, "ca.pem", job->next.ca, &job->why);
@@ -183,7 +184,8 @@ static void tidy(struct node *node, struct trust_job *job)
   if (key == NULL) return;
   tls_free_text(job->next.key);
   job->next.key = key;
-  job->rc = trust_check(node->dir, &job->next, &job->tls, &job->view, &job->why);
+  job->rc =
+      trust_check(node->dir, &job->next, &job->tls, &job->view, &job->why);
   if (job->rc == 0)
     job->rc = replace_file(node->io, node->dir, "key.pem", key, &job->why);
 }
@@ -315,8 +317,7 @@ static void begin_taking(struct node *node)
   struct trust_job *job = job_new(node, JOB_TAKE);
   bool ok = job != NULL;
   if (job) {
-    job->old_key =
-        trust_own_key(job->next.ca, job->next.cert, job->next.key);
+    job->old_key = trust_own_key(job->next.ca, job->next.cert, job->next.key);
     tls_free_text(job->next.cert);
     tls_free_text(job->next.key);
     job->next.cert = job->next.key = NULL;

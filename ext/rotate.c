@@ -287,7 +287,7 @@ static void inquire_all(struct node *node, uint64_t now, bool inside)
   for (unsigned i = 0; i < t->n_peers; i++) {
     struct trust_peer *peer = &t->peers[i];
     uint64_t pace = inside && !peer->ready ? ROTATING_MS
-                    : !peer->known        ? UNKNOWN_MS
+                    : !peer->known         ? UNKNOWN_MS
                                            : KNOWN_MS;
     if (peer->id != node->identity.id && !peer->asked &&
         (peer->asked_at == 0 || now - peer->asked_at >= pace))

@@ -238,8 +238,8 @@ void sql_result(sqlite3_context *ctx, const struct cell *cell)
 
 static bool takes_long(uint8_t call)
 {
-  return call == CALL_CHECKPOINT || call == CALL_BACKUP || call == CALL_VERIFY ||
-         call == CALL_ROTATE_CA;
+  return call == CALL_CHECKPOINT || call == CALL_BACKUP ||
+         call == CALL_VERIFY || call == CALL_ROTATE_CA;
 }
 
 static void carry_out(sqlite3_context *ctx, struct connection *c,

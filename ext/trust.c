@@ -181,8 +181,7 @@ static void warn_of_own(struct node *node, uint64_t now)
 static void warn_of_ca(struct node *node)
 {
   struct trust *t = node->trust;
-  unsigned step =
-      t->seen ? step_of(t->signer_expires, ca_days, CA_STEPS) : 0;
+  unsigned step = t->seen ? step_of(t->signer_expires, ca_days, CA_STEPS) : 0;
   if (step > t->warned_ca)
     events_add(&node->events,
                "the cluster's CA %s on %s: for a new one: "

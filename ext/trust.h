@@ -48,11 +48,11 @@ uint64_t trust_generation(const char *bundle);
 
 /* What a node trusts and shows, as it is on its disk. */
 struct trust_view {
-  uint64_t generation;           /* of ca.pem */
-  unsigned n;                    /* CAs that it trusts */
+  uint64_t generation; /* of ca.pem */
+  unsigned n;          /* CAs that it trusts */
   uint8_t cas[TRUST_CAS_MAX][32];
-  uint8_t issuer[32];            /* of them, the one of its certificate */
-  int64_t begins, expires;       /* of the certificate: s since 1970 */
+  uint8_t issuer[32];      /* of them, the one of its certificate */
+  int64_t begins, expires; /* of the certificate: s since 1970 */
 };
 bool trust_trusts(const struct trust_view *view, const uint8_t ca[32]);
 
@@ -77,16 +77,16 @@ struct trust {
   uint64_t seen;
   uint8_t signer[32];
   int64_t signer_expires;
-  uint64_t bundle_at;   /* ms: when ca.pem may be written next */
+  uint64_t bundle_at;         /* ms: when ca.pem may be written next */
   unsigned warned_ca, warned; /* which warnings were given */
 
   /* renewal */
   enum trust_step step;
-  char *key, *cert;         /* the new ones */
-  uint64_t due_since;       /* ms; 0: it is not due */
-  uint64_t try_at, pause;   /* ms: the next attempt, and the time between two */
-  raft_id asked;            /* who led at the last one */
-  struct text why;          /* that came to nothing */
+  char *key, *cert;       /* the new ones */
+  uint64_t due_since;     /* ms; 0: it is not due */
+  uint64_t try_at, pause; /* ms: the next attempt, and the time between two */
+  raft_id asked;          /* who led at the last one */
+  struct text why;        /* that came to nothing */
 
   /* files from outside, as outside_look() has them: in use; refused, and why;
      and those that may be changing yet */
@@ -165,8 +165,7 @@ void rotate_announce(struct node *node, const struct trust_ca *ca);
 void rotate_handle(struct node *node, struct parser *p, struct answer_to to);
 /* quorate_rotate_ca(). */
 void trust_run_rotate(struct node *node, const struct call *call,
-                      const struct interrupt *interrupt,
-                      struct answer *answer);
+                      const struct interrupt *interrupt, struct answer *answer);
 /* Of a node that asks, and of the answer. */
 void trust_pack_view(struct packer *p, const struct trust_view *view);
 bool trust_parse_view(const void *data, size_t len, struct trust_view *view);

@@ -12,7 +12,13 @@
 #include <errno.h>
 #include <sqlite3.h>
 
-#define KINDS 13
+#define KINDS 23
+
+/* Some numbers below that are not taken. */
+static bool is_known(unsigned what)
+{
+  return (what >= 1 && what <= 13) || what == KINDS;
+}
 
 /* Memory of exactly len bytes, with a copy of data in it. */
 static uint8_t *exact(const void *data, size_t len)
@@ -90,6 +96,7 @@ static void sample_answer(struct answer *answer, unsigned rows)
     cells_integer(&answer->cells, i);
     cells_null(&answer->cells);
     cells_integer(&answer->cells, UINT64_MAX);
+    cells_text(&answer->cells, "2027-01-01 00:00:00");
   }
   assert_false(answer->cells.bad);
 }
@@ -128,7 +135,7 @@ static void test_call_every_kind(void **state)
   (void)state;
   for (unsigned what = 0; what <= 255; what++) {
     const struct call call = {.what = (uint8_t)what};
-    bool known = what >= 1 && what <= KINDS;
+    bool known = is_known(what);
     struct packer p = {0};
     struct call back;
     assert_int_equal(call_pack(&call, &p), 0);
@@ -190,8 +197,8 @@ static void test_answer_round_trip(void **state)
     assert_int_equal(take_answer(p.data, p.len, CALL_MEMBERS, &back), 0);
     assert_int_equal(back.status, SQLITE_OK);
     assert_string_equal(back.error.s, "");
-    assert_int_equal(back.n_columns, 8);
-    assert_int_equal(back.cells.n, rows * 8);
+    assert_int_equal(back.n_columns, 9);
+    assert_int_equal(back.cells.n, rows * 9);
     same_cells(&answer.cells, &back.cells);
     answer_clear(&back);
     answer_clear(&answer);
@@ -207,7 +214,7 @@ static void test_answer_error(void **state)
   longest[sizeof(longest) - 1] = 0;
   const char *const errors[] = {"", "no quorum", longest};
   for (uint8_t what = 1; what <= KINDS; what++)
-    for (unsigned i = 0; i < 3; i++) {
+    for (unsigned i = 0; i < 3 && is_known(what); i++) {
       struct packer p = {0};
       struct answer back;
       pack_error(&p, SQLITE_ERROR, errors[i]);
@@ -491,6 +498,17 @@ static void test_arguments(void **state)
   cells_integer(&call.arguments, 1);
   cells_null(&call.arguments);
   refused(&call, wait);
+  call.what = CALL_ROTATE_CA;
+  assert_true(call_check(&call, &error));
+  cells_integer(&call.arguments, 3600001);
+  refused(&call, wait);
+  cells_text(&call.arguments, "1");
+  refused(&call, wait);
+  cells_integer(&call.arguments, 0);
+  assert_true(call_check(&call, &error));
+  cells_integer(&call.arguments, 0);
+  cells_integer(&call.arguments, 0);
+  refused(&call, number);
   call.what = CALL_FOLLOW_WRITER;
   assert_true(call_check(&call, &error));
   cells_text(&call.arguments, "perhaps");
