@@ -65,7 +65,8 @@ enum {
   CALL_ADVERTISE = 18,   /* [address]: the address, and whether it is told */
   CALL_UNINVITE = 20,    /* name: a line */
   CALL_INVITATIONS = 21, /* tables */
-  CALL_METRICS = 22
+  CALL_METRICS = 22,
+  CALL_ROTATE_CA = 23 /* [ms]: a line: what became of it */
 };
 
 /* All zeros, and what it is; then its arguments are added, and at the end

@@ -20,8 +20,9 @@ enum {
 };
 #define NO_LEADER "no leader: no quorum, or an election"
 
-/* What is asked; ASK_CHECKSUM of any node, the others of the leader. RENEW,
-   REPLACE and ADMITTED by a node that does not run: see rebuild.c. */
+/* What is asked; ASK_CHECKSUM and ASK_TRUST of any node, the others of the
+   leader. RENEW, REPLACE and ADMITTED by a node that does not run: see
+   rebuild.c. */
 enum {
   ASK_JOIN = 1,
   ASK_INVITE = 2,
@@ -34,7 +35,10 @@ enum {
   ASK_FOLLOW = 9,
   ASK_CHANGE = 10,
   ASK_ADVERTISE = 11,
-  ASK_UNINVITE = 12
+  ASK_UNINVITE = 12,
+  ASK_CERTIFY = 13,
+  ASK_TRUST = 14,
+  ASK_ROTATE = 15
 };
 
 /* What the leader answers to who asks to JOIN, or whether it is ADMITTED. */
@@ -258,9 +262,6 @@ bool cluster_take_option(struct identity *i, const char *name,
    *ca_key: tls_free_text(). */
 bool cluster_make_identity(struct identity *i, char **ca_key,
                            struct text *error);
-/* The CA among the settings of a new cluster. 0 or not. */
-int cluster_set_ca(struct settings *settings, const char *ca,
-                   const char *ca_key);
 /* A node as others know it. */
 void cluster_describe(const struct identity *i, uint8_t role,
                       struct raft_member *member);

@@ -77,6 +77,8 @@ void bell_ring(struct bell *bell, uint32_t how);
 
 /* ---- identity: identity.c ---------------------------------------------- */
 
+#define IDENTITY_PATH_MAX 1024
+
 /* The file DIR/node and the certificates beside it. */
 struct identity {
   uint64_t cluster, id, incarnation;
@@ -89,16 +91,30 @@ struct identity {
   unsigned log_keep_kib;      /* log kept for slow followers, at most */
   unsigned snapshot_rate_kib; /* a second, of snapshots given; 0: no limit */
   bool joining;               /* the first snapshot has not arrived yet */
-  char *ca, *cert, *key;      /* PEM */
+  /* Certificates that come from outside: absolute paths; else empty. And which
+     of their DNS names is the node's; empty: their URI is. */
+  char ca_file[IDENTITY_PATH_MAX], cert_file[IDENTITY_PATH_MAX];
+  char key_file[IDENTITY_PATH_MAX], names[256];
+  /* PEM. In a node that runs, changed by the loop thread under the mutex. */
+  char *ca, *cert, *key;
 };
 bool identity_valid_name(const char *name);
+/* All files of DIR; the second only the file `node`: what is beside it is then
+   trust.c's. */
 int identity_write(const char *dir, const struct identity *identity,
                    struct text *error);
-/* The file `node` alone. */
 int identity_write_node(const char *dir, const struct identity *identity,
                         struct text *error);
+/* -EACCES: nothing is damaged, but others may use a file that they must not, or
+   the files from outside cannot be read. */
 int identity_read(const char *dir, struct identity *identity,
                   struct text *error);
+/* The three files that an outside PKI gives: -EACCES and why not. What was read
+   so far is to be cleared. */
+int identity_read_outside(struct identity *identity, struct text *error);
+/* -EACCES: others than the owner may use a file, or (owner) that is neither this
+   user nor root. 0: not so, or there is no such file. */
+int identity_private(const char *path, bool owner, struct text *error);
 void identity_clear(struct identity *identity);
 
 /* ---- the directory that they are in: directory.c ------------------------- */
@@ -362,7 +378,7 @@ struct node {
   uint64_t next_read, asked_read; /* numbers of read requests */
   raft_index applied;
   bool worker_wanted, worker_apply, worker_install, worker_reopen;
-  bool worker_peers;
+  bool worker_peers, worker_trust;
   uint64_t next_checkpoint; /* ms; not before, when one was in vain */
   unsigned in_vain;         /* that many times in a row */
   /* checkpoints that somebody asked for, and the last one's outcome */
@@ -423,6 +439,7 @@ struct node {
   uint64_t since;          /* ms of the monotonic clock: its start */
   bool telling;            /* member.c: its address, and not before then */
   uint64_t tell_at;
+  struct trust *trust; /* trust.h */
   struct lock lock;
   struct host *host; /* sessions with attached processes */
   struct parking parking;
@@ -841,6 +858,7 @@ struct member_row {
   raft_index match;
   uint64_t lag_entries;
   int64_t contact_ms; /* since the last contact; -1: unknown */
+  int64_t expires;    /* end of its certificate, s since 1970; 0: unknown */
 };
 /* The members, as the leader sees them if it answers in time. */
 int cluster_members(struct node *node, struct member_row **rows, unsigned *n);

@@ -32,6 +32,7 @@
 ** with its id loses nothing.
 */
 #include "cluster.h"
+#include "trust.h"
 #include "vfs.h"
 
 #include <errno.h>
@@ -162,6 +163,15 @@ static bool read_identities(struct rebuild *r, struct text *error)
   int rc = identity_read(r->dir, &r->old, error);
   if (rc) {
     if (rc == -EBADMSG || rc == -ENOENT) node_advise(r->path, "", false, error);
+    return false;
+  }
+  if (trust_is_outside(&r->old)) {
+    text_set(
+        error,
+        "%s: its certificate comes from outside and says which node it is: "
+        "it cannot be another: delete %s and %s*, invite %s again, and "
+        "join with the same options and the new token",
+        r->path, r->dir, r->path, r->old.name);
     return false;
   }
   r->begun = r->old.joining;

@@ -34,7 +34,7 @@
 ** (DIR/recover/as-is says so to a later call).
 */
 #include "cluster.h"
-#include "database.h"
+#include "trust.h"
 #include "vfs.h"
 
 #include <errno.h>
@@ -460,6 +460,15 @@ static bool take_lock(struct recover *r)
   return r->lock >= 0 || recover_refuse(r, &why);
 }
 
+static bool is_option(const char *name)
+{
+  static const char *const options[] = {"listen", "advertise", "name", "ca",
+                                        "cert",   "key",       "names"};
+  for (unsigned i = 0; i < sizeof(options) / sizeof(options[0]); i++)
+    if (strcmp(name, options[i]) == 0) return true;
+  return false;
+}
+
 /* The options, on top of what the old one has. */
 static bool take_options(struct recover *r)
 {
@@ -468,6 +477,7 @@ static bool take_options(struct recover *r)
   bool advertised = false;
   r->next = *was;
   r->next.ca = r->next.cert = r->next.key = NULL;
+  r->next.cluster = 0;
   if (r->n_options % 2) {
     say(r, "options come in pairs: name, value");
     return false;
@@ -478,8 +488,7 @@ static bool take_options(struct recover *r)
       say(r, "an option is NULL");
       return false;
     }
-    if (strcmp(name, "listen") != 0 && strcmp(name, "advertise") != 0 &&
-        strcmp(name, "name") != 0) {
+    if (!is_option(name)) {
       say(r, "unknown option: %s", name);
       return false;
     }
@@ -665,8 +674,7 @@ static bool open_database(struct recover *r)
 /* Of the old cluster alone, and of no use to another. */
 static bool belongs_to_cluster(const char *setting)
 {
-  static const char *const those[] = {"ca", "ca-", "invite/", "revoked/",
-                                      "stay/"};
+  static const char *const those[] = {"ca", "invite/", "revoked/", "stay/"};
   if (strcmp(setting, those[0]) == 0) return true;
   for (unsigned i = 1; i < sizeof(those) / sizeof(those[0]); i++)
     if (strncmp(setting, those[i], strlen(those[i])) == 0) return true;
@@ -677,7 +685,7 @@ static int take_settings(struct recover *r, struct store_checkpoint *cp)
 {
   const struct settings *old = &r->node->settings;
   struct settings settings = {0};
-  int rc = cluster_set_ca(&settings, r->next.ca, r->ca_key);
+  int rc = r->ca_key ? trust_put_ca(&settings, r->next.ca, r->ca_key) : 0;
   for (unsigned i = 0; rc == 0 && i < old->n; i++)
     if (!belongs_to_cluster(old->items[i].name))
       rc = settings_set(&settings, old->items[i].name, old->items[i].value,
@@ -730,6 +738,13 @@ static bool begin(struct recover *r)
   struct text why = {""};
   if (!cluster_make_identity(&r->next, &r->ca_key, &why))
     return recover_refuse(r, &why);
+  if (r->next.cluster == r->node->identity.cluster) {
+    say(r,
+        "%s: names the old cluster: have certificates made for a new one, and "
+        "name their files with the options ca, cert and key",
+        r->next.cert_file);
+    return false;
+  }
   cluster_remove_directory(r->fresh);
   cluster_remove_directory(r->draft);
   int rc = io->mkdir(io->ctx, r->fresh);

@@ -311,7 +311,7 @@ static bool takes_long(uint8_t call)
 {
   return call == CALL_CHECKPOINT || call == CALL_BACKUP ||
          call == CALL_VERIFY || call == CALL_PROMOTE || call == CALL_DEMOTE ||
-         call == CALL_REMOVE || call == CALL_TRANSFER;
+         call == CALL_REMOVE || call == CALL_TRANSFER || call == CALL_ROTATE_CA;
 }
 
 static void carry_out(sqlite3_context *ctx, struct connection *c,
@@ -324,10 +324,10 @@ static void carry_out(sqlite3_context *ctx, struct connection *c,
   sqlite3_finalize(probe.stmt);
 }
 
-/* Texts, but for the numbers of a wait. */
+/* Texts, but for the numbers of who waits. */
 static void add_argument(struct call *call, sqlite3_value *value)
 {
-  if (call->what == CALL_WAIT &&
+  if ((call->what == CALL_WAIT || call->what == CALL_ROTATE_CA) &&
       sqlite3_value_numeric_type(value) == SQLITE_INTEGER)
     cells_integer(&call->arguments, (uint64_t)sqlite3_value_int64(value));
   else
@@ -382,6 +382,8 @@ static struct function functions[] = {
     {"quorate_transfer", 0, true, sql_call, CALL_TRANSFER},
     {"quorate_transfer", 1, true, sql_call, CALL_TRANSFER},
     {"quorate_leave", 0, true, sql_leave, 0},
+    {"quorate_rotate_ca", 0, true, sql_call, CALL_ROTATE_CA},
+    {"quorate_rotate_ca", 1, true, sql_call, CALL_ROTATE_CA},
     {"quorate_wait", 1, true, sql_call, CALL_WAIT},
     {"quorate_wait", 2, true, sql_call, CALL_WAIT},
     {"quorate_version", 0, false, sql_version, 0},

@@ -22,6 +22,7 @@
 ** anything that they use is freed.
 */
 #include "cluster.h"
+#include "trust.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -264,21 +265,11 @@ int start_raft(struct node *node, struct raft_recovered *recovered,
 
 static int open_network(struct node *node, struct text *error)
 {
-  struct tls_error tls_error;
   struct net_error net_error;
   struct net_callbacks callbacks;
-  uint64_t cluster, id;
-  int64_t expires;
   const struct identity *i = &node->identity;
-  if (tls_context_new(i->ca, i->cert, i->key, &node->tls, &tls_error) != 0 ||
-      tls_identity(i->cert, &cluster, &id, &expires, &tls_error) != 0) {
-    text_set(error, "%s: %s", node->dir, tls_error.text);
-    return -EBADMSG;
-  }
-  if (cluster != i->cluster || id != i->id) {
-    text_set(error, "%s/cert.pem: belongs to another node", node->dir);
-    return -EBADMSG;
-  }
+  int rc = trust_open(node, error);
+  if (rc) return rc;
   node_callbacks(node, &callbacks);
   struct net_options options = {.loop = &node->loop,
                                 .cluster = i->cluster,
@@ -401,6 +392,7 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
   struct raft_recovered recovered = {0};
   raft_index confirmed = 0;
   int rc = directory_check(node->dir, error);
+  if (rc == 0) rc = identity_private(node->dir, false, error);
   if (rc) return rc;
   if (recover_under_way(node->path, node->dir, error)) return -EINVAL;
   rc = identity_read(node->dir, &node->identity, error);
@@ -443,9 +435,11 @@ int node_start(const char *path, const struct raft_configuration *peers,
   }
   int rc = prepare(node, peers, error);
   /* The first of its events; from then on the threads change what it tells. */
-  if (rc == 0)
+  if (rc == 0) {
     events_add(&node->events, "started at entry %llu, listening on %s",
                (unsigned long long)node->applied, net_listening(node->net));
+    trust_announce(node);
+  }
   if (rc == 0) rc = start_threads(node, error);
   if (rc) {
     if (node->shared) node_stop(node, false); /* else nothing is begun */
@@ -659,7 +653,7 @@ void node_free(struct node *node)
   if (node == NULL) return;
   node_close(node);
   wal_free(node->wal);
-  tls_context_unref(node->tls);
+  trust_free(node);
   control_close(node->map);
   settings_clear(&node->settings);
   store_checkpoint_clear(&node->checkpoint);

@@ -12,7 +12,7 @@
 #include <errno.h>
 #include <sqlite3.h>
 
-#define KINDS 22
+#define KINDS 23
 
 /* Some numbers below that are not taken. */
 static bool is_known(unsigned what)
@@ -96,6 +96,7 @@ static void sample_answer(struct answer *answer, unsigned rows)
     cells_integer(&answer->cells, i);
     cells_null(&answer->cells);
     cells_integer(&answer->cells, UINT64_MAX);
+    cells_text(&answer->cells, "2027-01-01 00:00:00");
   }
   assert_false(answer->cells.bad);
 }
@@ -196,8 +197,8 @@ static void test_answer_round_trip(void **state)
     assert_int_equal(take_answer(p.data, p.len, CALL_MEMBERS, &back), 0);
     assert_int_equal(back.status, SQLITE_OK);
     assert_string_equal(back.error.s, "");
-    assert_int_equal(back.n_columns, 8);
-    assert_int_equal(back.cells.n, rows * 8);
+    assert_int_equal(back.n_columns, 9);
+    assert_int_equal(back.cells.n, rows * 9);
     same_cells(&answer.cells, &back.cells);
     answer_clear(&back);
     answer_clear(&answer);
@@ -516,6 +517,17 @@ static void test_arguments(void **state)
   cells_integer(&call.arguments, 1);
   cells_null(&call.arguments);
   refused(&call, wait);
+  call.what = CALL_ROTATE_CA;
+  assert_true(call_check(&call, &error));
+  cells_integer(&call.arguments, 3600001);
+  refused(&call, wait);
+  cells_text(&call.arguments, "1");
+  refused(&call, wait);
+  cells_integer(&call.arguments, 0);
+  assert_true(call_check(&call, &error));
+  cells_integer(&call.arguments, 0);
+  cells_integer(&call.arguments, 0);
+  refused(&call, number);
   call.what = CALL_FOLLOW_WRITER;
   assert_true(call_check(&call, &error));
   cells_text(&call.arguments, "perhaps");
