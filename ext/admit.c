@@ -288,14 +288,17 @@ static int propose_join(struct node *node, struct join *join, struct text *why)
       raft_configuration(node->raft, NULL), join->removed);
   if (old)
     changes[n++] = (struct raft_change){.type = RAFT_REMOVE, .id = old->id};
-  changes[n++] =
-      (struct raft_change){.type = RAFT_ADD_LEARNER, .member = &join->member};
+  /* With a certificate that both have, one after the other. */
+  bool first = old && old->id == join->member.id;
+  if (!first)
+    changes[n++] =
+        (struct raft_change){.type = RAFT_ADD_LEARNER, .member = &join->member};
   int rc = cluster_propose_changes(node, n, changes, &index);
   if (rc == RAFT_EINVAL) {
     text_set(why, "there are %u members, and no more can be", RAFT_MEMBERS_MAX);
     return ANSWER_REFUSED;
   }
-  if (rc) return ANSWER_AGAIN; /* another change is under way */
+  if (rc || first) return ANSWER_AGAIN; /* a change is under way */
   join->index = index;
   return ANSWER_OK;
 }
