@@ -61,6 +61,7 @@ struct rebuild {
   uint64_t until;
   struct raft_configuration members;
   struct text why; /* nobody gave what was asked for */
+  bool unwanted;   /* because this node is no member, says who should know */
 };
 
 static void append(struct text *text, const char *more)
@@ -240,7 +241,7 @@ static int ask_at(struct rebuild *r, struct tls_context *as,
   int status = ANSWER_REDIRECT;
   snprintf(at, sizeof(at), "%s", address);
   for (int tries = 0; tries < REDIRECTS && status == ANSWER_REDIRECT; tries++) {
-    struct net_error error = {""};
+    struct net_error error = {"", 0};
     *body = NULL;
     status = net_call_once(as, &self, at, request->data, request->len, ms, body,
                            len, &error);
@@ -254,7 +255,11 @@ static int ask_at(struct rebuild *r, struct tls_context *as,
       text_set(&r->why, "%s: %s", at, (const char *)*body);
     else if (!*answered)
       text_set(&r->why, "%s", error.text[0] ? error.text : at);
-    if (status == ANSWER_REFUSED || status == ANSWER_AGAIN) *answered = true;
+    bool said = status == ANSWER_REFUSED || status == ANSWER_AGAIN;
+    if (said || !*answered)
+      r->unwanted = error.goodbye == NET_GOODBYE_STRANGER ||
+                    error.goodbye == NET_GOODBYE_REVOKED;
+    if (said) *answered = true;
     free(*body);
     *body = NULL;
   }
@@ -371,6 +376,7 @@ static bool admitted(struct rebuild *r)
   uint8_t *body = NULL;
   size_t len = 0;
   struct text why = r->why;
+  bool unwanted = r->unwanted;
   if (r->as_next == NULL) r->as_next = context_of(&r->next, &r->why);
   if (r->as_next == NULL) return false;
   pack_u8(&request, ASK_ADMITTED);
@@ -378,7 +384,10 @@ static bool admitted(struct rebuild *r)
             take_admission(r, body, len);
   free(body);
   /* What is said to the old self tells more, if that is still asked for. */
-  if (!ok && !r->begun && why.s[0]) r->why = why;
+  if (!ok && !r->begun && why.s[0]) {
+    r->why = why;
+    r->unwanted = unwanted;
+  }
   return ok;
 }
 
@@ -402,8 +411,7 @@ static bool be_admitted(struct rebuild *r, struct text *error)
       nanosleep(&pause, NULL);
   }
   text_set(error, "the other nodes did not take it back: %s", r->why.s);
-  /* A leader hangs up on who is no member. */
-  if (strstr(r->why.s, "closed by the other side"))
+  if (r->unwanted)
     node_advise(r->path, r->old.name, false, error);
   else
     append(error, "; nothing was given up here: call it again when they have a "
