@@ -510,7 +510,7 @@ static bool begin_asking(const struct tls_token *token, struct identity *i,
 /* While a CA is being replaced, some nodes may still show a certificate of the
    other one, for a moment. */
 #define PIN_MS 5000
-#define PIN_PAUSE_MS 100
+#define PIN_PAUSE_MS 500
 #define PIN_TEXT "the token's CA"
 
 static bool may_change(const char *why, uint64_t until)
@@ -566,11 +566,7 @@ static bool ask_to_join(const struct tls_token *token, struct identity *i,
     int status = send_request(token, i, tls, &request, &body, &len, &net_error);
     ok = status == ANSWER_OK && take_admission(body, len, i, members, error);
     if (status < 0)
-      text_set(error, "%s%s", net_error.text,
-               strstr(net_error.text, PIN_TEXT)
-                   ? ": if the cluster's CA was replaced since it was given, "
-                     "ask for a new token"
-                   : "");
+      text_set(error, "%s", net_error.text);
     else if (status != ANSWER_OK)
       text_set(error, "%.*s", (int)len, body ? (const char *)body : "");
   }
