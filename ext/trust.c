@@ -304,6 +304,7 @@ static void handle_certify(struct node *node, raft_id from, struct parser *p,
     cluster_answer(to, answer.bad ? ANSWER_REFUSED : ANSWER_OK, answer.data,
                    answer.len);
     events_add(&node->events, "the certificate of %s is renewed", m->name);
+    rotate_ask_soon(node, from);
   }
   free(answer.data);
   tls_free_text(cert);

@@ -162,6 +162,8 @@ void renew_forget(struct trust *trust);
 void rotate_tick(struct node *node);
 /* Loop thread: what the settings say of CAs is new here: says so. */
 void rotate_announce(struct node *node, const struct trust_ca *ca);
+/* Loop thread of the leader: a member is about to have another certificate. */
+void rotate_ask_soon(struct node *node, raft_id id);
 void rotate_handle(struct node *node, struct parser *p, struct answer_to to);
 /* quorate_rotate_ca(). */
 void trust_run_rotate(struct node *node, const struct call *call,
