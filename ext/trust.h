@@ -114,6 +114,8 @@ int trust_check(const char *dir, const struct identity *identity,
 /* Before the threads run: node->tls and node->trust. */
 int trust_open(struct node *node, struct text *error);
 void trust_free(struct node *node);
+/* The mutex held: why there is no leader, as far as is known here. */
+const char *trust_no_leader(const struct node *node);
 /* After the start's own event: what is to be said of the certificate. */
 void trust_announce(struct node *node);
 /* Loop thread, now and then. */
