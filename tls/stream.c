@@ -17,6 +17,10 @@
 ** retried, a write fails only for want of memory. SSL_write therefore either
 ** writes everything or kills the stream.
 **
+** A server has nothing of OpenSSL's (70 KB) before the first record is there as
+** a whole: whoever connects and is silent, or sends half of a hello, costs the
+** bytes that he sent and little more.
+**
 ** States. A stream is born shaking hands; it becomes `ready` once, and `dead`
 ** once, from anywhere and for good. `ended` (the peer sent close_notify) and
 ** `closed` (we did) are of the two directions, and independent.
@@ -36,16 +40,19 @@
 /* A handshake takes about 3 KB each way, with TLS_CHAIN_MAX 20.
    A peer that needs more is playing for time. */
 #define HANDSHAKE_MAX ((size_t)64 * 1024)
+/* The first record, with a hello that is some hundred bytes long. */
+#define HELLO_MAX ((size_t)4 * 1024)
+#define HEADER_LEN ((size_t)SSL3_RT_HEADER_LENGTH)
 
 struct tls_stream {
-  SSL *ssl;
+  SSL *ssl; /* NULL: a server that waits for the first record */
   struct tls_context *context;
   struct tls_buffer in, out;
   struct tls_peer peer; /* its reason is the stream's error as well */
   uint64_t written;     /* bytes since the key was last replaced */
   size_t shaken;        /* bytes that the handshake has consumed */
   unsigned looked;      /* of the first bytes, see looks_like_tls() */
-  bool ready, dead, ended, closed;
+  bool server, ready, dead, ended, closed;
 };
 
 /* ---- the BIO ----------------------------------------------------------- */
@@ -170,7 +177,7 @@ static int check_handshake(struct tls_stream *stream)
     return die(stream, TLS_CAUSE_PROTOCOL, "peer speaks no TLS 1.3");
   if (!tls_speaks_quorate(stream->ssl))
     return die(stream, TLS_CAUSE_PROTOCOL, "peer speaks no quorate/1");
-  if (!SSL_is_server(stream->ssl) && stream->peer.node == 0)
+  if (!stream->server && stream->peer.node == 0)
     return die(stream, TLS_CAUSE_PROTOCOL, "server showed no certificate");
   return 0;
 }
@@ -194,31 +201,42 @@ static int shake_hands(struct tls_stream *stream)
   }
 }
 
-struct tls_stream *tls_stream_new(struct tls_context *context, bool server)
+/* Brings OpenSSL in. -1: no memory. */
+static int start(struct tls_stream *stream)
 {
-  OSSL_LIB_CTX *lib = tls_enter(NULL);
-  struct tls_stream *stream;
   BIO *bio = NULL;
 
-  if (lib == NULL) return NULL;
-  stream = calloc(1, sizeof *stream);
-  if (stream == NULL) return NULL;
-  stream->ssl = SSL_new(context->ssl);
-  if (stream->ssl != NULL) bio = new_bio(lib, stream);
+  stream->ssl = SSL_new(stream->context->ssl);
+  if (stream->ssl != NULL) bio = new_bio(stream->context->lib, stream);
   if (bio == NULL || !SSL_set_app_data(stream->ssl, &stream->peer)) {
     BIO_free(bio);
     SSL_free(stream->ssl);
-    free(stream);
-    tls_leave(0);
-    return NULL;
+    stream->ssl = NULL;
+    return -1;
   }
   SSL_set_bio(stream->ssl, bio, bio);
-  stream->context = tls_context_ref(context);
-  if (server) {
+  if (stream->server)
     SSL_set_accept_state(stream->ssl);
-  } else {
+  else
     SSL_set_connect_state(stream->ssl);
+  return 0;
+}
+
+struct tls_stream *tls_stream_new(struct tls_context *context, bool server)
+{
+  struct tls_stream *stream = calloc(1, sizeof *stream);
+
+  if (stream == NULL) return NULL;
+  stream->context = tls_context_ref(context);
+  stream->server = server;
+  if (server) return stream; /* the rest comes with the client's hello */
+  tls_enter(NULL);
+  if (start(stream) == 0) {
     (void)shake_hands(stream);
+  } else {
+    tls_context_unref(context);
+    free(stream);
+    stream = NULL;
   }
   tls_leave(0);
   return stream;
@@ -274,11 +292,24 @@ static bool looks_like_tls(struct tls_stream *stream, const uint8_t *data,
   return true;
 }
 
+/* 1: the first record is there; 0: not yet; -1: it is none of a hello. */
+static int first_record(struct tls_stream *stream)
+{
+  const uint8_t *at = stream->in.data + stream->in.start;
+  size_t n = tls_buffer_len(&stream->in), len;
+
+  if (n < HEADER_LEN) return 0;
+  len = (size_t)at[3] << 8 | at[4];
+  if (HEADER_LEN + len > HELLO_MAX)
+    return die(stream, TLS_CAUSE_PROTOCOL, "handshake failed: hello too long");
+  return n >= HEADER_LEN + len;
+}
+
 /* ---- data -------------------------------------------------------------- */
 
 int tls_stream_feed(struct tls_stream *stream, const void *data, size_t n)
 {
-  int rc = 0;
+  int rc;
 
   if (stream->dead) return -1;
   if (stream->ended) return 0; /* RFC 8446, section 6.1: it is ignored */
@@ -286,11 +317,17 @@ int tls_stream_feed(struct tls_stream *stream, const void *data, size_t n)
     return die(stream, TLS_CAUSE_PROTOCOL, "peer does not speak TLS");
   if (tls_buffer_add(&stream->in, data, n) != 0)
     return die(stream, TLS_CAUSE_OTHER, "out of memory");
-  if (!stream->ready) {
-    tls_enter(NULL);
-    rc = tls_leave(shake_hands(stream));
+  if (stream->ready) return 0;
+  if (stream->ssl == NULL) {
+    rc = first_record(stream);
+    if (rc <= 0) return rc;
   }
-  return rc;
+  tls_enter(NULL);
+  if (stream->ssl == NULL && start(stream) != 0)
+    rc = die(stream, TLS_CAUSE_OTHER, "out of memory");
+  else
+    rc = shake_hands(stream);
+  return tls_leave(rc);
 }
 
 ssize_t tls_stream_read(struct tls_stream *stream, void *buf, size_t n)

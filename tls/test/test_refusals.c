@@ -438,6 +438,71 @@ static void test_other_beginnings(void **state)
   }
 }
 
+/* ---- half a hello ------------------------------------------------------ */
+
+/* Silent clients, and those that send a hello but for its last byte, cost
+   nothing of OpenSSL's. Then the last byte comes, and all is well. */
+static void test_half_a_hello(void **state)
+{
+  struct pair pair = make_pair(peer, good);
+  size_t before = held, n;
+  struct tls_stream *servers[50];
+  const uint8_t *data;
+
+  (void)state;
+  n = tls_stream_output(pair.client, &data);
+  for (int i = 0; i < 50; i++) {
+    servers[i] = tls_stream_new(good, true);
+    for (size_t k = 0; i > 0 && k + 1 < n; k++)
+      assert_int_equal(tls_stream_feed(servers[i], data + k, 1), 0);
+  }
+  assert_int_equal(held, before);
+  for (int i = 0; i < 50; i++) {
+    struct pair one = {pair.client, servers[i]};
+
+    if (i < 49) {
+      tls_stream_free(servers[i]);
+      continue;
+    }
+    assert_int_equal(tls_stream_feed(one.server, data + n - 1, 1), 0);
+    assert_true(held > before);
+    tls_stream_sent(one.client, n);
+    crawl(&one);
+    assert_int_equal(tls_stream_peer(one.client), 1);
+    assert_int_equal(tls_stream_peer(one.server), 2);
+    tls_stream_free(one.server);
+  }
+  free_pair(&pair);
+}
+
+/* The length in the header alone says that it is none. */
+static void test_long_hello(void **state)
+{
+  static const struct {
+    uint8_t header[5];
+    int rc;
+  } headers[] = {{{22, 3, 1, 0x0f, 0xfb}, 0},
+                 {{22, 3, 1, 0x0f, 0xfc}, -1},
+                 {{22, 3, 1, 0xff, 0xff}, -1}};
+
+  (void)state;
+  for (int i = 0; i < 3; i++) {
+    struct tls_stream *server = tls_stream_new(good, true);
+    size_t before = held;
+
+    assert_int_equal(tls_stream_feed(server, headers[i].header, 4), 0);
+    assert_int_equal(tls_stream_feed(server, headers[i].header + 4, 1),
+                     headers[i].rc);
+    assert_int_equal(held, before);
+    if (headers[i].rc != 0) {
+      assert_says(server, "handshake failed: hello too long");
+      assert_int_equal(tls_stream_cause(server), TLS_CAUSE_PROTOCOL);
+      assert_ended(server);
+    }
+    tls_stream_free(server);
+  }
+}
+
 /* ---- what is known of a good peer -------------------------------------- */
 
 static void test_end_of_peer(void **state)
@@ -637,6 +702,8 @@ int main(void)
       cmocka_unit_test(test_expired_ca),
       cmocka_unit_test(test_random_bytes),
       cmocka_unit_test(test_other_beginnings),
+      cmocka_unit_test(test_half_a_hello),
+      cmocka_unit_test(test_long_hello),
       cmocka_unit_test(test_end_of_peer),
       cmocka_unit_test(test_cut),
       cmocka_unit_test(test_altered),
