@@ -362,12 +362,13 @@ struct net_source {
   bool member;       /* as of its last connection: a peer is there */
   unsigned n;        /* unverified connections */
   uint64_t spent_at; /* us: when its handshakes are paid for */
-  uint64_t last;     /* when one came from there */
+  uint64_t last;     /* which connection the last one from there was */
 };
 
 struct net_crowd {
   struct net_source sources[NET_SOURCES];
-  unsigned n; /* unverified connections of all */
+  unsigned n;    /* unverified connections of all */
+  uint64_t last; /* how many connections there were */
   uint64_t spent_at;
 };
 
