@@ -122,16 +122,16 @@ static bool is_cut_off(const struct node *node)
          clock_wall_ms() / 1000 > node->trust->view.expires;
 }
 
+#define EXPIRED                                                                \
+  "this node's certificate has expired, and the other nodes refuse it: "
+
 const char *trust_no_leader(const struct node *node)
 {
   if (!is_cut_off(node)) return "no leader: no quorum, or an election";
-  return trust_is_outside(&node->identity)
-             ? "this node's certificate has expired, and the other nodes "
-               "refuse "
-               "it: put a new one in its place"
-             : "this node's certificate has expired, and the other nodes "
-               "refuse "
-               "it: invite its name again and join anew, see quorate_events";
+  return trust_is_outside(&node->identity) ? EXPIRED
+             "put a new one in its place"
+                                           : EXPIRED
+             "invite its name again and join anew, see quorate_events";
 }
 
 static void tell_end(struct node *node)
