@@ -220,6 +220,14 @@ static void inquire(struct node *node, struct trust_peer *peer, uint64_t now)
   net_call(node->net, peer->id, &question, 1, ANSWER_MS, told, inquiry);
 }
 
+void rotate_ask_soon(struct node *node, raft_id id)
+{
+  struct trust_peer *peer = find_peer(node->trust, id);
+  uint64_t now = clock_monotonic_ms();
+  if (peer && peer->asked_at > now - (KNOWN_MS - UNKNOWN_MS))
+    peer->asked_at = now - (KNOWN_MS - UNKNOWN_MS);
+}
+
 int64_t trust_expires_of(struct node *node, raft_id id)
 {
   struct trust *t = node->trust;

@@ -122,6 +122,18 @@ static bool is_cut_off(const struct node *node)
          clock_wall_ms() / 1000 > node->trust->view.expires;
 }
 
+#define EXPIRED                                                                \
+  "this node's certificate has expired, and the other nodes refuse it: "
+
+const char *trust_no_leader(const struct node *node)
+{
+  if (!is_cut_off(node)) return "no leader: no quorum, or an election";
+  return trust_is_outside(&node->identity) ? EXPIRED
+             "put a new one in its place"
+                                           : EXPIRED
+             "invite its name again and join anew, see quorate_events";
+}
+
 static void tell_end(struct node *node)
 {
   const struct identity *i = &node->identity;
@@ -137,12 +149,11 @@ static void tell_end(struct node *node)
                "it; local reads go on. To bring it back: delete its files here "
                "and join anew with SELECT quorate_invite('%s') of another node",
                end.s, i->name);
-  node_reason(node,
-              "this node's certificate expired on %s: it cannot speak to the "
-              "others: %s",
-              end.s,
-              trust_is_outside(i) ? "put a new one in its place"
-                                  : "invite its name again and join anew");
+  pthread_mutex_lock(&node->mutex);
+  struct text why;
+  text_set(&why, "%s", trust_no_leader(node));
+  node_keep_reason(node, &why);
+  pthread_mutex_unlock(&node->mutex);
 }
 
 static void tell_left(struct node *node)
@@ -304,6 +315,7 @@ static void handle_certify(struct node *node, raft_id from, struct parser *p,
     cluster_answer(to, answer.bad ? ANSWER_REFUSED : ANSWER_OK, answer.data,
                    answer.len);
     events_add(&node->events, "the certificate of %s is renewed", m->name);
+    rotate_ask_soon(node, from);
   }
   free(answer.data);
   tls_free_text(cert);

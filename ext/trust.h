@@ -114,6 +114,8 @@ int trust_check(const char *dir, const struct identity *identity,
 /* Before the threads run: node->tls and node->trust. */
 int trust_open(struct node *node, struct text *error);
 void trust_free(struct node *node);
+/* The mutex held: why there is no leader, as far as is known here. */
+const char *trust_no_leader(const struct node *node);
 /* After the start's own event: what is to be said of the certificate. */
 void trust_announce(struct node *node);
 /* Loop thread, now and then. */
@@ -162,6 +164,8 @@ void renew_forget(struct trust *trust);
 void rotate_tick(struct node *node);
 /* Loop thread: what the settings say of CAs is new here: says so. */
 void rotate_announce(struct node *node, const struct trust_ca *ca);
+/* Loop thread of the leader: a member is about to have another certificate. */
+void rotate_ask_soon(struct node *node, raft_id id);
 void rotate_handle(struct node *node, struct parser *p, struct answer_to to);
 /* quorate_rotate_ca(). */
 void trust_run_rotate(struct node *node, const struct call *call,
