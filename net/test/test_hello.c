@@ -550,6 +550,73 @@ static void a_member_is_revoked(void **state)
   pair_close(&p);
 }
 
+static void serve_much(struct net_request *request, const uint8_t *body,
+                       size_t len)
+{
+  static const uint8_t much[NET_ANSWER_MAX];
+
+  (void)body;
+  (void)len;
+  net_reply(request, 0, much, sizeof much);
+}
+
+/* Reads, and keeps the end of what came. */
+static bool read_on(struct raw *raw)
+{
+  static uint8_t in[65536], plain[65536];
+  ssize_t n = recv(raw->fd, in, sizeof in, 0);
+
+  if (n == 0 || (n < 0 && errno != EAGAIN)) raw->closed = true;
+  if (n <= 0) return true;
+  tls_stream_feed(raw->tls, in, (size_t)n);
+  while ((n = tls_stream_read(raw->tls, plain, sizeof plain)) > 0) {
+    raw->n_in = MIN((size_t)n, 100u);
+    memcpy(raw->in, plain + n - raw->n_in, raw->n_in);
+  }
+  return true;
+}
+
+/* Behind megabytes that were not read yet it is not lost. */
+static void a_goodbye_waits_to_be_read(void **state)
+{
+  static const char why[] = "removed by a test";
+  uint8_t call[NET_CALL_HEAD] = {0};
+  struct site site;
+  struct raw raw;
+
+  (void)state;
+  site_open(&site);
+  site.node.serve = serve_much;
+  net_limits(site.node.net)->parting_ms = PATIENCE_MS;
+  raw_open(&raw, net_listening(site.node.net), identity(2));
+  raw_greet(&raw, &site.loop, 2);
+  for (unsigned i = 0; i < 10; i++)
+    raw_frame(&raw, NET_FRAME_FETCH, call, sizeof call);
+  UNTIL(&site.loop, site.node.requests == 10);
+  site.node.revoked[2] = true;
+  net_recheck(site.node.net);
+  UNTIL(&site.loop, refused(&site.node, NET_REFUSED_REVOKED) == 1);
+  MEANWHILE(&site.loop, 50);
+  UNTIL(&site.loop, read_on(&raw) && raw.closed);
+  assert_true(raw.n_in > sizeof why);
+  assert_memory_equal(raw.in + raw.n_in - (sizeof why - 1), why,
+                      sizeof why - 1);
+  raw_end(&raw);
+  /* One that never reads has little time. */
+  site.node.revoked[2] = false;
+  net_limits(site.node.net)->parting_ms = 100;
+  raw_open(&raw, net_listening(site.node.net), identity(2));
+  raw_greet(&raw, &site.loop, 2);
+  for (unsigned i = 0; i < 10; i++)
+    raw_frame(&raw, NET_FRAME_FETCH, call, sizeof call);
+  UNTIL(&site.loop, site.node.requests == 20);
+  site.node.revoked[2] = true;
+  net_recheck(site.node.net);
+  UNTIL(&site.loop, connections_of(&site.node) == site.connections);
+  raw_end(&raw);
+  site_close(&site);
+}
+
 /* That a connection was ended in order is no sign of a crash. */
 static void no_alarm_is_raised(void **state)
 {
@@ -659,6 +726,7 @@ int main(void)
       cmocka_unit_test(a_stranger_may_ask_to_join),
       cmocka_unit_test(a_revoked_node_is_refused),
       cmocka_unit_test(a_member_is_revoked),
+      cmocka_unit_test(a_goodbye_waits_to_be_read),
       cmocka_unit_test(no_alarm_is_raised),
       cmocka_unit_test(a_certificate_expires),
       cmocka_unit_test(everything_is_counted),
