@@ -247,7 +247,7 @@ void member_look(struct node *node)
   node->reconfigured = false;
   pthread_mutex_unlock(&node->mutex);
   if (!changed) return;
-  net_recheck(node->net);
+  if (node->net) net_recheck(node->net); /* else the loop is about to end */
   if (is_revoked_id(node, node->identity.id)) be_out(node);
 }
 
