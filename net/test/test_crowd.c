@@ -139,6 +139,11 @@ static void a_peer_always_finds_a_place(void **state)
   (void)state;
   site_open(&site);
   net_limits(site.node.net)->handshake_ms = 60000;
+  /* An address that was there before counts by its newest connection. */
+  dial_from(&site, &raw, "127.0.7.63", NULL);
+  UNTIL(&site.loop, unverified(&site.node) == 1);
+  raw_end(&raw);
+  UNTIL(&site.loop, unverified(&site.node) == 0);
   for (unsigned i = 0; i < 64; i++) {
     char source[16];
 

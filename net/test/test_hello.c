@@ -636,6 +636,7 @@ static void no_alarm_is_raised(void **state)
   UNTIL(&p.loop, p.b.refused_code == NET_GOODBYE_STRANGER);
   UNTIL(&p.loop, !connected(&p.b, 1));
   UNTIL(&p.loop, !connected(&p.a, 2));
+  UNTIL(&p.loop, net_peer_find(p.b.net, 1)->n_inbound == 0);
   assert_int_equal(p.a.down[2] + p.b.down[1], 0);
   p.a.banned[2] = false;
   UNTIL(&p.loop, connected(&p.b, 1) && connected(&p.a, 2));
