@@ -8,7 +8,6 @@
 #include <stdio.h>
 
 #define JOIN_MS 10000
-#define SILENT_MS 3000 /* without a sign of life */
 
 static const char not_a_member[] =
     "no member any more: another node may have taken its place";
@@ -19,8 +18,8 @@ struct join {
   struct net_request *request;
   raft_term term;
   raft_index index; /* of its configuration; 0: not proposed yet */
-  raft_index removed;
-  uint64_t deadline;
+  raft_id removed;  /* by the same change; 0: nobody */
+  uint64_t begun;   /* ms */
   struct raft_member member;
   char *cert;   /* NULL: it has one */
   bool rebuilt; /* and is proposed already: rebuild.c */
@@ -28,15 +27,16 @@ struct join {
 
 /* ---- joining ------------------------------------------------------------- */
 
+/* It was added, and never got as far as to be a voter. */
+static bool is_unfinished(struct node *node, const struct raft_member *m)
+{
+  return m->role == RAFT_LEARNER && !member_stays(node, m->id);
+}
+
 bool admit_replaceable(struct node *node, const struct raft_member *m)
 {
-  struct raft_progress p;
-  uint64_t now = clock_monotonic_ms();
-  if (m->role == RAFT_LEARNER) return true;
-  /* A new leader has not heard from anybody yet. */
-  return raft_progress(node->raft, m->id, &p) &&
-         now - node->lead_since > SILENT_MS &&
-         (p.last_contact == 0 || now - p.last_contact > SILENT_MS);
+  return is_unfinished(node, m) ||
+         member_reach(node, m->id, 0) == MEMBER_SILENT;
 }
 
 static void join_free(struct join *join)
@@ -74,6 +74,14 @@ static struct join *make_join(struct node *node, const char *name,
   return join;
 }
 
+static void refuse_join(struct node *node, const char *name,
+                        struct answer_to to, const char *why)
+{
+  events_add(&node->events, "a node that would be %s was refused: %s", name,
+             why);
+  cluster_refuse(to, why);
+}
+
 /* To be answered when its member is agreed on. */
 static void begin_join(struct node *node, struct join *join,
                        struct answer_to to)
@@ -81,10 +89,38 @@ static void begin_join(struct node *node, struct join *join,
   bool leads;
   raft_state(node->raft, &join->term, &leads);
   join->request = to.request;
-  join->deadline = clock_monotonic_ms() + JOIN_MS;
+  join->begun = clock_monotonic_ms();
   join->next = node->joins;
   node->joins = join;
   admit_tick(node);
+}
+
+/* In whose place it is to come: a member that it names, or the one that has its
+   name. Whether that one is gone is looked at again when it is its turn. NULL:
+   *old, 0: nobody; else why not. */
+static const char *find_old(struct node *node, const char *name,
+                            const char *replaces, raft_id *old,
+                            struct text *line)
+{
+  const struct raft_configuration *c = raft_configuration(node->raft, NULL);
+  struct raft_member named, same;
+  bool known = cluster_member_named(c, name, &same);
+  *old = 0;
+  if (replaces[0] && !cluster_member_named(c, replaces, &named)) {
+    text_set(line, "no such member: %s", replaces);
+    member_list(c, line);
+    return line->s;
+  }
+  if (known && replaces[0] && same.id != named.id)
+    return "a member has that name already";
+  if (replaces[0])
+    *old = named.id;
+  else if (known)
+    *old = same.id;
+  if (replaces[0] || !known || is_unfinished(node, &same) ||
+      member_reach(node, same.id, UINT64_MAX) != MEMBER_REACHED)
+    return NULL;
+  return "a member has that name already";
 }
 
 /* Why a joiner cannot have the id of its certificate, 0: it shows none, in the
@@ -94,7 +130,8 @@ static const char *id_in_the_way(struct node *node, raft_id own,
 {
   bool outside = trust_is_outside(&node->identity);
   if (own == 0 && outside)
-    return "this cluster's certificates come from outside: name the files with "
+    return "this cluster's certificates come from outside: name the files "
+           "with "
            "the options ca, cert and key";
   if (own && (!outside || csr[0]))
     return "this cluster makes certificates itself: join without one";
@@ -107,35 +144,30 @@ static const char *id_in_the_way(struct node *node, raft_id own,
 void admit_join(struct node *node, struct parser *p, struct answer_to to)
 {
   size_t n;
-  char line[TEXT_MAX];
+  struct text line;
   struct tls_error error = {""};
-  struct raft_member old;
+  raft_id old = 0;
   raft_id own = net_request_identity(to.request);
   const uint8_t *secret = parse_blob(p, &n);
   const char *name = parse_text(p), *address = parse_text(p);
-  const char *csr = parse_text(p);
+  const char *csr = parse_text(p), *replaces = parse_text(p);
   if (!parser_done(p) || !identity_valid_name(name) ||
-      strlen(address) >= RAFT_ADDRESS_MAX) {
+      strlen(address) >= RAFT_ADDRESS_MAX ||
+      (replaces[0] && !identity_valid_name(replaces))) {
     cluster_refuse(to, "malformed request");
     return;
   }
   const char *why = invite_check(node, name, secret, n);
-  bool known =
-      cluster_member_named(raft_configuration(node->raft, NULL), name, &old);
-  if (why == NULL && known && !admit_replaceable(node, &old))
-    why = "a member has that name already";
-  if (why == NULL) why = id_in_the_way(node, own, csr, known ? old.id : 0);
+  if (why == NULL) why = find_old(node, name, replaces, &old, &line);
+  if (why == NULL) why = id_in_the_way(node, own, csr, old);
   struct join *join =
       why ? NULL : make_join(node, name, address, own, csr, &error);
   if (why == NULL && join == NULL) why = error.text;
   if (why) {
-    snprintf(line, sizeof(line), "a node that would be %s was refused: %s",
-             name, why);
-    events_add(&node->events, "%s", line);
-    cluster_refuse(to, why);
+    refuse_join(node, name, to, why);
     return;
   }
-  join->removed = known ? old.id : 0;
+  join->removed = old;
   begin_join(node, join, to);
 }
 
@@ -200,45 +232,96 @@ static void join_answer(struct node *node, struct join *join)
              join->member.name, join->member.address);
 }
 
+/* Whether the other one may go, should there be one: an ANSWER_... */
+static int may_replace(struct node *node, const struct join *join,
+                       struct text *why)
+{
+  const struct raft_member *old = raft_configuration_find(
+      raft_configuration(node->raft, NULL), join->removed);
+  bool named = old && strcmp(old->name, join->member.name) == 0;
+  if (old == NULL) return ANSWER_OK;
+  if (named && is_unfinished(node, old)) return ANSWER_OK;
+  switch (member_reach(node, old->id, UINT64_MAX)) {
+  case MEMBER_REACHED:
+    text_set(why,
+             "%s is alive: only a member that was not heard of for %d s can be "
+             "replaced; or remove it first: SELECT quorate_remove('%s')",
+             old->name, SILENT_MS / 1000, old->name);
+    return ANSWER_REFUSED;
+  case MEMBER_UNSURE:
+    text_set(why, "waits to hear from %s", old->name);
+    return ANSWER_AGAIN;
+  default:
+    return member_may_lose(node, old, clock_monotonic_ms() - join->begun,
+                           "replacing", why);
+  }
+}
+
+/* One change: the new one comes, and the old one goes, should there be one. Who
+   has its id by a certificate from outside comes in a second change: it is not
+   the old one, but has to be called so. */
+static int propose_join(struct node *node, struct join *join, struct text *why)
+{
+  struct raft_change changes[2];
+  raft_index index;
+  unsigned n = 0;
+  int status = may_replace(node, join, why);
+  if (status != ANSWER_OK) return status;
+  const struct raft_member *old = raft_configuration_find(
+      raft_configuration(node->raft, NULL), join->removed);
+  if (old)
+    changes[n++] = (struct raft_change){.type = RAFT_REMOVE, .id = old->id};
+  if (old && old->id == join->member.id) {
+    cluster_propose_changes(node, n, changes, &index);
+    return ANSWER_AGAIN;
+  }
+  changes[n++] =
+      (struct raft_change){.type = RAFT_ADD_LEARNER, .member = &join->member};
+  int rc = cluster_propose_changes(node, n, changes, &index);
+  if (rc == RAFT_EINVAL) {
+    text_set(why, "there are %u members, and no more can be", RAFT_MEMBERS_MAX);
+    return ANSWER_REFUSED;
+  }
+  if (rc) return ANSWER_AGAIN; /* another change is under way */
+  invite_spend(node, join->member.name, &index);
+  join->index = index;
+  return ANSWER_OK;
+}
+
 /* Takes the next step of a join. True: it is over. */
 static bool join_step(struct node *node, struct join *join)
 {
+  struct answer_to to = {join->request, NULL};
+  struct text why;
   raft_term term;
-  raft_index index;
   bool leads;
-  static const char lost[] = "not agreed on in time: try again";
   raft_state(node->raft, &term, &leads);
   if (!leads || term != join->term || node->closing ||
-      clock_monotonic_ms() > join->deadline) {
-    net_reply(join->request, ANSWER_REFUSED, lost, sizeof(lost) - 1);
+      clock_monotonic_ms() - join->begun > JOIN_MS) {
+    cluster_refuse(to, "not agreed on in time: try again");
     return true;
   }
-  if (join->removed) {
-    int rc =
-        cluster_propose_change(node, RAFT_REMOVE, join->removed, NULL, &index);
-    if (rc == 0 || rc == RAFT_ENOTFOUND) join->removed = 0;
+  if (join->index == 0 && propose_join(node, join, &why) == ANSWER_REFUSED) {
+    refuse_join(node, join->member.name, to, why.s);
+    return true;
+  }
+  if (join->index == 0 || node->applied < join->index ||
+      raft_configuration_joint(raft_configuration(node->raft, NULL)))
     return false;
-  }
-  if (join->index == 0) {
-    if (cluster_propose_change(node, RAFT_ADD_LEARNER, 0, &join->member,
-                               &index) != 0)
-      return false; /* another change is under way */
-    invite_spend(node, join->member.name, &index);
-    join->index = index;
-  }
-  if (node->applied < join->index) return false;
   join_answer(node, join);
   return true;
 }
 
 void cluster_pack_join(struct packer *p, const struct tls_token *token,
-                       const char *address, const char *csr)
+                       const char *address, const char *csr,
+                       const char *replaces)
 {
   pack_u8(p, ASK_JOIN);
   pack_blob(p, token->secret, sizeof(token->secret));
   pack_text(p, token->name);
   pack_text(p, address);
   pack_text(p, csr);
+  pack_text(p, replaces);
 }
 
 /* ---- a node that is rebuilt -------------------------- */
@@ -297,6 +380,11 @@ static void handle_replace(struct node *node, raft_id from, struct parser *p,
     cluster_refuse(to, not_a_member);
     return;
   }
+  if (member_stays(node, from) && !member_stays(node, fresh.id)) {
+    int failed = member_stay(node, fresh.id);
+    cluster_again(to, failed ? raft_strerror(failed) : "waits for agreement");
+    return;
+  }
   fresh.priority = old->priority;
   memcpy(fresh.name, old->name, sizeof(fresh.name));
   snprintf(fresh.address, sizeof(fresh.address), "%s", address);
@@ -353,13 +441,14 @@ bool admit_rebuild(struct node *node, raft_id from, struct parser p,
 
 static void promote_learners(struct node *node)
 {
-  const struct raft_configuration *c = raft_configuration(node->raft, NULL);
+  raft_index index;
+  const struct raft_configuration *c = raft_configuration(node->raft, &index);
+  if (index > node->applied) return; /* and what was to be known before it */
   for (unsigned i = 0; i < c->n; i++) {
     struct raft_progress progress;
-    raft_index index;
     struct raft_member m = c->members[i];
-    if (m.role != RAFT_LEARNER || !raft_progress(node->raft, m.id, &progress) ||
-        !progress.caught_up)
+    if (m.role != RAFT_LEARNER || member_stays(node, m.id) ||
+        !raft_progress(node->raft, m.id, &progress) || !progress.caught_up)
       continue;
     if (cluster_propose_change(node, RAFT_PROMOTE, m.id, NULL, &index) == 0)
       events_add(&node->events, "%s has caught up and becomes a voter", m.name);

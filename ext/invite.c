@@ -58,7 +58,7 @@ int cluster_invite(struct node *node, const char *name, char **token,
     return -1;
   }
   snprintf(t.name, sizeof(t.name), "%s", name);
-  snprintf(t.address, sizeof(t.address), "%s", node->identity.advertise);
+  member_address(node, t.address);
   if (tls_random(t.secret, sizeof(t.secret), &tls_error) != 0 ||
       tls_digest(t.secret, sizeof(t.secret), digest, &tls_error) != 0) {
     text_set(error, "%s", tls_error.text);

@@ -63,6 +63,7 @@ struct rebuild {
   struct raft_configuration members;
   struct text why; /* nobody gave what was asked for */
   bool unwanted;   /* because this node is no member, says who should know */
+  bool revoked;    /* and never will be again */
 };
 
 static void append(struct text *text, const char *more)
@@ -261,14 +262,15 @@ static int ask_at(struct rebuild *r, struct tls_context *as,
     }
     if (status == ANSWER_REDIRECT && *len > 0 && *len < sizeof(at))
       snprintf(at, sizeof(at), "%s", (const char *)*body);
-    else if (status == ANSWER_REFUSED)
+    else if (status == ANSWER_REFUSED || status == ANSWER_AGAIN)
       text_set(&r->why, "%s: %s", at, (const char *)*body);
     else if (!*answered)
       text_set(&r->why, "%s", error.text[0] ? error.text : at);
-    if (status == ANSWER_REFUSED || !*answered)
-      r->unwanted = error.goodbye == NET_GOODBYE_STRANGER ||
-                    error.goodbye == NET_GOODBYE_REVOKED;
-    if (status == ANSWER_REFUSED) *answered = true;
+    bool answers = status == ANSWER_REFUSED || status == ANSWER_AGAIN;
+    if (error.goodbye == NET_GOODBYE_REVOKED) r->revoked = true;
+    if (answers || !*answered)
+      r->unwanted = error.goodbye == NET_GOODBYE_STRANGER;
+    if (answers) *answered = true;
     free(*body);
     *body = NULL;
   }
@@ -415,12 +417,12 @@ static bool be_admitted(struct rebuild *r, struct text *error)
   }
   while (1) {
     if (r->drafted && admitted(r)) return true;
-    if (clock_monotonic_ms() > r->until) break;
+    if (clock_monotonic_ms() > r->until || (r->revoked && !r->drafted)) break;
     if (!r->as_old || !(r->drafted || renew(r)) || !replace(r))
       nanosleep(&pause, NULL);
   }
   text_set(error, "the other nodes did not take it back: %s", r->why.s);
-  if (r->unwanted)
+  if (r->unwanted || r->revoked)
     node_advise(r->path, r->old.name, false, error);
   else
     append(error, "; nothing was given up here: call it again when they have a "
@@ -512,11 +514,12 @@ static bool change(struct rebuild *r, struct text *error)
 static bool run(struct rebuild *r, struct text *error)
 {
   struct text why;
+  unsigned voters;
   if (r->db >= 0) close(r->db);
   r->db = -1;
   node_unlock(r->lock);
   r->lock = -1;
-  if (cluster_first_run(r->path, &r->members, &why)) return true;
+  if (cluster_first_run(r->path, &r->members, &voters, &why)) return true;
   *error = why;
   append(error, ": call it again to finish");
   return false;

@@ -21,7 +21,7 @@ static const struct table {
      "applied_index INTEGER, last_index INTEGER, checkpoint_index INTEGER, "
      "voters INTEGER, wal_frames INTEGER, wal_backfilled INTEGER, "
      "wal_pinned TEXT, log_first INTEGER, log_bytes INTEGER, "
-     "serving INTEGER, writable INTEGER, reason TEXT, "
+     "serving INTEGER, writable INTEGER, reason TEXT, warning TEXT, "
      "certificate_expires TEXT, schema HIDDEN)",
      CALL_STATUS},
     {"quorate_members",

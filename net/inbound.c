@@ -65,7 +65,9 @@ static bool admitted(struct net_connection *c, bool joins)
   enum net_verdict verdict =
       net->callbacks.allowed(net->callbacks.ctx, c->identity, why, sizeof why);
 
-  if (verdict == NET_ALLOWED || (joins && verdict == NET_STRANGER)) return true;
+  if (verdict == NET_ALLOWED ||
+      (joins && (verdict == NET_STRANGER || verdict == NET_REMOVED)))
+    return true;
   if (verdict == NET_STRANGER)
     say_goodbye(c, NET_REFUSED_STRANGER, NET_GOODBYE_STRANGER,
                 why[0] ? why : "not a member");

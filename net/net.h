@@ -70,7 +70,8 @@ struct net_identity {
 enum net_verdict {
   NET_ALLOWED,
   NET_STRANGER, /* not a member: may ask to join, and nothing else */
-  NET_REVOKED   /* not any more, whatever it wants */
+  NET_REVOKED,  /* not any more, whatever it wants */
+  NET_REMOVED   /* not any more, but it may ask to join again */
 };
 
 /* Why the other side did not want a connection, or any more. */

@@ -244,7 +244,7 @@ void net_peer_recheck(struct net_connection *c)
 
   if (verdict != NET_ALLOWED)
     net_connection_part(
-        c, verdict == NET_REVOKED ? NET_GOODBYE_REVOKED : NET_GOODBYE_STRANGER,
+        c, verdict == NET_STRANGER ? NET_GOODBYE_STRANGER : NET_GOODBYE_REVOKED,
         why[0] ? why : "not a member");
 }
 
