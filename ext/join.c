@@ -586,11 +586,7 @@ static bool ask_to_join(const struct tls_token *token, struct identity *i,
     int status = send_request(token, i, tls, &request, &body, &len, &net_error);
     ok = status == ANSWER_OK && take_admission(body, len, i, members, error);
     if (status < 0)
-      text_set(error, "%s%s", net_error.text,
-               strstr(net_error.text, PIN_TEXT)
-                   ? ": if the cluster's CA was replaced since it was given, "
-                     "ask for a new token"
-                   : "");
+      text_set(error, "%s", net_error.text);
     else if (status != ANSWER_OK)
       text_set(error, "%.*s", (int)len, body ? (const char *)body : "");
   }
