@@ -190,8 +190,8 @@ static STACK_OF(X509) * choose_anchors(const struct tls_context *context,
     anchors = pin_anchor(context, store);
     if (anchors == NULL)
       tls_refuse(peer, TLS_CAUSE_FOREIGN,
-                 "certificate verify failed: the server's chain does not end "
-                 "in the token's CA");
+                 "a node of another cluster than the token's, or its CA has "
+                 "changed since: its chain does not end in the token's CA");
     return anchors;
   }
   if (context->namesakes)
