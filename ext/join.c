@@ -509,7 +509,7 @@ static bool begin_asking(const struct tls_token *token, struct identity *i,
 
 /* While a CA is being replaced, some nodes may still show a certificate of the
    other one, for a moment. */
-#define PIN_MS 5000
+#define PIN_MS 2500
 #define PIN_PAUSE_MS 500
 #define PIN_TEXT "the token's CA"
 
