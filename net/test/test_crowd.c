@@ -105,7 +105,7 @@ static unsigned open_of(struct raw *crowd, unsigned from, unsigned n)
 static void places_are_shared_out(void **state)
 {
   static const char *const sources[] = {"127.0.0.2", "127.0.0.3", "127.0.1.2"};
-  static struct raw crowd[210];
+  static struct raw crowd[210], more[21];
   struct site site;
 
   (void)state;
@@ -121,7 +121,13 @@ static void places_are_shared_out(void **state)
   /* The oldest of each have stayed. */
   raw_pump(&crowd[70]);
   assert_false(crowd[0].closed || crowd[70].closed || crowd[140].closed);
+  /* And stay: equal parts do not go to and fro. */
+  for (unsigned i = 0; i < 21; i++)
+    dial_from(&site, &more[i], sources[i % 3], NULL);
+  UNTIL(&site.loop, still_open(more, 21) == 0);
+  assert_int_equal(still_open(crowd, 210), 64);
   still_friends(&site.node, &site.friend);
+  end_all(more, 21);
   end_all(crowd, 210);
   site_close(&site);
 }
