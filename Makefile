@@ -31,7 +31,7 @@
 #                      should find (raft/mutant.h)
 #   make install       under PREFIX=/usr/local, DESTDIR= before it; LIBDIR and
 #   make uninstall     others see below
-#   make deb           a Debian package, in build/deb
+#   make deb           a Debian package, in build/deb; .ci/deb tests it
 #   make npm           a package for npm, in build/npm
 #   make clean
 
@@ -298,16 +298,17 @@ deb:
 	ls build/deb/*.deb
 
 # As it is packed; by npm into one file, where that is installed.
-NPM       = build/npm/package
+NPM_DIR  ?= $(CURDIR)/build/npm
 NPM_KIND  = linux-$(patsubst x86_64,x64,$(patsubst aarch64,arm64,$(shell \
               uname -m)))
 npm: all
-	rm -rf build/npm
-	mkdir -p $(NPM)/$(NPM_KIND)
+	rm -rf '$(NPM_DIR)'
+	mkdir -p '$(NPM_DIR)/package/$(NPM_KIND)'
 	cp demo/npm/package.json demo/npm/README.md demo/npm/index.js \
-	  demo/npm/index.d.ts LICENSE $(NPM)
-	strip -o $(NPM)/$(NPM_KIND)/quorate.so $(B)/quorate.so
-	if command -v npm >/dev/null; then cd build/npm && npm pack ./package; fi
+	  demo/npm/index.d.ts LICENSE '$(NPM_DIR)/package'
+	strip -o '$(NPM_DIR)/package/$(NPM_KIND)/quorate.so' $(B)/quorate.so
+	if command -v npm >/dev/null; then \
+	  cd '$(NPM_DIR)' && npm pack --silent ./package; fi
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 

@@ -6,8 +6,8 @@
 #   manual_play STEPS          runs them: "", or what was not as it is told
 #
 # A step is {line host kind text expected}.  Kinds are sql (n1>), sh (n1$),
-# root (n1#) and test, a comment of the page that is Tcl.  What follows a step is
-# its answer, where "..." is anything; without one the step must not fail.
+# root (n1#) and test, a comment of the page that is Tcl.  What follows a step
+# is its answer, where "..." is anything; without one the step must not fail.
 #
 # There is one machine here.  n1, n2 and n3 have a directory each, which they
 # call /srv, and addresses of their own, as 10.0.0.1:7000: they stand for
