@@ -33,6 +33,8 @@
 #   make uninstall     others see below
 #   make deb           a Debian package, in build/deb; .ci/deb tests it
 #   make npm           a package for npm, in build/npm
+#   make PLAIN=1 bench   the same code without TLS (tls/test/plain.c), to see
+#                      what TLS costs; its version ends in -plain
 #   make clean
 
 CC     ?= cc
@@ -45,7 +47,7 @@ space  := $(empty) $(empty)
 VARIANT := $(subst $(comma),-,$(SAN)) \
            $(if $(findstring clang,$(notdir $(CC))),clang) \
            $(if $(WERROR),werror) $(if $(COVERAGE),coverage) \
-           $(if $(MUTANT),mutant$(MUTANT))
+           $(if $(MUTANT),mutant$(MUTANT)) $(if $(PLAIN),plain)
 VARIANT := $(subst $(space),-,$(strip $(VARIANT)))
 B      := build$(if $(VARIANT),/$(VARIANT))
 
@@ -56,6 +58,7 @@ CFLAGS ?= -O2 -g
 ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -pthread \
           $(WARN) $(if $(WERROR),-Werror) \
           $(if $(MUTANT),-DRAFT_MUTANT=$(MUTANT)) \
+          $(if $(PLAIN),-DQUORATE_VARIANT='"-plain"') \
           $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer \
               -fno-sanitize-recover=all) \
           $(if $(COVERAGE),--coverage -fprofile-update=atomic -DNDEBUG) \
@@ -79,6 +82,11 @@ OBJ_raft/store := $(call objs,raft/store)
 # Without its command line, so that tests can be linked with it.
 OBJ_raft/sim   := $(filter-out %/main.o,$(call objs,raft/sim))
 OBJ_tls        := $(call objs,tls)
+# No encryption, for a benchmark, and in no other build.
+ifneq ($(PLAIN),)
+OBJ_tls        := $(filter-out %/context.o %/stream.o,$(OBJ_tls)) \
+                  $(B)/tls/test/plain.o
+endif
 OBJ_net        := $(call objs,net)
 # Without the program, which is more than the extension, and without what only
 # the library may have.
@@ -243,7 +251,7 @@ check-style:
 # ---- what goes to other places ---------------------------------------------
 
 # The one place of the version; a test holds the others against it.
-VERSION := $(shell sed -n 's/^.define QUORATE_VERSION "\(.*\)"/\1/p' ext/sql.h)
+VERSION := $(shell sed -n 's/^.define QUORATE_VERSION "\([^"]*\)".*/\1/p' ext/sql.h)
 
 # The library is loaded by its path and is nothing to link with, so it keeps out
 # of the linker's own directories.

@@ -86,7 +86,7 @@ need_better_sqlite3() {
   command -v npm >/dev/null 2>&1 || return 0
   echo "$0: installing better-sqlite3 in build/node"
   mkdir -p build/node
-  npm_config_nodedir=/usr npm install --prefix build/node --silent \
+  npm_config_nodedir=/usr npm install --prefix build/node --loglevel=error \
     --no-audit --no-fund better-sqlite3@11.10.0 </dev/null ||
     echo "$0: npm could not install it: its tests are skipped" >&2
 }

@@ -171,7 +171,8 @@ static int find_next(struct database *d)
     int rc = registry_host(d, &error);
     if (rc == 0) attach_unfence(d);
     if (rc == 0 || rc == -ESHUTDOWN) return rc;
-    if (rc == -EWOULDBLOCK && connect_watch(d, &error) == 0) return -EALREADY;
+    if ((rc == -EWOULDBLOCK || rc == -EPERM) && connect_watch(d, &error) == 0)
+      return -EALREADY;
     if (rc != -EWOULDBLOCK) tell(d, &error);
     /* The lock is free as soon as the one before is gone for good; who has it
        may need a while to start. */

@@ -7,6 +7,8 @@
 */
 #include "call.h"
 #include "attach.h"
+#include "cluster.h"
+#include "trust.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -85,8 +87,7 @@ static void refuse(struct answer *answer, const char *why)
   text_set(&answer->error, "%s", why);
 }
 
-/* Of what gives 0 or a negated errno value, -EINTR among them, and a line. */
-static void answer_line(struct answer *answer, int rc, const struct text *line)
+void answer_line(struct answer *answer, int rc, const struct text *line)
 {
   if (rc == 0)
     cells_text(&answer->cells, line->s);
@@ -94,21 +95,6 @@ static void answer_line(struct answer *answer, int rc, const struct text *line)
     answer->status = SQLITE_INTERRUPT;
   else
     refuse(answer, line->s);
-}
-
-static void run_invite(struct node *node, const struct call *call,
-                       const struct interrupt *interrupt, struct answer *answer)
-{
-  struct text error = {""};
-  char *token = NULL;
-  (void)interrupt;
-  if (cluster_invite(node, call->arguments.at[0].text, &token, &error) != 0) {
-    node_reason(node, "quorate_invite: %s", error.s);
-    refuse(answer, error.s);
-    return;
-  }
-  cells_text(&answer->cells, token);
-  tls_free_text(token);
 }
 
 static void run_checkpoint(struct node *node, const struct call *call,
@@ -227,6 +213,7 @@ static void run_status(struct node *node, const struct call *call,
                        const struct interrupt *interrupt, struct answer *answer)
 {
   struct cells *row = &answer->cells;
+  struct text warning = {""};
   struct wal_pinner pinned = {""};
   struct store_stats stats = {0};
   char leader[RAFT_NAME_MAX] = "";
@@ -237,6 +224,8 @@ static void run_status(struct node *node, const struct call *call,
   raft_index applied = node->applied;
   struct text reason = node->reason;
   bool writable = writer_refusal(node) == NULL;
+  if (view.voters == 2 && node->out.s[0] == 0)
+    member_sum(&warning, view.voters, MEMBERS_ARE);
   const struct raft_member *m = node_member(node, view.leader);
   if (m) memcpy(leader, m->name, sizeof(leader));
   if (node->store) store_stats(node->store, &stats);
@@ -264,6 +253,8 @@ static void run_status(struct node *node, const struct call *call,
   cells_integer(row, atomic_load(&node->shared->serving));
   cells_integer(row, writable);
   cells_text(row, reason.s[0] ? reason.s : NULL);
+  cells_text(row, warning.s[0] ? warning.s : NULL);
+  cells_text(row, trust_time(trust_expires(node)).s);
 }
 
 static const char *member_role(uint8_t role)
@@ -300,6 +291,7 @@ static void run_members(struct node *node, const struct call *call,
       cells_integer(row, (uint64_t)r->contact_ms);
     else
       cells_null(row);
+    cells_text(row, r->expires ? trust_time(r->expires).s : NULL);
   }
   free(rows);
 }
@@ -330,7 +322,7 @@ static const struct kind {
   void (*run)(struct node *node, const struct call *call,
               const struct interrupt *interrupt, struct answer *answer);
 } kinds[] = {
-    [CALL_INVITE] = {1, 1, 1, false, run_invite},
+    [CALL_INVITE] = {1, 2, 1, false, invite_run_give},
     [CALL_CHECKPOINT] = {0, 0, 1, false, run_checkpoint},
     [CALL_BACKUP] = {1, 1, 1, false, run_backup},
     [CALL_VERIFY] = {0, 0, 1, false, run_verify},
@@ -340,9 +332,18 @@ static const struct kind {
     [CALL_TERM] = {0, 0, 1, false, run_term},
     [CALL_INDEX] = {0, 0, 1, false, run_index},
     [CALL_FOLLOW_WRITER] = {0, 1, 1, false, run_follow_writer},
-    [CALL_STATUS] = {0, 0, 19, true, run_status},
-    [CALL_MEMBERS] = {0, 0, 8, true, run_members},
+    [CALL_STATUS] = {0, 0, 21, true, run_status},
+    [CALL_MEMBERS] = {0, 0, 9, true, run_members},
     [CALL_EVENTS] = {0, 0, 2, true, run_events},
+    [CALL_PROMOTE] = {1, 1, 1, false, member_run_promote},
+    [CALL_DEMOTE] = {1, 1, 1, false, member_run_demote},
+    [CALL_REMOVE] = {1, 1, 1, false, member_run_remove},
+    [CALL_TRANSFER] = {0, 1, 1, false, member_run_transfer},
+    [CALL_ADVERTISE] = {0, 1, 1, false, member_run_advertise},
+    [CALL_UNINVITE] = {1, 1, 1, false, invite_run_withdraw},
+    [CALL_INVITATIONS] = {0, 0, 8, true, invite_run_list},
+    [CALL_METRICS] = {0, 0, 4, true, metrics_run},
+    [CALL_ROTATE_CA] = {0, 1, 1, false, trust_run_rotate},
 };
 
 /* NULL: there is no such call. */
@@ -378,16 +379,35 @@ static const char *find_fault(const struct call *call)
   const struct kind *kind = kind_of(call->what);
   const struct cell *a = call->arguments.at;
   size_t n = call->arguments.n;
+  uint8_t role;
   if (call->arguments.bad) return "out of memory";
   if (kind == NULL) return "no such function";
   if (n < kind->least || n > kind->most) return "wrong number of arguments";
   switch (call->what) {
-  case CALL_INVITE: return has_text(&a[0]) ? NULL : "the name is missing";
+  case CALL_PROMOTE:
+  case CALL_DEMOTE:
+  case CALL_REMOVE: return has_text(&a[0]) ? NULL : "the name is missing";
+  case CALL_UNINVITE:
+  case CALL_INVITE:
+    if (!has_text(&a[0])) return "the name is missing";
+    if (n > 1 && !(has_text(&a[1]) && invite_role(a[1].text, &role)))
+      return "the role must be voter or learner";
+    return NULL;
+  case CALL_TRANSFER:
+    return n == 0 || has_text(&a[0]) ? NULL : "the name is missing";
+  case CALL_ADVERTISE:
+    if (n > 0 && !(has_text(&a[0]) && cluster_address_ok(a[0].text, true)))
+      return "must be HOST:PORT, or [IPv6]:PORT";
+    return NULL;
   case CALL_BACKUP: return has_text(&a[0]) ? NULL : "the file is missing";
   case CALL_WAIT:
     if (!has_number(&a[0], INT64_MAX))
       return "the index must be an integer, 0 or more";
     if (n > 1 && !has_number(&a[1], WAIT_MAX_MS))
+      return "the wait must be 0 to 3600000 ms";
+    return NULL;
+  case CALL_ROTATE_CA:
+    if (n > 0 && !has_number(&a[0], WAIT_MAX_MS))
       return "the wait must be 0 to 3600000 ms";
     return NULL;
   case CALL_FOLLOW_WRITER:
@@ -438,6 +458,14 @@ static int complete(struct call *call, struct answer *answer)
   return SQLITE_OK;
 }
 
+/* What does something may have been done by the host before. To ask again for
+   what is to be so does no harm, but whoever leads now may be the one that
+   leadership went to. */
+static bool happens_once(uint8_t what)
+{
+  return what < CALL_WAIT || what == CALL_TRANSFER;
+}
+
 int call_do(struct connection *connection, struct call *call,
             const struct interrupt *interrupt, struct answer *answer)
 {
@@ -456,8 +484,7 @@ int call_do(struct connection *connection, struct call *call,
     vfs_locate(connection);
     rc = connection->node ? call_run(connection->node, call, interrupt, answer)
                           : attach_call(connection, call, interrupt, answer);
-    /* What does something may have been done by the one before. */
-    if (rc == VFS_MOVED && call->what < CALL_WAIT) break;
+    if (rc == VFS_MOVED && happens_once(call->what)) break;
   }
   if (connection->node) return rc;
   if (rc == SQLITE_OK) {

@@ -45,7 +45,7 @@ void cells_clear(struct cells *cells);
 
 /* The numbers are those of the packed form. */
 enum {
-  CALL_INVITE = 1,         /* name: a token */
+  CALL_INVITE = 1,         /* name ["voter" or "learner"]: a token */
   CALL_CHECKPOINT = 2,     /* a line that says what became of it */
   CALL_BACKUP = 3,         /* file: the index of its newest entry */
   CALL_VERIFY = 4,         /* a line: who agrees */
@@ -57,7 +57,16 @@ enum {
   CALL_FOLLOW_WRITER = 10, /* ["on" or "off"]: which it is now */
   CALL_STATUS = 11,        /* tables */
   CALL_MEMBERS = 12,
-  CALL_EVENTS = 13
+  CALL_EVENTS = 13,
+  CALL_PROMOTE = 14, /* name: a line that says what is so now; these four */
+  CALL_DEMOTE = 15,
+  CALL_REMOVE = 16,
+  CALL_TRANSFER = 17,    /* [name] */
+  CALL_ADVERTISE = 18,   /* [address]: the address, and whether it is told */
+  CALL_UNINVITE = 20,    /* name: a line */
+  CALL_INVITATIONS = 21, /* tables */
+  CALL_METRICS = 22,
+  CALL_ROTATE_CA = 23 /* [ms]: a line: what became of it */
 };
 
 /* All zeros, and what it is; then its arguments are added, and at the end
@@ -96,6 +105,41 @@ int call_run(struct node *node, const struct call *call,
 int call_do(struct connection *connection, struct call *call,
             const struct interrupt *interrupt, struct answer *answer);
 void answer_clear(struct answer *answer);
+/* Of what gives 0 or a negated errno value, -EINTR among them, and a line. */
+void answer_line(struct answer *answer, int rc, const struct text *line);
+
+/* ---- change.c to call.c ------------------------------------------------- */
+
+void member_run_promote(struct node *node, const struct call *call,
+                        const struct interrupt *interrupt,
+                        struct answer *answer);
+void member_run_demote(struct node *node, const struct call *call,
+                       const struct interrupt *interrupt,
+                       struct answer *answer);
+void member_run_remove(struct node *node, const struct call *call,
+                       const struct interrupt *interrupt,
+                       struct answer *answer);
+void member_run_transfer(struct node *node, const struct call *call,
+                         const struct interrupt *interrupt,
+                         struct answer *answer);
+void member_run_advertise(struct node *node, const struct call *call,
+                          const struct interrupt *interrupt,
+                          struct answer *answer);
+
+/* ---- rooms that carry some of them out -------------------------------- */
+
+/* invite.c */
+void invite_run_give(struct node *node, const struct call *call,
+                     const struct interrupt *interrupt, struct answer *answer);
+void invite_run_withdraw(struct node *node, const struct call *call,
+                         const struct interrupt *interrupt,
+                         struct answer *answer);
+void invite_run_list(struct node *node, const struct call *call,
+                     const struct interrupt *interrupt, struct answer *answer);
+bool invite_role(const char *text, uint8_t *role);
+/* metrics.c */
+void metrics_run(struct node *node, const struct call *call,
+                 const struct interrupt *interrupt, struct answer *answer);
 
 /* ---- as bytes ---------------------------------------------------------- */
 

@@ -18,6 +18,7 @@
 ** those that need more get a snapshot.
 */
 #include "node.h"
+#include "trust.h"
 
 #include <errno.h>
 #include <sqlite3ext.h>
@@ -158,6 +159,7 @@ int checkpoint_run(struct node *node)
                error.s[0] ? error.s : errno_text(-rc).s);
     return rc;
   }
+  atomic_fetch_add(&node->checkpoints, 1);
   return done.full ? 0 : -EBUSY;
 }
 
@@ -454,6 +456,11 @@ void *worker_main(void *arg)
       node->worker_peers = false;
       pthread_mutex_unlock(&node->mutex);
       peers_keep(node);
+      pthread_mutex_lock(&node->mutex);
+    } else if (node->worker_trust) {
+      node->worker_trust = false;
+      pthread_mutex_unlock(&node->mutex);
+      trust_work(node);
       pthread_mutex_lock(&node->mutex);
     } else if (node->worker_wanted) {
       pthread_mutex_unlock(&node->mutex);

@@ -7,6 +7,7 @@
 ** own application threads (cluster_ask), and asks the leader for them.
 */
 #include "cluster.h"
+#include "trust.h"
 
 #include <errno.h>
 #include <sqlite3ext.h>
@@ -77,7 +78,13 @@ void cluster_refuse(struct answer_to to, const char *text)
   cluster_answer(to, ANSWER_REFUSED, text, strlen(text));
 }
 
-static void handle(struct node *node, struct parser p, struct answer_to to);
+void cluster_again(struct answer_to to, const char *text)
+{
+  cluster_answer(to, ANSWER_AGAIN, text, strlen(text));
+}
+
+static void handle(struct node *node, raft_id from, struct parser p,
+                   struct answer_to to);
 
 static void got_answer(void *ctx, int status, const uint8_t *body, size_t len)
 {
@@ -94,9 +101,9 @@ static void run_question(struct task *task)
   if (node->closing)
     cluster_refuse(to, "the node is stopping");
   else if (whom == node->identity.id)
-    handle(node, parser_of(q->body.data, q->body.len), to);
+    handle(node, whom, parser_of(q->body.data, q->body.len), to);
   else if (whom == 0)
-    cluster_refuse(to, "no leader: no quorum, or an election");
+    cluster_again(to, NO_LEADER);
   else
     net_call(node->net, whom, q->body.data, q->body.len, q->ms, got_answer, q);
 }
@@ -124,13 +131,21 @@ struct question *cluster_post(struct node *node, raft_id peer,
 int cluster_collect(struct node *node, struct question *q, uint8_t **data,
                     size_t *len)
 {
+  return cluster_collect_until(node, q, NULL, data, len);
+}
+
+int cluster_collect_until(struct node *node, struct question *q,
+                          const struct interrupt *interrupt, uint8_t **data,
+                          size_t *len)
+{
+  int rc = 0;
   *data = NULL;
   *len = 0;
   if (q == NULL) return -1;
   pthread_mutex_lock(&node->mutex);
-  while (q->refs == 2 && !q->answered && !node->stopping)
-    if (pthread_cond_timedwait(&q->cond, &node->mutex, &q->end) != 0) break;
-  int status = q->answered ? q->status : -1;
+  while (rc == 0 && q->refs == 2 && !q->answered && !node->stopping)
+    rc = node_wait(node, &q->cond, &q->end, interrupt);
+  int status = q->answered ? q->status : rc == -EINTR ? rc : -1;
   if (q->answered) {
     *data = q->answer;
     *len = q->answer_len;
@@ -164,6 +179,10 @@ void cluster_propose_setting(struct node *node, const char *key,
                              const void *value, size_t len, struct answer_to to)
 {
   raft_index index = 0;
+  if (value && !settings_room(&node->settings, key)) {
+    cluster_refuse(to, "too many invitations and other settings");
+    return;
+  }
   struct raft_body *body = settings_encode_change(key, value, len);
   int rc = body ? node_propose(node, RAFT_SETTING, body, &index) : RAFT_ENOMEM;
   raft_body_unref(body);
@@ -261,6 +280,7 @@ static void pack_member(struct node *node, struct packer *p,
   pack_u8(p, m->role);
   pack_text(p, m->name);
   pack_text(p, m->address);
+  pack_u64(p, (uint64_t)trust_expires_of(node, m->id));
   if (m->id == node->identity.id) {
     raft_index durable = raft_durable(node->raft);
     pack_text(p, "leader");
@@ -308,6 +328,7 @@ static bool parse_members(const uint8_t *data, size_t len,
     r->role = parse_u8(&p);
     snprintf(r->name, sizeof(r->name), "%s", parse_text(&p));
     snprintf(r->address, sizeof(r->address), "%s", parse_text(&p));
+    r->expires = (int64_t)parse_u64(&p);
     snprintf(r->state, sizeof(r->state), "%s", parse_text(&p));
     r->known = true;
     r->match = parse_u64(&p);
@@ -325,6 +346,7 @@ static bool parse_members(const uint8_t *data, size_t len,
 static int local_members(struct node *node, struct member_row **rows,
                          unsigned *n)
 {
+  int64_t expires = trust_expires(node);
   pthread_mutex_lock(&node->mutex);
   const struct raft_configuration *c = &node->members;
   *rows = calloc(c->n + 1, sizeof(**rows));
@@ -337,6 +359,7 @@ static int local_members(struct node *node, struct member_row **rows,
     r->id = m->id;
     r->role = m->role;
     r->contact_ms = -1;
+    if (m->id == node->identity.id) r->expires = expires;
     snprintf(r->state, sizeof(r->state), "unknown");
   }
   pthread_mutex_unlock(&node->mutex);
@@ -381,14 +404,20 @@ static void handle_checksum(struct node *node, struct parser *p,
   free(told.data);
 }
 
-static void handle(struct node *node, struct parser p, struct answer_to to)
+/* Requests of members, this node among them. */
+static void handle(struct node *node, raft_id from, struct parser p,
+                   struct answer_to to)
 {
   switch (parse_u8(&p)) {
   case ASK_INVITE: invite_handle(node, &p, to); break;
+  case ASK_UNINVITE: invite_withdraw(node, &p, to); break;
   case ASK_MEMBERS: handle_members(node, to); break;
   case ASK_VERIFY: handle_verify(node, to); break;
   case ASK_CHECKSUM: handle_checksum(node, &p, to); break;
   case ASK_FOLLOW: handle_follow(node, &p, to); break;
+  case ASK_CHANGE: member_change(node, &p, to); break;
+  case ASK_ADVERTISE: member_move(node, from, &p, to); break;
+  case ASK_ROTATE: rotate_handle(node, &p, to); break;
   default: cluster_refuse(to, "unknown request"); break;
   }
 }
@@ -402,21 +431,24 @@ void cluster_request(void *ctx, raft_id from, const uint8_t *body, size_t len,
   if (snapshot_request(node, from, body, len, request)) return;
   raft_id leader = raft_leader(node->raft);
   if (from != 0 && len > 0 && body[0] == ASK_CHECKSUM) {
-    handle(node, p, to);
+    handle(node, from, p, to);
     return;
   }
+  if (from != 0 &&
+      trust_request(node, from, leader == node->identity.id, p, to))
+    return;
   if (leader != node->identity.id) {
     const struct raft_member *m =
         raft_configuration_find(raft_configuration(node->raft, NULL), leader);
     if (m)
       cluster_answer(to, ANSWER_REDIRECT, m->address, strlen(m->address));
     else
-      cluster_refuse(to, "no leader: no quorum, or an election");
+      cluster_again(to, NO_LEADER);
     return;
   }
   /* Whoever has no certificate yet may only ask to join. */
   if (from != 0) {
-    if (!admit_rebuild(node, from, p, to)) handle(node, p, to);
+    if (!admit_rebuild(node, from, p, to)) handle(node, from, p, to);
   } else if (parse_u8(&p) == ASK_JOIN) {
     admit_join(node, &p, to);
   } else {
@@ -427,6 +459,9 @@ void cluster_request(void *ctx, raft_id from, const uint8_t *body, size_t len,
 void cluster_tick(struct node *node)
 {
   admit_tick(node);
+  invite_tick(node);
+  member_tick(node);
+  trust_tick(node);
 }
 
 void cluster_close(struct node *node)

@@ -15,6 +15,7 @@ void events_add(struct events *events, const char *format, ...)
   va_start(args, format);
   vsnprintf(e->text, sizeof(e->text), format, args);
   va_end(args);
+  text_plain(e->text);
   events->n++;
   if (events_echo) events_echo(events->path, e);
   pthread_mutex_unlock(&events->mutex);

@@ -700,7 +700,7 @@ static int enter_database(struct fetch *f)
   if (rc) return rc;
   wal_advance(wal, f->cp.index);
   node->identity.joining = false;
-  rc = identity_write(node->dir, &node->identity, &error);
+  rc = identity_write_node(node->dir, &node->identity, &error);
   if (rc) {
     events_add(&node->events, "%s", error.s);
     wal_free(wal);
@@ -741,6 +741,7 @@ static int enter(struct fetch *f)
     free(first);
   }
   node->applied = f->cp.index;
+  node->reconfigured = true;
   pthread_mutex_unlock(&node->mutex);
   atomic_store(&node->shown_checkpoint, f->cp.index);
   atomic_store(&node->settled, true); /* whatever there was in -wal */

@@ -89,7 +89,8 @@ static void close_known(int fd)
   if (fd >= 0) close(fd);
 }
 
-/* The host's own are closed by host_abandon(). */
+/* Those of the host are closed by host_abandon(), and the listener of the net
+   with the loop. */
 static void close_handle(uv_handle_t *handle, void *arg)
 {
   uv_os_fd_t fd;
@@ -101,10 +102,8 @@ static void close_handle(uv_handle_t *handle, void *arg)
 static void close_loop(struct node *node, bool still)
 {
   uv_loop_t *loop = &node->loop;
-  if (still)
-    uv_walk(loop, close_handle, NULL);
-  else if (node->net)
-    close_known(net_descriptor(node->net));
+  if (still) uv_walk(loop, close_handle, NULL);
+  if (node->net) close_known(net_descriptor(node->net));
   close_known(uv_backend_fd(loop));
   close_known(loop->async_io_watcher.fd);
   close_known(loop->async_wfd);

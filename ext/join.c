@@ -9,6 +9,7 @@
 */
 #include "cluster.h"
 #include "database.h"
+#include "trust.h"
 #include "vfs.h"
 
 #include <errno.h>
@@ -56,10 +57,10 @@ static bool take_switch(const char *value, bool *out)
   return *out || strcmp(value, "off") == 0;
 }
 
-static bool take_option(struct identity *i, const char *name, const char *value,
-                        bool bootstrap, struct text *error)
+bool cluster_take_option(struct identity *i, const char *name,
+                         const char *value, char *replaces, struct text *error)
 {
-  bool ok = true;
+  bool ok = true, bootstrap = replaces == NULL;
   if (strcmp(name, "listen") == 0) {
     ok = cluster_address_ok(value, true);
     if (ok) snprintf(i->listen, sizeof(i->listen), "%s", value);
@@ -75,10 +76,15 @@ static bool take_option(struct identity *i, const char *name, const char *value,
     ok = take_ms(value, &i->election_timeout_ms);
   } else if (bootstrap && strcmp(name, "lease") == 0) {
     ok = take_switch(value, &i->lease);
+  } else if (replaces && strcmp(name, "replaces") == 0) {
+    ok = identity_valid_name(value);
+    if (ok) snprintf(replaces, RAFT_NAME_MAX, "%s", value);
   } else if (strcmp(name, "log_keep_kib") == 0) {
     ok = take_kib(value, &i->log_keep_kib);
   } else if (strcmp(name, "snapshot_rate_kib") == 0) {
     ok = take_kib(value, &i->snapshot_rate_kib);
+  } else if (outside_option(i, name, value, error)) {
+    return error->s[0] == 0;
   } else {
     text_set(error, "unknown option: %s", name);
     return false;
@@ -88,13 +94,14 @@ static bool take_option(struct identity *i, const char *name, const char *value,
 }
 
 static bool take_options(struct identity *i, int n, const char *const *options,
-                         bool bootstrap, struct text *error)
+                         char *replaces, struct text *error)
 {
   /* What an idle leader costs is its heartbeats; five may be lost before an
      election. */
   i->heartbeat_ms = 75;
   i->election_timeout_ms = 500;
   i->log_keep_kib = 256u << 10;
+  error->s[0] = 0;
   if (n % 2) {
     text_set(error, "options come in pairs: name, value");
     return false;
@@ -104,7 +111,7 @@ static bool take_options(struct identity *i, int n, const char *const *options,
       text_set(error, "an option is NULL");
       return false;
     }
-    if (!take_option(i, options[k], options[k + 1], bootstrap, error))
+    if (!cluster_take_option(i, options[k], options[k + 1], replaces, error))
       return false;
   }
   if (i->listen[0] == 0) {
@@ -117,7 +124,8 @@ static bool take_options(struct identity *i, int n, const char *const *options,
   }
   if (i->advertise[0] == 0)
     memcpy(i->advertise, i->listen, sizeof(i->advertise));
-  if (bootstrap && i->name[0] == 0) snprintf(i->name, sizeof(i->name), "n1");
+  if (replaces == NULL && i->name[0] == 0 && i->names[0] == 0)
+    snprintf(i->name, sizeof(i->name), "n1");
   return true;
 }
 
@@ -146,30 +154,6 @@ bool cluster_address_free(const char *address, struct text *error)
 }
 
 /* ---- directories ------------------------------------------------------- */
-
-static void remove_one(void *ctx, const char *name)
-{
-  char path[4096];
-  const char *dir = ctx;
-  if ((size_t)snprintf(path, sizeof(path), "%s/%s", dir, name) < sizeof(path))
-    unlink(path);
-}
-
-void cluster_remove_directory(const char *dir)
-{
-  static const char *const folders[] = {"log", "incoming", "rebuild"};
-  char path[4096];
-  for (unsigned i = 0; i < 3; i++) {
-    if ((size_t)snprintf(path, sizeof(path), "%s/%s", dir, folders[i]) >=
-        sizeof(path))
-      continue;
-    io_posix.list(io_posix.ctx, path, remove_one, path);
-    rmdir(path);
-  }
-  snprintf(path, sizeof(path), "%s", dir);
-  io_posix.list(io_posix.ctx, path, remove_one, path);
-  rmdir(dir);
-}
 
 struct place {
   char *path;  /* absolute path of the database */
@@ -232,7 +216,7 @@ static bool place_find(const char *file, struct place *place,
     text_set(error, "%s: %s", place->parent, errno_text(errno).s);
     return false;
   }
-  if (stat(place->dir, &st) == 0) {
+  if (lstat(place->dir, &st) == 0) {
     explain_directory(place, error);
     return false;
   }
@@ -259,7 +243,8 @@ static bool begin_directory(const struct place *place, struct text *error)
   cluster_remove_directory(place->fresh);
   int rc = io_posix.mkdir(io_posix.ctx, place->fresh);
   if (rc) text_set(error, "%s: %s", place->fresh, errno_text(-rc).s);
-  return rc == 0;
+  /* Somebody else may have made it, in a directory that others share. */
+  return rc == 0 && directory_check(place->fresh, error) == 0;
 }
 
 static bool finish_directory(const struct place *place, struct text *error)
@@ -354,11 +339,23 @@ static bool convert(struct place *place, struct text *error)
   return ok && no_journal(place, error);
 }
 
-static bool make_first_identity(struct identity *i, char **ca_key,
-                                struct text *error)
+/* Is there anything of an outside PKI among the options? */
+static bool has_outside(const struct identity *i)
+{
+  return i->ca_file[0] || i->cert_file[0] || i->key_file[0] || i->names[0];
+}
+
+bool cluster_make_identity(struct identity *i, char **ca_key,
+                           struct text *error)
 {
   struct tls_error e = {""};
   char *csr = NULL;
+  if (has_outside(i)) {
+    if (tls_random(&i->incarnation, 8, &e) == 0)
+      return outside_identify(i, error);
+    text_set(error, "%s", e.text);
+    return false;
+  }
   bool ok = tls_random(&i->cluster, 8, &e) == 0 &&
             tls_random(&i->id, 8, &e) == 0 &&
             tls_random(&i->incarnation, 8, &e) == 0;
@@ -372,6 +369,15 @@ static bool make_first_identity(struct identity *i, char **ca_key,
   return ok;
 }
 
+void cluster_describe(const struct identity *i, uint8_t role,
+                      struct raft_member *member)
+{
+  *member = (struct raft_member){
+      .id = i->id, .incarnation = i->incarnation, .role = role};
+  memcpy(member->name, i->name, sizeof(member->name));
+  memcpy(member->address, i->advertise, sizeof(member->address));
+}
+
 /* The checkpoint of a new cluster: entry 1 is what the file holds now. */
 static bool write_first_checkpoint(const char *dir, const struct identity *i,
                                    const char *ca_key, struct text *error)
@@ -380,15 +386,9 @@ static bool write_first_checkpoint(const char *dir, const struct identity *i,
       .index = 1, .term = 1, .floor = 1, .configuration_index = 1};
   struct settings settings = {0};
   char *line = NULL;
-  struct raft_member *m = &cp.configuration.members[0];
   cp.configuration.n = 1;
-  m->id = i->id;
-  m->incarnation = i->incarnation;
-  m->role = RAFT_VOTER;
-  memcpy(m->name, i->name, sizeof(m->name));
-  memcpy(m->address, i->advertise, sizeof(m->address));
-  int rc = settings_set(&settings, "ca-cert", i->ca, strlen(i->ca));
-  if (rc == 0) rc = settings_set(&settings, "ca-key", ca_key, strlen(ca_key));
+  cluster_describe(i, RAFT_VOTER, &cp.configuration.members[0]);
+  int rc = ca_key ? trust_put_ca(&settings, i->ca, ca_key) : 0;
   if (rc == 0) rc = settings_pack(&settings, &cp.settings, &cp.settings_len);
   rc = rc ? -ENOMEM : store_checkpoint_write(&io_posix, dir, &cp, &line);
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
@@ -423,12 +423,12 @@ int cluster_bootstrap(const char *file, int n, const char *const *options,
   struct database *database = NULL;
   char *ca_key = NULL;
   bool begun = false;
-  bool ok = take_options(&identity, n, options, true, answer) &&
+  bool ok = take_options(&identity, n, options, NULL, answer) &&
             place_find(file, &place, answer) &&
             cluster_address_free(identity.listen, answer);
   if (ok) {
     begun = true;
-    ok = make_first_identity(&identity, &ca_key, answer) &&
+    ok = cluster_make_identity(&identity, &ca_key, answer) &&
          begin_directory(&place, answer) &&
          identity_write(place.fresh, &identity, answer) == 0 &&
          write_first_checkpoint(place.fresh, &identity, ca_key, answer) &&
@@ -466,8 +466,15 @@ static bool take_admission(const uint8_t *body, size_t len, struct identity *i,
   }
   i->id = a.id;
   i->incarnation = a.incarnation;
-  i->cert = strdup(a.cert);
-  i->ca = strdup(a.ca);
+  if (trust_is_outside(i) ? a.id != i->id || a.cert[0] || a.ca[0]
+                          : !a.cert[0] || !a.ca[0]) {
+    text_set(error, MALFORMED_ADMISSION);
+    return false;
+  }
+  if (!trust_is_outside(i)) {
+    i->cert = strdup(a.cert);
+    i->ca = strdup(a.ca);
+  }
   i->heartbeat_ms = a.heartbeat_ms;
   i->election_timeout_ms = a.election_timeout_ms;
   i->lease = a.lease;
@@ -476,45 +483,94 @@ static bool take_admission(const uint8_t *body, size_t len, struct identity *i,
   return i->cert && i->ca;
 }
 
-/* Asks the member in the token, and the leader that it names. */
+/* A joiner without a certificate knows the cluster by the token's CA; one that
+   has a certificate knows it by its own CAs, and is known by it. *csr is "" in
+   that case. */
+static bool begin_asking(const struct tls_token *token, struct identity *i,
+                         struct tls_context **tls, char **csr,
+                         struct text *error)
+{
+  struct tls_error why;
+  struct trust_view view;
+  if (trust_is_outside(i)) {
+    *csr = strdup("");
+    if (trust_check("", i, tls, &view, error) != 0) return false;
+    if (*csr && trust_trusts(&view, token->ca_fingerprint)) return true;
+    text_set(error, "%s: the token's CA is not among those in it", i->ca_file);
+    return false;
+  }
+  if (tls_make_request(csr, &i->key, &why) == 0 &&
+      tls_context_new_joiner(token->cluster, token->ca_fingerprint, tls,
+                             &why) == 0)
+    return true;
+  text_set(error, "%s", why.text);
+  return false;
+}
+
+/* While a CA is being replaced, some nodes may still show a certificate of the
+   other one, for a moment. */
+#define PIN_MS 2500
+#define PIN_PAUSE_MS 500
+#define PIN_TEXT "the token's CA"
+
+static bool may_change(const char *why, uint64_t until)
+{
+  struct timespec pause = {0, PIN_PAUSE_MS * 1000000};
+  if (strstr(why, PIN_TEXT) == NULL || clock_monotonic_ms() > until)
+    return false;
+  nanosleep(&pause, NULL);
+  return true;
+}
+
+/* Asks the member in the token, and the leader that it names. The status, and
+   *body; or -1 and *error. */
+static int send_request(const struct tls_token *token, struct identity *i,
+                        struct tls_context *tls, const struct packer *request,
+                        uint8_t **body, size_t *len, struct net_error *error)
+{
+  struct net_identity self = {token->cluster, 0, 0};
+  char address[RAFT_ADDRESS_MAX];
+  uint64_t until = clock_monotonic_ms() + PIN_MS;
+  int status = -1, tries = 0;
+  if (trust_is_outside(i)) self.id = i->id;
+  snprintf(address, sizeof(address), "%s", token->address);
+  while (tries < REDIRECTS) {
+    *body = NULL;
+    *len = 0;
+    status = net_join(tls, &self, address, request->data, request->len,
+                      JOIN_TIMEOUT_MS, body, len, error);
+    if (status < 0 && may_change(error->text, until)) continue;
+    if (status != ANSWER_REDIRECT || *len >= sizeof(address)) break;
+    memcpy(address, *body, *len);
+    address[*len] = 0;
+    free(*body);
+    *body = NULL;
+    tries++;
+  }
+  return status;
+}
+
 static bool ask_to_join(const struct tls_token *token, struct identity *i,
+                        const char *replaces,
                         struct raft_configuration *members, struct text *error)
 {
   struct tls_context *tls = NULL;
-  struct tls_error tls_error;
-  struct net_error net_error;
+  struct net_error net_error = {"", 0};
   struct packer request = {0};
-  char *csr = NULL, address[RAFT_ADDRESS_MAX];
-  bool ok = false;
-  if (tls_make_request(&csr, &i->key, &tls_error) != 0 ||
-      tls_context_new_joiner(token->cluster, token->ca_fingerprint, &tls,
-                             &tls_error) != 0) {
-    text_set(error, "%s", tls_error.text);
-    tls_free_text(csr);
-    return false;
-  }
-  cluster_pack_join(&request, token, i->advertise, csr);
-  snprintf(address, sizeof(address), "%s", token->address);
-  for (int tries = 0; tries < REDIRECTS; tries++) {
-    uint8_t *body = NULL;
-    size_t len = 0;
-    int status = net_join(tls, address, request.data, request.len,
-                          JOIN_TIMEOUT_MS, &body, &len, &net_error);
-    if (status == ANSWER_REDIRECT && len < sizeof(address)) {
-      memcpy(address, body, len);
-      address[len] = 0;
-      free(body);
-      continue;
-    }
-    if (status == ANSWER_OK)
-      ok = take_admission(body, len, i, members, error);
-    else if (status < 0)
+  char *csr = NULL;
+  uint8_t *body = NULL;
+  size_t len = 0;
+  bool ok = begin_asking(token, i, &tls, &csr, error);
+  if (ok) {
+    cluster_pack_join(&request, token, i->advertise, csr, replaces);
+    int status = send_request(token, i, tls, &request, &body, &len, &net_error);
+    ok = status == ANSWER_OK && take_admission(body, len, i, members, error);
+    if (status < 0)
       text_set(error, "%s", net_error.text);
-    else
+    else if (status != ANSWER_OK)
       text_set(error, "%.*s", (int)len, body ? (const char *)body : "");
-    free(body);
-    break;
   }
+  free(body);
   if (request.data) explicit_bzero(request.data, request.cap);
   free(request.data);
   tls_free_text(csr);
@@ -522,25 +578,27 @@ static bool ask_to_join(const struct tls_token *token, struct identity *i,
   return ok;
 }
 
-static bool is_voter(struct node *node)
+static bool is_settled(struct node *node)
 {
   pthread_mutex_lock(&node->mutex);
   const struct raft_member *m = node_member(node, node->identity.id);
-  bool yes = m && m->role == RAFT_VOTER && node->wal;
+  bool yes = m && node->wal &&
+             (m->role == RAFT_VOTER || member_stays(node, node->identity.id));
   pthread_mutex_unlock(&node->mutex);
   return yes;
 }
 
-/* Waits until the node is a voter; gives up when nothing moves any more. */
+/* Waits until the node is what it is to be; gives up when nothing moves any
+   more. */
 static bool wait_for_admission(struct node *node, struct text *error)
 {
   uint64_t seen = 0, last = clock_monotonic_ms();
   struct timespec pause = {0, 5000000};
-  while (!is_voter(node)) {
+  while (!is_settled(node)) {
     uint64_t progress = atomic_load(&node->progress);
     pthread_mutex_lock(&node->mutex);
     progress += node->applied;
-    bool failed = node->failed;
+    bool failed = node->failed || node->out.s[0];
     struct text reason = node->reason;
     pthread_mutex_unlock(&node->mutex);
     if (!failed && node_log_failed(node)) {
@@ -565,12 +623,16 @@ static bool wait_for_admission(struct node *node, struct text *error)
 
 bool cluster_first_run(const char *path,
                        const struct raft_configuration *members,
-                       struct text *error)
+                       unsigned *voters, struct text *error)
 {
   struct database *database = NULL;
   struct text ignored;
   if (registry_start(path, members, &database, error) != 0) return false;
-  bool ok = wait_for_admission(database->node, error);
+  struct node *node = database->node;
+  bool ok = wait_for_admission(node, error);
+  pthread_mutex_lock(&node->mutex);
+  *voters = node->view.voters;
+  pthread_mutex_unlock(&node->mutex);
   registry_release(database);
   if (!ok) registry_stop(path, false, &ignored);
   return ok;
@@ -584,12 +646,15 @@ int cluster_join(const char *file, const char *text, int n,
   struct tls_token token;
   struct tls_error tls_error;
   struct place place = {0};
+  struct text warning = {""};
+  char replaces[RAFT_NAME_MAX] = "";
+  unsigned voters = 0;
   bool begun = false;
   if (tls_token_decode(text, &token, &tls_error) != 0) {
     text_set(answer, "%s", tls_error.text);
     return SQLITE_ERROR;
   }
-  bool ok = take_options(&identity, n, options, false, answer) &&
+  bool ok = take_options(&identity, n, options, replaces, answer) &&
             place_find(file, &place, answer);
   if (ok && place.existed) {
     text_set(answer, "%s exists: a joining node begins without a file",
@@ -602,16 +667,18 @@ int cluster_join(const char *file, const char *text, int n,
     identity.cluster = token.cluster;
     identity.joining = true;
     snprintf(identity.name, sizeof(identity.name), "%s", token.name);
-    ok = begin_directory(&place, answer) &&
-         ask_to_join(&token, &identity, &members, answer) &&
+    ok = (!has_outside(&identity) || outside_identify(&identity, answer)) &&
+         begin_directory(&place, answer) &&
+         ask_to_join(&token, &identity, replaces, &members, answer) &&
          identity_write(place.fresh, &identity, answer) == 0 &&
          finish_directory(&place, answer) &&
-         cluster_first_run(place.path, &members, answer);
+         cluster_first_run(place.path, &members, &voters, answer);
   }
   if (ok) {
-    text_set(answer, "node %s of cluster %016llx, listening on %s",
+    if (voters == 2) member_sum(&warning, voters, MEMBERS_NOW);
+    text_set(answer, "node %s of cluster %016llx, listening on %s%s%s",
              identity.name, (unsigned long long)identity.cluster,
-             identity.listen);
+             identity.listen, warning.s[0] ? "; " : "", warning.s);
   } else if (begun) {
     cluster_remove_directory(place.fresh);
     cluster_remove_directory(place.dir);

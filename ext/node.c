@@ -42,6 +42,12 @@ void text_set(struct text *text, const char *format, ...)
   va_end(args);
 }
 
+void text_plain(char *text)
+{
+  for (; *text; text++)
+    if ((unsigned char)*text < ' ' || *text == 0x7f) *text = ' ';
+}
+
 struct errno_text errno_text(int number)
 {
   struct errno_text text = {""};
@@ -412,6 +418,7 @@ const char *node_role_name(struct node *node)
   const struct raft_member *self = node_member(node, node->identity.id);
   const char *name = node->stopping                       ? "stopped"
                      : node->failed                       ? "failed"
+                     : node->out.s[0]                     ? "removed"
                      : self && self->role == RAFT_LEARNER ? "learner"
                                                           : role_name(role);
   pthread_mutex_unlock(&node->mutex);
@@ -501,7 +508,7 @@ void node_progressed(struct node *node)
 {
   raft_index from;
   bool can = lock_held(node, &from) && node->applied >= from && !node->failed &&
-             node->wal;
+             node->wal && node->out.s[0] == 0;
   if (node->serve_from && node->applied >= node->serve_from &&
       !atomic_load(&node->shared->serving) && !node->failed) {
     atomic_store(&node->shared->serving, true);
@@ -782,6 +789,7 @@ static void on_timer(uv_timer_t *timer)
     writer_tick(node);
     host_tick(node);
     lock_tick(node, now);
+    metrics_tick(node);
   }
   go_on(node);
 }
@@ -848,6 +856,7 @@ static void on_message(void *ctx, struct raft_message *message)
   struct node *node = ctx;
   struct raft_event event = {.type = RAFT_EVENT_MESSAGE};
   event.u.message = message;
+  heard_message(node, message);
   node_step(node, &event);
   raft_message_clear(message);
   go_on(node);
@@ -884,21 +893,6 @@ static void on_down(void *ctx, raft_id peer)
   go_on(node);
 }
 
-/* The leader knows all members. A follower may not have heard of the newest
-   yet, whom it must hear, or never learn of it: there a certificate of this
-   cluster is enough. */
-static bool on_allowed(void *ctx, raft_id peer)
-{
-  struct node *node = ctx;
-  char name[40];
-  size_t len;
-  if (raft_role(node->raft) == RAFT_LEADER &&
-      !raft_configuration_find(raft_configuration(node->raft, NULL), peer))
-    return false;
-  snprintf(name, sizeof(name), "revoked/%016llx", (unsigned long long)peer);
-  return settings_get(&node->settings, name, &len) == NULL;
-}
-
 static void on_event(void *ctx, const char *line)
 {
   struct node *node = ctx;
@@ -913,7 +907,8 @@ void node_callbacks(struct node *node, struct net_callbacks *callbacks)
       .posted = on_posted,
       .up = on_up,
       .down = on_down,
-      .allowed = on_allowed,
+      .allowed = member_verdict,
+      .refused = member_refused,
       .request = cluster_request,
       .event = on_event,
   };
@@ -922,6 +917,7 @@ void node_callbacks(struct node *node, struct net_callbacks *callbacks)
 void node_conditions(struct node *node)
 {
   pthread_mutex_init(&node->mutex, NULL);
+  pthread_mutex_init(&node->identity_mutex, NULL);
   clock_condition(&node->changed);
   clock_condition(&node->worker_cond);
   clock_condition(&node->verifier.cond);

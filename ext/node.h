@@ -32,6 +32,10 @@ struct text {
 void text_set(struct text *text, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* A text becomes one line, without what moves a cursor: some of it is a peer's,
+   or a file's name. */
+void text_plain(char *text);
+
 /* Asked now and then by what takes long on an application's thread: true when
    the application wants it to end. */
 struct interrupt {
@@ -73,6 +77,8 @@ void bell_ring(struct bell *bell, uint32_t how);
 
 /* ---- identity: identity.c ---------------------------------------------- */
 
+#define IDENTITY_PATH_MAX 1024
+
 /* The file DIR/node and the certificates beside it. */
 struct identity {
   uint64_t cluster, id, incarnation;
@@ -85,14 +91,38 @@ struct identity {
   unsigned log_keep_kib;      /* log kept for slow followers, at most */
   unsigned snapshot_rate_kib; /* a second, of snapshots given; 0: no limit */
   bool joining;               /* the first snapshot has not arrived yet */
-  char *ca, *cert, *key;      /* PEM */
+  /* Certificates that come from outside: absolute paths; else empty. And which
+     of their DNS names is the node's; empty: their URI is. */
+  char ca_file[IDENTITY_PATH_MAX], cert_file[IDENTITY_PATH_MAX];
+  char key_file[IDENTITY_PATH_MAX], names[256];
+  /* PEM. In a node that runs, changed by the loop thread under the mutex. */
+  char *ca, *cert, *key;
 };
 bool identity_valid_name(const char *name);
+/* All files of DIR; the second only the file `node`: what is beside it is then
+   trust.c's. */
 int identity_write(const char *dir, const struct identity *identity,
                    struct text *error);
+int identity_write_node(const char *dir, const struct identity *identity,
+                        struct text *error);
+/* -EACCES: nothing is damaged, but others may use a file that they must not, or
+   the files from outside cannot be read. */
 int identity_read(const char *dir, struct identity *identity,
                   struct text *error);
+/* The three files that an outside PKI gives: -EACCES and why not. What was read
+   so far is to be cleared. */
+int identity_read_outside(struct identity *identity, struct text *error);
+/* -EACCES: others than the owner may use a file, or (owner) that is neither this
+   user nor root. 0: not so, or there is no such file. */
+int identity_private(const char *path, bool owner, struct text *error);
 void identity_clear(struct identity *identity);
+
+/* ---- the directory that they are in: directory.c ------------------------- */
+
+/* Whether it may be used: it is this user's or root's, nobody else may write in
+   it, and what is in it is of the right kind. 0; -EPERM: it would do, but is
+   another user's; or another negated errno value. *error says why. */
+int directory_check(const char *dir, struct text *error);
 
 /* ---- transactions: capture.c, apply.c ---------------------------------- */
 
@@ -298,7 +328,10 @@ struct node_view {
 struct node {
   struct node *next; /* those of a database that were stopped: registry.c */
   char *path, *dir;
+  /* What of it changes while the node runs (`advertise`) is guarded by mutex;
+     identity_mutex, taken before it, is held while its files are written. */
   struct identity identity;
+  pthread_mutex_t identity_mutex;
   const struct io *io;
   int lock_fd;
   struct control_map *map;
@@ -318,6 +351,8 @@ struct node {
   pthread_cond_t worker_cond;
   struct node_view view;
   struct text reason; /* why the last thing was refused */
+  struct text out;    /* not "": this node was removed, and what to do */
+  bool reconfigured;  /* a configuration was applied; the loop is to look */
   bool stopping, failed;
   bool draining;  /* about to stop: nobody has a turn any more */
   bool looping;   /* the loop may be woken */
@@ -343,7 +378,7 @@ struct node {
   uint64_t next_read, asked_read; /* numbers of read requests */
   raft_index applied;
   bool worker_wanted, worker_apply, worker_install, worker_reopen;
-  bool worker_peers;
+  bool worker_peers, worker_trust;
   uint64_t next_checkpoint; /* ms; not before, when one was in vain */
   unsigned in_vain;         /* that many times in a row */
   /* checkpoints that somebody asked for, and the last one's outcome */
@@ -393,10 +428,18 @@ struct node {
   struct snapshot_out *snapshots; /* that this node gives */
   struct fetch *fetch;            /* that it takes; NULL: none */
   uint64_t fetched, last_session;
-  raft_index compacted; /* the log need not go back further */
-  bool closing;         /* the loop is about to end */
-  uint64_t dice;        /* of void_one_in */
-  struct join *joins;   /* cluster.c: requests that wait for agreement */
+  raft_index compacted;       /* the log need not go back further */
+  bool closing;               /* the loop is about to end */
+  uint64_t dice;              /* of void_one_in */
+  struct control_heard heard; /* as it was last noted: heard.c */
+  unsigned heard_at;
+  struct join *joins; /* admit.c: requests that wait for agreement */
+  struct invites *invites;
+  struct metrics *metrics; /* mutex */
+  uint64_t since;          /* ms of the monotonic clock: its start */
+  bool telling;            /* member.c: its address, and not before then */
+  uint64_t tell_at;
+  struct trust *trust; /* trust.h */
   struct lock lock;
   struct host *host; /* sessions with attached processes */
   struct parking parking;
@@ -410,6 +453,7 @@ struct node {
   struct wal_pinner kept;
   struct store_checkpoint checkpoint; /* as it is on the disk */
   _Atomic uint64_t shown_checkpoint;  /* its index, for others */
+  _Atomic uint64_t checkpoints;       /* made */
   _Atomic uint64_t progress;          /* pages of a snapshot received */
 };
 
@@ -427,6 +471,18 @@ void node_stop(struct node *node, bool clean);
    be freed in any case. */
 int node_open_files(const char *path, struct node **out, raft_index *confirmed,
                     struct text *error);
+
+/* A node of nothing but its path, to be freed; NULL: no memory. */
+struct node *node_new(const char *path);
+/* Maps its control file. *confirmed is 0 when that tells nothing. */
+int node_open_control(struct node *node, raft_index *confirmed,
+                      struct text *error);
+/* A recovery was cut off between its steps 3 and 7 (recover.c): nothing else may
+   be done with the files; *error says what to do. dir: of the database at
+   path. */
+bool recover_under_way(const char *path, const char *dir, struct text *error);
+/* Removes what one that was cut off before or after them has left. */
+void recover_clean(const char *dir);
 
 /* The lock that says which process hosts the node of `path`: a descriptor, to
    be given back with node_unlock(); -EWOULDBLOCK and *pid: another has it; or
@@ -487,7 +543,8 @@ void node_close(struct node *node);
 /* Releases everything of a node that is stopped and not in use. */
 void node_free(struct node *node);
 
-/* "leader", "follower", "candidate", "learner", "stopped", "failed". */
+/* "leader", "follower", "candidate", "learner", "removed", "stopped",
+   "failed". */
 const char *node_role_name(struct node *node);
 
 /* Says why something was refused: kept for quorate_last_error(). */
@@ -665,6 +722,16 @@ void apply_tick(struct node *node);
    last one before it that leaves no transaction open: newest image of each
    page. At start, or on the worker while nothing else is applied. */
 int apply_fold(struct node *node, raft_index *to, struct text *error);
+/* The same in two steps. The first only reads the log, and brings the node's
+   settings and configuration to `to`; the second puts the pages on top of the
+   database, at once. */
+struct fold;
+int apply_collect(struct node *node, raft_index to, struct fold **fold,
+                  struct text *error);
+int apply_collected(struct node *node, struct fold *fold, struct text *error);
+/* What is reached: no transaction is open after it. */
+raft_index apply_reaches(const struct fold *fold);
+void apply_drop(struct fold *fold); /* NULL: nothing */
 /* Decides the fate of in-flight transactions of terms before `term`; of those
    under a grant whose writes after `position` were not taken; of all. */
 void apply_reject_before(struct node *node, raft_term term);
@@ -723,6 +790,22 @@ void fetch_forget(struct node *node, raft_index index);
 /* Removes what else earlier transfers have left. */
 void fetch_clean(struct node *node, const struct store_checkpoint *cp);
 
+/* ---- numbers: metrics.c -------------------------------------------------- */
+
+struct metrics *metrics_new(void); /* NULL: no memory */
+void metrics_free(struct metrics *metrics);
+/* Loop thread, now and then. */
+void metrics_tick(struct node *node);
+/* ---- what others have: heard.c ------------------------------------------ */
+
+/* At the start, when the control file is open. */
+void heard_begin(struct node *node);
+/* Loop thread: a message came in, which may tell it. */
+void heard_message(struct node *node, const struct raft_message *message);
+/* The newest that was noted, of nodes of this cluster; false: nothing was. */
+bool heard_newest(const struct control_heard heard[2], uint64_t cluster,
+                  struct control_heard *out);
+
 /* ---- membership and requests between nodes: cluster.c ------------------ */
 
 int cluster_bootstrap(const char *path, int argc, const char *const *options,
@@ -733,8 +816,11 @@ int cluster_join(const char *path, const char *token, int argc,
    what the others have: rebuild.c. 0 or -1. */
 int cluster_rebuild(const char *path, int argc, const char *const *options,
                     struct text *answer);
-int cluster_invite(struct node *node, const char *name, char **token,
-                   struct text *error);
+/* Application threads: a token for one node, as RAFT_VOTER or RAFT_LEARNER; and
+   takes it back, *line: what came of it. 0, or -1 and why not. */
+int cluster_invite(struct node *node, const char *name, uint8_t role,
+                   char **token, struct text *error);
+int cluster_uninvite(struct node *node, const char *name, struct text *line);
 /* Does leadership follow the writer? A setting of the cluster. Application
    threads set it: 0, or -1 and why not; who asks has the node's mutex, or is the
    loop thread. */
@@ -742,10 +828,26 @@ int cluster_follow_writer(struct node *node, bool follow, struct text *error);
 bool cluster_follows_writer(const struct node *node);
 void cluster_request(void *node, raft_id from, const uint8_t *body, size_t len,
                      struct net_request *request);
-/* Loop thread, now and then: promotes learners that have caught up. */
+/* Loop thread, now and then: joins, promotions, addresses. */
 void cluster_tick(struct node *node);
 /* Loop thread, at the end: answers what still waits. */
 void cluster_close(struct node *node);
+
+/* ---- who belongs to the cluster: member.c ------------------------------- */
+
+/* A configuration is applied, in the place of node->configuration, by whoever
+   has the mutex: who is not in it is revoked. 0, or -ENOMEM. */
+int member_apply(struct node *node, const struct raft_configuration *next,
+                 raft_index index);
+/* Loop thread: what was applied since takes effect on connections, and on this
+   node, should it be out. */
+void member_look(struct node *node);
+/* At start: the settings may tell that this node was removed. */
+void member_begin(struct node *node);
+/* For net/. */
+enum net_verdict member_verdict(void *node, raft_id peer, char *why,
+                                size_t size);
+void member_refused(void *node, raft_id peer, unsigned code, const char *text);
 
 struct member_row {
   char name[RAFT_NAME_MAX], address[RAFT_ADDRESS_MAX];
@@ -756,6 +858,7 @@ struct member_row {
   raft_index match;
   uint64_t lag_entries;
   int64_t contact_ms; /* since the last contact; -1: unknown */
+  int64_t expires;    /* end of its certificate, s since 1970; 0: unknown */
 };
 /* The members, as the leader sees them if it answers in time. */
 int cluster_members(struct node *node, struct member_row **rows, unsigned *n);

@@ -32,6 +32,7 @@
 ** with its id loses nothing.
 */
 #include "cluster.h"
+#include "trust.h"
 #include "vfs.h"
 
 #include <errno.h>
@@ -61,6 +62,8 @@ struct rebuild {
   uint64_t until;
   struct raft_configuration members;
   struct text why; /* nobody gave what was asked for */
+  bool unwanted;   /* because this node is no member, says who should know */
+  bool revoked;    /* and never will be again */
 };
 
 static void append(struct text *text, const char *more)
@@ -122,7 +125,9 @@ static bool find(struct rebuild *r, const char *path, struct text *error)
     text_set(error, "out of memory");
     return false;
   }
-  if (stat(r->dir, &st) == 0 && S_ISDIR(st.st_mode)) return true;
+  if (lstat(r->dir, &st) == 0)
+    return directory_check(r->dir, error) == 0 &&
+           !recover_under_way(path, r->dir, error);
   text_set(error, "%s: not a node: there is no %s-quorate", path,
            strrchr(path, '/') + 1);
   return false;
@@ -139,7 +144,7 @@ static bool exclude(struct rebuild *r, struct text *error)
              "connections, first",
              r->path, pid);
   if (r->lock < 0) return false;
-  r->db = open(r->path, O_RDWR | O_CLOEXEC);
+  r->db = open(r->path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
   return r->db < 0 || detach_check_others(r->db, r->path, error) == 0;
 }
 
@@ -159,6 +164,15 @@ static bool read_identities(struct rebuild *r, struct text *error)
   int rc = identity_read(r->dir, &r->old, error);
   if (rc) {
     if (rc == -EBADMSG || rc == -ENOENT) node_advise(r->path, "", false, error);
+    return false;
+  }
+  if (trust_is_outside(&r->old)) {
+    text_set(
+        error,
+        "%s: its certificate comes from outside and says which node it is: "
+        "it cannot be another: delete %s and %s*, invite %s again, and "
+        "join with the same options and the new token",
+        r->path, r->dir, r->path, r->old.name);
     return false;
   }
   r->begun = r->old.joining;
@@ -208,8 +222,8 @@ static bool find_peers(struct rebuild *r, struct text *error)
   return false;
 }
 
-static struct tls_context *context_of(const struct identity *i,
-                                      struct text *error)
+struct tls_context *cluster_context_of(const struct identity *i,
+                                       struct text *error)
 {
   struct tls_context *context = NULL;
   struct tls_error why;
@@ -234,25 +248,31 @@ static int ask_at(struct rebuild *r, struct tls_context *as,
                   const char *address, const struct packer *request,
                   unsigned ms, uint8_t **body, size_t *len, bool *answered)
 {
+  const struct identity *i = as == r->as_old ? &r->old : &r->next;
+  struct net_identity self = {i->cluster, i->id, i->incarnation};
   char at[RAFT_ADDRESS_MAX];
   int status = ANSWER_REDIRECT;
   snprintf(at, sizeof(at), "%s", address);
   for (int tries = 0; tries < REDIRECTS && status == ANSWER_REDIRECT; tries++) {
-    struct net_error error = {""};
+    struct net_error error = {"", 0};
     *body = NULL;
-    status = net_call_once(as, at, request->data, request->len, ms, body, len,
-                           &error);
+    status = net_call_once(as, &self, at, request->data, request->len, ms, body,
+                           len, &error);
     if (status == ANSWER_OK) {
       snprintf(r->leader, sizeof(r->leader), "%s", at);
       return status;
     }
     if (status == ANSWER_REDIRECT && *len > 0 && *len < sizeof(at))
       snprintf(at, sizeof(at), "%s", (const char *)*body);
-    else if (status == ANSWER_REFUSED)
+    else if (status == ANSWER_REFUSED || status == ANSWER_AGAIN)
       text_set(&r->why, "%s: %s", at, (const char *)*body);
     else if (!*answered)
       text_set(&r->why, "%s", error.text[0] ? error.text : at);
-    if (status == ANSWER_REFUSED) *answered = true;
+    bool answers = status == ANSWER_REFUSED || status == ANSWER_AGAIN;
+    if (error.goodbye == NET_GOODBYE_REVOKED) r->revoked = true;
+    if (answers || !*answered)
+      r->unwanted = error.goodbye == NET_GOODBYE_STRANGER;
+    if (answers) *answered = true;
     free(*body);
     *body = NULL;
   }
@@ -369,14 +389,18 @@ static bool admitted(struct rebuild *r)
   uint8_t *body = NULL;
   size_t len = 0;
   struct text why = r->why;
-  if (r->as_next == NULL) r->as_next = context_of(&r->next, &r->why);
+  bool unwanted = r->unwanted;
+  if (r->as_next == NULL) r->as_next = cluster_context_of(&r->next, &r->why);
   if (r->as_next == NULL) return false;
   pack_u8(&request, ASK_ADMITTED);
   bool ok = ask(r, r->as_next, &request, JOIN_TIMEOUT_MS, &body, &len) &&
             take_admission(r, body, len);
   free(body);
   /* What is said to the old self tells more, if that is still asked for. */
-  if (!ok && !r->begun && why.s[0]) r->why = why;
+  if (!ok && !r->begun && why.s[0]) {
+    r->why = why;
+    r->unwanted = unwanted;
+  }
   return ok;
 }
 
@@ -386,7 +410,7 @@ static bool be_admitted(struct rebuild *r, struct text *error)
   struct timespec pause = {0, PAUSE_MS * 1000000};
   r->until = clock_monotonic_ms() + ASKING_MS;
   /* Without an old certificate the new one may do. */
-  if (!r->begun) r->as_old = context_of(&r->old, error);
+  if (!r->begun) r->as_old = cluster_context_of(&r->old, error);
   if (r->as_old == NULL && !r->drafted) {
     struct text why = *error;
     text_set(error, "%s/cert.pem: %s", r->dir, why.s);
@@ -395,13 +419,12 @@ static bool be_admitted(struct rebuild *r, struct text *error)
   }
   while (1) {
     if (r->drafted && admitted(r)) return true;
-    if (clock_monotonic_ms() > r->until) break;
+    if (clock_monotonic_ms() > r->until || (r->revoked && !r->drafted)) break;
     if (!r->as_old || !(r->drafted || renew(r)) || !replace(r))
       nanosleep(&pause, NULL);
   }
   text_set(error, "the other nodes did not take it back: %s", r->why.s);
-  /* A leader hangs up on who is no member. */
-  if (strstr(r->why.s, "closed by the other side"))
+  if (r->unwanted || r->revoked)
     node_advise(r->path, r->old.name, false, error);
   else
     append(error, "; nothing was given up here: call it again when they have a "
@@ -493,11 +516,12 @@ static bool change(struct rebuild *r, struct text *error)
 static bool run(struct rebuild *r, struct text *error)
 {
   struct text why;
+  unsigned voters;
   if (r->db >= 0) close(r->db);
   r->db = -1;
   node_unlock(r->lock);
   r->lock = -1;
-  if (cluster_first_run(r->path, &r->members, &why)) return true;
+  if (cluster_first_run(r->path, &r->members, &voters, &why)) return true;
   *error = why;
   append(error, ": call it again to finish");
   return false;

@@ -111,6 +111,7 @@ static struct database *find(const char *path)
 static void set_refusal(const char *path, const struct text *reason)
 {
   if (reason->s[0]) newest = *reason;
+  text_plain(newest.s);
   struct refusal *r = refusals;
   while (r && strcmp(r->path, path) != 0)
     r = r->next;
@@ -125,6 +126,7 @@ static void set_refusal(const char *path, const struct text *reason)
     refusals = r;
   }
   r->reason = *reason;
+  text_plain(r->reason.s);
 }
 
 bool registry_refusal(const char *path, struct text *reason)
@@ -149,7 +151,9 @@ static bool has_directory(const char *path)
   char *dir = NULL;
   struct stat st;
   if (asprintf(&dir, "%s-quorate", path) < 0) return false;
-  bool is = stat(dir, &st) == 0 && S_ISDIR(st.st_mode);
+  /* What is not to be used (directory.c) is not taken for none. */
+  bool is =
+      lstat(dir, &st) == 0 && (S_ISDIR(st.st_mode) || S_ISLNK(st.st_mode));
   free(dir);
   return is;
 }
@@ -279,12 +283,18 @@ static int find_host(struct database *d, struct text *error)
                d->path);
       return -EWOULDBLOCK; /* as for a stock program */
     }
-    if (rc != -EWOULDBLOCK) return rc;
+    /* Root is let in by whoever hosts it, and never hosts it itself. */
+    bool foreign = rc == -EPERM;
+    if (rc != -EWOULDBLOCK && !foreign) return rc;
     struct text why = *error;
-    rc = attach_begin(d, error);
+    rc = foreign && geteuid() != 0 ? -EPERM : attach_begin(d, error);
     if (rc == 0) return 0;
     /* It may be about to start, or to end. */
     bool absent = rc == -ECONNREFUSED || rc == -ENOENT || rc == -EPIPE;
+    if (foreign && absent) {
+      *error = why;
+      return -EWOULDBLOCK; /* as for a stock program */
+    }
     if (rc == -EPERM) return -EWOULDBLOCK; /* as for a stock program */
     if (rc == -ETIMEDOUT || (absent && clock_monotonic_ms() > end)) {
       text_set(error, "%s, which does not answer", why.s);
@@ -484,6 +494,104 @@ int registry_detach(const char *path, const struct interrupt *interrupt,
   pthread_mutex_unlock(&mutex);
   return rc;
 }
+
+/* ---- recovery ---------------------------------------------------------- */
+
+/* Has nothing of the node run here any more. Mutex held. */
+static bool make_way(struct database *d, struct node *was, struct recover *r)
+{
+  struct text why;
+  if (d == NULL) return true;
+  struct node *node = atomic_load(&d->node);
+  if (node != was || (node == NULL && d->live)) {
+    text_set(&why,
+             "%s: it was opened, started or stopped meanwhile: close its "
+             "connections, and call it again",
+             d->path);
+    return recover_refuse(r, &why);
+  }
+  if (node && detach_is_used(node)) {
+    text_set(&why,
+             "%s: a connection of this process is in a transaction, or copies "
+             "it",
+             d->path);
+    return recover_refuse(r, &why);
+  }
+  if (node) {
+    node_stop(node, true);
+    node_close(node);
+    atomic_store(&d->node, NULL);
+    node->next = d->former;
+    d->former = node;
+  }
+  attach_unfence(d);
+  return true;
+}
+
+/* Connections that are open are refused from here on. gone: for good, the files
+   are another node's. Mutex held. */
+static void leave_behind(struct database *d, bool gone)
+{
+  if (atomic_load(&d->node) || d->live) return;
+  if (d->refs == 0 || gone) unlist(d);
+  if (d->refs == 0) {
+    registry_free(d);
+  } else if (gone) {
+    d->next = detached;
+    detached = d;
+  } else {
+    attach_fence(d);
+  }
+}
+
+/* Starts the new node, with a reference. Mutex held. */
+static struct database *start_recovered(const char *path, struct recover *r)
+{
+  struct text why;
+  struct database *d = new_database(path);
+  int rc = d ? host(d, NULL, &why) : -ENOMEM;
+  if (rc == 0) {
+    d->refs++;
+    list(d);
+    recover_started(r, atomic_load(&d->node));
+    return d;
+  }
+  struct text said;
+  text_set(
+      &said,
+      "the new node is made, but does not start: %.500s; open the file when "
+      "that is mended",
+      d ? why.s : "out of memory");
+  registry_free(d);
+  recover_refuse(r, &said);
+  return NULL;
+}
+
+bool registry_recover(const char *path, struct recover *r)
+{
+  struct text ignored;
+  struct database *made = NULL;
+  enter();
+  struct database *d = find(path);
+  struct node *node = d ? atomic_load(&d->node) : NULL;
+  if (d) d->refs++;
+  pthread_mutex_unlock(&mutex);
+  bool ok = recover_look(r, node);
+  enter();
+  if (d) d->refs--;
+  ok = ok && make_way(d, node, r) && recover_carry_out(r);
+  if (d) leave_behind(d, recover_begun(r));
+  if (ok) made = start_recovered(path, r);
+  pthread_mutex_unlock(&mutex);
+  if (made == NULL) return false;
+  node = atomic_load(&made->node);
+  node_barrier(node, LEVEL_LINEARIZABLE,
+               5000 + node->identity.election_timeout_ms, NULL, &ignored);
+  registry_release(made);
+  return true;
+}
+
+/* ---- the end of the process -------------------------------------------- */
 
 /* The process ends: its threads must not run into what exit() takes down. */
 __attribute__((destructor)) static void stop_all(void)

@@ -135,7 +135,7 @@ static int wait_for(int fd, short events, uint64_t end)
 
 static int open_dir(const char *dir)
 {
-  int fd = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  int fd = open(dir, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   return fd < 0 ? -errno : fd;
 }
 

@@ -1,11 +1,14 @@
 /*
-** sql.c: the SQL functions. Actions are scalar functions that only top-level
-** SQL may call (SQLITE_DIRECTONLY) and return a line that says what happened.
+** sql.c: the SQL functions. Actions are scalar functions that return a line
+** that says what happened. Only top-level SQL may call them, and those that tell
+** of a node (SQLITE_DIRECTONLY): no trigger, view or schema of a database, which
+** may be somebody else's.
 ** A function that speaks of a node means the one of the main database, and is
 ** carried out where that is: call.c. The others act on files of this process.
 */
 #include "sql.h"
 #include "call.h"
+#include "cluster.h"
 #include "vfs.h"
 
 #include <errno.h>
@@ -19,7 +22,7 @@ SQLITE_EXTENSION_INIT3
 struct function {
   const char *name;
   int n;
-  bool action;
+  bool direct; /* only top-level SQL may call it */
   void (*run)(sqlite3_context *, int, sqlite3_value **);
   uint8_t call; /* of those that are carried out by the node */
 };
@@ -28,6 +31,7 @@ static void fail(sqlite3_context *ctx, const char *function, const char *reason)
 {
   char line[TEXT_MAX + 64];
   snprintf(line, sizeof(line), "%s: %s", function, reason);
+  text_plain(line);
   sqlite3_result_error(ctx, line, -1);
 }
 
@@ -202,6 +206,73 @@ static void sql_detach(sqlite3_context *ctx, int n, sqlite3_value **values)
     finish(ctx, rc ? SQLITE_ERROR : SQLITE_OK, &answer);
 }
 
+/* A node that is left is detached, which is its own process's to do. */
+static void sql_leave(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  (void)values;
+  struct text answer = {""};
+  struct connection *c = here(ctx);
+  if (c == NULL) return;
+  if (vfs_inherited(c)) {
+    vfs_refuse_inherited(c);
+    fail(ctx, name_of(ctx), c->reason.s);
+    return;
+  }
+  vfs_locate(c);
+  if (c->node == NULL) {
+    text_set(&answer,
+             "the node runs in process %d: call it there, when no "
+             "other process has the file open",
+             node_lock_holder(c->database->dir));
+    fail(ctx, name_of(ctx), answer.s);
+    return;
+  }
+  struct probe probe;
+  struct interrupt interrupt = begin_probe(ctx, &probe);
+  int rc = member_leave(c->node, &interrupt, &answer);
+  sqlite3_finalize(probe.stmt);
+  if (rc == -EINTR)
+    sqlite3_result_error_code(ctx, SQLITE_INTERRUPT);
+  else
+    finish(ctx, rc ? SQLITE_ERROR : SQLITE_OK, &answer);
+}
+
+static void sql_recover(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  const char *options[OPTIONS_MAX];
+  if (n < 1) {
+    fail(ctx, name_of(ctx), "the file is missing");
+    return;
+  }
+  char *path = path_argument(ctx, values[0]);
+  if (path == NULL) return;
+  int n_options = n < 2 ? 0 : n - 2;
+  if (!take_options(ctx, n_options, values + 2, options)) {
+    free(path);
+    return;
+  }
+  struct probe probe;
+  struct interrupt interrupt = begin_probe(ctx, &probe);
+  struct recover *r = recover_new(
+      path, n < 2 ? NULL : (const char *)sqlite3_value_text(values[1]),
+      n_options, options, &interrupt);
+  bool ok = r && registry_recover(path, r);
+  char *said = r ? recover_end(r) : NULL;
+  sqlite3_finalize(probe.stmt);
+  free(path);
+  if (said == NULL) {
+    sqlite3_result_error_nomem(ctx);
+  } else if (ok) {
+    sqlite3_result_text(ctx, said, -1, SQLITE_TRANSIENT);
+  } else {
+    char *line = sqlite3_mprintf("%s: %s", name_of(ctx), said);
+    sqlite3_result_error(ctx, line ? line : said, -1);
+    sqlite3_free(line);
+  }
+  free(said);
+}
+
 static void sql_version(sqlite3_context *ctx, int n, sqlite3_value **values)
 {
   (void)n;
@@ -238,7 +309,9 @@ void sql_result(sqlite3_context *ctx, const struct cell *cell)
 
 static bool takes_long(uint8_t call)
 {
-  return call == CALL_CHECKPOINT || call == CALL_BACKUP || call == CALL_VERIFY;
+  return call == CALL_CHECKPOINT || call == CALL_BACKUP ||
+         call == CALL_VERIFY || call == CALL_PROMOTE || call == CALL_DEMOTE ||
+         call == CALL_REMOVE || call == CALL_TRANSFER || call == CALL_ROTATE_CA;
 }
 
 static void carry_out(sqlite3_context *ctx, struct connection *c,
@@ -251,10 +324,10 @@ static void carry_out(sqlite3_context *ctx, struct connection *c,
   sqlite3_finalize(probe.stmt);
 }
 
-/* Texts, but for the numbers of a wait. */
+/* Texts, but for the numbers of who waits. */
 static void add_argument(struct call *call, sqlite3_value *value)
 {
-  if (call->what == CALL_WAIT &&
+  if ((call->what == CALL_WAIT || call->what == CALL_ROTATE_CA) &&
       sqlite3_value_numeric_type(value) == SQLITE_INTEGER)
     cells_integer(&call->arguments, (uint64_t)sqlite3_value_int64(value));
   else
@@ -294,21 +367,38 @@ static struct function functions[] = {
     {"quorate_bootstrap", -1, true, sql_bootstrap, 0},
     {"quorate_join", -1, true, sql_join, 0},
     {"quorate_invite", 1, true, sql_call, CALL_INVITE},
+    {"quorate_invite", 2, true, sql_call, CALL_INVITE},
+    {"quorate_uninvite", 1, true, sql_call, CALL_UNINVITE},
     {"quorate_rebuild", -1, true, sql_rebuild, 0},
+    {"quorate_recover", -1, true, sql_recover, 0},
     {"quorate_stop", 1, true, sql_stop, 0},
     {"quorate_detach", 1, true, sql_detach, 0},
     {"quorate_checkpoint", 0, true, sql_call, CALL_CHECKPOINT},
     {"quorate_backup", 1, true, sql_call, CALL_BACKUP},
     {"quorate_verify", 0, true, sql_call, CALL_VERIFY},
+    {"quorate_promote", 1, true, sql_call, CALL_PROMOTE},
+    {"quorate_demote", 1, true, sql_call, CALL_DEMOTE},
+    {"quorate_remove", 1, true, sql_call, CALL_REMOVE},
+    {"quorate_transfer", 0, true, sql_call, CALL_TRANSFER},
+    {"quorate_transfer", 1, true, sql_call, CALL_TRANSFER},
+    {"quorate_leave", 0, true, sql_leave, 0},
+    {"quorate_rotate_ca", 0, true, sql_call, CALL_ROTATE_CA},
+    {"quorate_rotate_ca", 1, true, sql_call, CALL_ROTATE_CA},
     {"quorate_wait", 1, true, sql_call, CALL_WAIT},
     {"quorate_wait", 2, true, sql_call, CALL_WAIT},
     {"quorate_version", 0, false, sql_version, 0},
-    {"quorate_role", 0, false, sql_call, CALL_ROLE},
-    {"quorate_leader", 0, false, sql_call, CALL_LEADER},
-    {"quorate_term", 0, false, sql_call, CALL_TERM},
-    {"quorate_index", 0, false, sql_call, CALL_INDEX},
-    {"quorate_last_error", 0, false, sql_last_error, 0},
+    {"quorate_role", 0, true, sql_call, CALL_ROLE},
+    {"quorate_leader", 0, true, sql_call, CALL_LEADER},
+    {"quorate_term", 0, true, sql_call, CALL_TERM},
+    {"quorate_index", 0, true, sql_call, CALL_INDEX},
+    {"quorate_last_error", 0, true, sql_last_error, 0},
 };
+
+/* In a CHECK constraint SQLite (3.40 at least) looks at SQLITE_DIRECTONLY only of
+   functions that are said to be deterministic. What else follows from saying so
+   is welcome: a call with constant arguments is made once in a statement, however
+   many rows that goes through. */
+#define DIRECT (SQLITE_DIRECTONLY | SQLITE_DETERMINISTIC)
 
 int sql_register(sqlite3 *db)
 {
@@ -317,8 +407,8 @@ int sql_register(sqlite3 *db)
        rc == SQLITE_OK && i < sizeof(functions) / sizeof(functions[0]); i++)
     rc = sqlite3_create_function_v2(
         db, functions[i].name, functions[i].n,
-        SQLITE_UTF8 | (functions[i].action ? SQLITE_DIRECTONLY : 0),
-        &functions[i], functions[i].run, NULL, NULL, NULL);
+        SQLITE_UTF8 | (functions[i].direct ? DIRECT : 0), &functions[i],
+        functions[i].run, NULL, NULL, NULL);
   /* What is there cannot be replaced while a statement runs, as one does that
      loads the extension again. */
   return rc == SQLITE_BUSY ? SQLITE_OK : rc;

@@ -21,7 +21,8 @@
 ** Stop. The order is the reverse; the worker and the loop are joined before
 ** anything that they use is freed.
 */
-#include "node.h"
+#include "cluster.h"
+#include "trust.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -56,9 +57,8 @@ static char *in_dir(const struct node *node, const char *name)
   return asprintf(&path, "%s/%s", node->dir, name) < 0 ? NULL : path;
 }
 
-/* Maps the control file. *confirmed is 0 when it tells nothing. */
-static int open_control(struct node *node, raft_index *confirmed,
-                        struct text *error)
+int node_open_control(struct node *node, raft_index *confirmed,
+                      struct text *error)
 {
   int rc = control_open(node->io, node->dir, true, &node->map);
   if (rc) {
@@ -74,6 +74,7 @@ static int open_control(struct node *node, raft_index *confirmed,
   atomic_store(&shared->crowded, true);
   atomic_store(&shared->solo, false);
   atomic_store(&shared->lease_until, 0);
+  heard_begin(node);
   return 0;
 }
 
@@ -91,7 +92,7 @@ int node_lock_holder(const char *dir)
 {
   char *path = NULL, digits[24];
   if (asprintf(&path, "%s/lock", dir) < 0) return 0;
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
   ssize_t n = fd < 0 ? 0 : read(fd, digits, sizeof(digits) - 1);
   digits[n > 0 ? n : 0] = 0;
   if (fd >= 0) close(fd);
@@ -103,7 +104,9 @@ int node_lock(const char *dir, int *pid, struct text *error)
 {
   char *path = NULL, digits[24];
   if (asprintf(&path, "%s/lock", dir) < 0) return -ENOMEM;
-  int rc = 0, fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  int rc = 0,
+      fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK,
+                0600);
   if (fd < 0) {
     rc = -errno;
   } else if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
@@ -262,24 +265,16 @@ int start_raft(struct node *node, struct raft_recovered *recovered,
 
 static int open_network(struct node *node, struct text *error)
 {
-  struct tls_error tls_error;
   struct net_error net_error;
   struct net_callbacks callbacks;
-  uint64_t cluster, id;
-  int64_t expires;
   const struct identity *i = &node->identity;
-  if (tls_context_new(i->ca, i->cert, i->key, &node->tls, &tls_error) != 0 ||
-      tls_identity(i->cert, &cluster, &id, &expires, &tls_error) != 0) {
-    text_set(error, "%s: %s", node->dir, tls_error.text);
-    return -EBADMSG;
-  }
-  if (cluster != i->cluster || id != i->id) {
-    text_set(error, "%s/cert.pem: belongs to another node", node->dir);
-    return -EBADMSG;
-  }
+  int rc = trust_open(node, error);
+  if (rc) return rc;
   node_callbacks(node, &callbacks);
   struct net_options options = {.loop = &node->loop,
+                                .cluster = i->cluster,
                                 .self = i->id,
+                                .incarnation = i->incarnation,
                                 .tls = node->tls,
                                 .listen = i->listen,
                                 .callbacks = &callbacks};
@@ -327,7 +322,7 @@ static int init_loop(struct node *node, struct text *error)
   return rc;
 }
 
-static struct node *node_new(const char *path)
+struct node *node_new(const char *path)
 {
   struct node *node = calloc(1, sizeof(*node));
   if (node == NULL) return NULL;
@@ -343,7 +338,11 @@ static struct node *node_new(const char *path)
   node->started = node->sequence = (uint64_t)clock_wall_ms() << 20;
   reads_init(node);
   node->path = strdup(path);
-  if (node->path == NULL || asprintf(&node->dir, "%s-quorate", path) < 0) {
+  node->invites = invites_new();
+  node->metrics = metrics_new();
+  node->since = clock_monotonic_ms();
+  if (node->path == NULL || node->invites == NULL || node->metrics == NULL ||
+      asprintf(&node->dir, "%s-quorate", path) < 0) {
     node->dir = NULL;
     node_free(node);
     return NULL;
@@ -392,22 +391,28 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
 {
   struct raft_recovered recovered = {0};
   raft_index confirmed = 0;
-  int rc = identity_read(node->dir, &node->identity, error);
+  int rc = directory_check(node->dir, error);
+  if (rc == 0) rc = identity_private(node->dir, false, error);
+  if (rc) return rc;
+  if (recover_under_way(node->path, node->dir, error)) return -EINVAL;
+  rc = identity_read(node->dir, &node->identity, error);
   if (rc == -EBADMSG || rc == -ENOENT)
     node_advise(node->path, "", false, error);
   if (rc) return rc;
   rc = take_lock(node, error);
+  if (rc == 0) recover_clean(node->dir);
   if (rc == 0 && node->identity.joining && peers == NULL) {
     advise_joining(node, error);
     return -EINVAL;
   }
-  if (rc == 0) rc = open_control(node, &confirmed, error);
+  if (rc == 0) rc = node_open_control(node, &confirmed, error);
   if (rc == 0) rc = open_log(node, &recovered, error);
   if (rc == 0) node->members = peers ? *peers : recovered.configuration;
   atomic_store(&node->settled, true);
   if (rc == 0 && !node->identity.joining)
     rc =
         recover_database(node, &node->checkpoint, &recovered, confirmed, error);
+  member_begin(node);
   if (rc == 0) rc = start_raft(node, &recovered, error);
   if (rc == -EBADMSG || rc == -ENOENT)
     node_advise(node->path, node->identity.name, true, error);
@@ -430,9 +435,11 @@ int node_start(const char *path, const struct raft_configuration *peers,
   }
   int rc = prepare(node, peers, error);
   /* The first of its events; from then on the threads change what it tells. */
-  if (rc == 0)
+  if (rc == 0) {
     events_add(&node->events, "started at entry %llu, listening on %s",
                (unsigned long long)node->applied, net_listening(node->net));
+    trust_announce(node);
+  }
   if (rc == 0) rc = start_threads(node, error);
   if (rc) {
     if (node->shared) node_stop(node, false); /* else nothing is begun */
@@ -455,13 +462,16 @@ int node_open_files(const char *path, struct node **out, raft_index *confirmed,
     text_set(error, "out of memory");
     return -ENOMEM;
   }
+  int rc = directory_check(node->dir, error);
+  if (rc) return rc;
+  if (recover_under_way(path, node->dir, error)) return -EINVAL;
   if (identity_read(node->dir, &node->identity, &ignored) == 0 &&
       node->identity.joining) {
     text_set(error, "%s: joining was not finished: delete it", node->dir);
     return -EINVAL;
   }
-  int rc = take_lock(node, error);
-  if (rc == 0) rc = open_control(node, confirmed, error);
+  rc = take_lock(node, error);
+  if (rc == 0) rc = node_open_control(node, confirmed, error);
   if (rc) return rc;
   rc = store_checkpoint_read(node->io, node->dir, &node->checkpoint, &line);
   if (rc == 0)
@@ -643,7 +653,7 @@ void node_free(struct node *node)
   if (node == NULL) return;
   node_close(node);
   wal_free(node->wal);
-  tls_context_unref(node->tls);
+  trust_free(node);
   control_close(node->map);
   settings_clear(&node->settings);
   store_checkpoint_clear(&node->checkpoint);
@@ -656,8 +666,11 @@ void node_free(struct node *node)
   free(node->open_parts);
   free(node->earlier.sequences);
   lock_clear(node);
+  invites_free(node->invites);
+  metrics_free(node->metrics);
   host_free(node);
   pthread_mutex_destroy(&node->events.mutex);
+  pthread_mutex_destroy(&node->identity_mutex);
   pthread_mutex_destroy(&node->mutex);
   pthread_cond_destroy(&node->changed);
   pthread_cond_destroy(&node->worker_cond);

@@ -1,6 +1,8 @@
 /*
-** tables.c: the eponymous tables quorate_status, quorate_members and
-** quorate_events. Each query takes its rows once, when it begins; the hidden
+** tables.c: the eponymous tables quorate_status, quorate_members,
+** quorate_events, quorate_invitations and quorate_metrics. Only top-level SQL
+** may read them: no trigger or view of a database, which may be somebody
+** else's. Each query takes its rows once, when it begins; the hidden
 ** column `schema` chooses the database (main unless said otherwise). A
 ** database that is not replicated has no rows.
 */
@@ -21,15 +23,24 @@ static const struct table {
      "applied_index INTEGER, last_index INTEGER, checkpoint_index INTEGER, "
      "voters INTEGER, wal_frames INTEGER, wal_backfilled INTEGER, "
      "wal_pinned TEXT, log_first INTEGER, log_bytes INTEGER, "
-     "serving INTEGER, writable INTEGER, reason TEXT, schema HIDDEN)",
+     "serving INTEGER, writable INTEGER, reason TEXT, warning TEXT, "
+     "certificate_expires TEXT, schema HIDDEN)",
      CALL_STATUS},
     {"quorate_members",
      "CREATE TABLE x(name TEXT, id TEXT, address TEXT, role TEXT, "
      "state TEXT, match_index INTEGER, lag_entries INTEGER, "
-     "last_contact_ms INTEGER, schema HIDDEN)",
+     "last_contact_ms INTEGER, certificate_expires TEXT, schema HIDDEN)",
      CALL_MEMBERS},
     {"quorate_events", "CREATE TABLE x(time TEXT, event TEXT, schema HIDDEN)",
      CALL_EVENTS},
+    {"quorate_invitations",
+     "CREATE TABLE x(name TEXT, role TEXT, state TEXT, created TEXT, "
+     "expires TEXT, used TEXT, invited_by TEXT, withdrawn TEXT, "
+     "schema HIDDEN)",
+     CALL_INVITATIONS},
+    {"quorate_metrics",
+     "CREATE TABLE x(name TEXT, type TEXT, help TEXT, value, schema HIDDEN)",
+     CALL_METRICS},
 };
 
 struct vtab {
@@ -57,6 +68,9 @@ static int table_connect(sqlite3 *db, void *aux, int argc,
   v->db = db;
   v->table = aux;
   int rc = sqlite3_declare_vtab(db, v->table->declaration);
+  /* Older ones do not know it, and trust every schema. */
+  if (rc == SQLITE_OK && sqlite3_libversion_number() >= 3031000)
+    rc = sqlite3_vtab_config(db, SQLITE_VTAB_DIRECTONLY);
   if (rc != SQLITE_OK) {
     sqlite3_free(v);
     return rc;

@@ -25,6 +25,7 @@
 ** write lock elsewhere) keeps its writers waiting for quorate_write_wait.
 ** sqlite3_interrupt() ends each of these waits.
 */
+#include "trust.h"
 #include "vfs.h"
 
 SQLITE_EXTENSION_INIT3
@@ -57,8 +58,9 @@ const char *writer_refusal(const struct node *node)
   if (node->stopping) return "the node is stopping";
   if (node->failed) return "the node has failed: see quorate_events";
   if (node_log_failed(node)) return NODE_LOG_FAILED;
+  if (node->out.s[0]) return node->out.s;
   if (node->can_write) return NULL;
-  if (node->view.leader == 0) return "no leader: no quorum, or an election";
+  if (node->view.leader == 0) return trust_no_leader(node);
   if (node->view.role == RAFT_LEADER && node->applied < node->lead_from)
     return "the leader is still applying what was committed before";
   return NULL;
@@ -275,7 +277,8 @@ static const char *wait_for_turn(struct connection *c)
   bool asked = false, in_time = true;
   while (!place->granted && !vfs_interrupted(c)) {
     if (may_not_write(node)) {
-      if (!in_time || node->stopping) return writer_refusal(node);
+      if (!in_time || node->stopping || node->out.s[0])
+        return writer_refusal(node);
       in_time = wait_here(node, place, &end, may_not_write);
       continue;
     }
@@ -425,7 +428,7 @@ static const char *wait_to_upgrade(struct connection *c)
   const char *why = NULL;
   node->upgrading++;
   if (!node->can_write) node_wake_held(node);
-  while (!node->can_write && !node->stopping) {
+  while (!node->can_write && !node->stopping && node->out.s[0] == 0) {
     why = writer_refusal(node);
     if (node_wait(node, &node->changed, why ? &end : &asked, &interrupt) != 0)
       break;

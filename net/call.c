@@ -140,7 +140,7 @@ static const char *start(struct net *net, struct net_call *call, raft_id to,
 {
   const char *why;
 
-  if (to == net->self) return "a request to this node itself";
+  if (to == net->self.id) return "a request to this node itself";
   if (len > NET_REQUEST_MAX) return "the request is too long";
   if (net->n_calls > CALLS_MAX)
     return "too many requests are waiting for their answers";
@@ -212,7 +212,7 @@ void net_call_answer(struct net_connection *c, const struct net_frame *frame)
   int status;
 
   if (!net_read_answer(frame, &id, &status, &body, &len)) {
-    net_connection_end(c, NET_FAILED, "a malformed answer");
+    net_connection_refuse(c, NET_REFUSED_MALFORMED, "a malformed answer");
     return;
   }
   while (*link && ((*link)->id != id || (*link)->connection != c))
@@ -290,6 +290,8 @@ struct net_request {
   struct net_connection *connection; /* NULL: gone */
   struct net_request *next, *prev;
   uint64_t correlation;
+  raft_id identity;
+  char remote[64];
 };
 
 struct net_request *net_request_new(struct net_connection *c,
@@ -302,6 +304,8 @@ struct net_request *net_request_new(struct net_connection *c,
   if (!request) return NULL;
   request->connection = c;
   request->correlation = correlation;
+  request->identity = c->identity;
+  snprintf(request->remote, sizeof request->remote, "%.63s", c->remote);
   request->next = c->requests;
   if (request->next) request->next->prev = request;
   c->requests = request;
@@ -335,6 +339,16 @@ void net_request_refuse(struct net_connection *c, const char *why)
     net_send_answer(c, c->requests->correlation, -1, why, strlen(why));
     detach(c->requests);
   }
+}
+
+raft_id net_request_identity(const struct net_request *request)
+{
+  return request->identity;
+}
+
+const char *net_request_remote(const struct net_request *request)
+{
+  return request->remote;
 }
 
 void net_reply(struct net_request *request, int status, const void *body,

@@ -1,7 +1,14 @@
 /*
 ** connection.c: one TLS connection on a uv_tcp_t, dialled or accepted.
 **
-**   resolving -> connecting -> handshake -> ready -> ended -> reaped -> freed
+**   resolving -> connecting -> handshake -> ready -> open -> ended -> reaped
+**
+** and then freed. It is open when both sides have said HELLO (hello.c). One
+** that is not wanted says GOODBYE instead, and then waits a moment, reading
+** and ignoring, until the other side has read it and closed: closing a socket
+** with unread bytes in it would take the GOODBYE back. An accepted connection
+** has no TLS stream until its first byte has come, since most of what a crowd
+** of silent strangers would cost is that.
 **
 ** Inwards: bytes are read into the hub's inbox, fed to the TLS stream, and
 ** read from it either into the hub's record buffer, where short frames are
@@ -20,6 +27,9 @@
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
 
 #define STAGE_SIZE NET_RECORD
 /* What is copied for uv_write() to wait for room in the socket. */
@@ -31,6 +41,11 @@
 #define SIP_SIZE (4u * 1024u)
 /* A peer that is gone without a word: the kernel gives up after this. */
 #define SILENCE_MS 15000
+/* How often the wall clock is looked at, in case that it is set. */
+#define WALL_CLOCK_S 30
+
+/* The first byte of any TLS handshake: the type of its record. */
+#define TLS_HANDSHAKE 22
 
 static void try_candidate(struct net_connection *connection);
 static bool encrypt_staged(struct net_connection *connection);
@@ -39,18 +54,13 @@ static bool encrypt_staged(struct net_connection *connection);
 
 static struct net_connection *connection_new(struct net_hub *hub,
                                              struct tls_context *tls,
-                                             bool server,
                                              const struct net_handler *handler,
                                              void *owner)
 {
   struct net_connection *c = calloc(1, sizeof *c);
 
   if (!c) return NULL;
-  c->tls = tls_stream_new(tls, server);
-  if (!c->tls) {
-    free(c);
-    return NULL;
-  }
+  c->context = tls_context_ref(tls);
   c->hub = hub;
   c->handler = handler;
   c->owner = owner;
@@ -79,6 +89,7 @@ static void release(struct net_connection *c)
     hub->connections = c->next;
   if (c->next) c->next->prev = c->prev;
   tls_stream_free(c->tls);
+  tls_context_unref(c->context);
   net_reader_end(&c->reader);
   free(c->staged);
   free(c->copy);
@@ -93,13 +104,69 @@ void net_connection_end(struct net_connection *c, enum net_cause cause,
 
   if (c->ended) return;
   c->ended = true;
-  c->cause = cause;
+  c->cause = c->parting ? NET_CUT : cause;
   va_start(args, format);
   vsnprintf(c->why, sizeof c->why, format, args);
   va_end(args);
   if (c->state == NET_TCP_OPEN) uv_read_stop((uv_stream_t *)&c->tcp);
   c->next_ended = c->hub->ended;
   c->hub->ended = c;
+}
+
+void net_connection_refuse(struct net_connection *c, enum net_refusal refusal,
+                           const char *format, ...)
+{
+  char why[NET_TEXT];
+  va_list args;
+
+  if (c->ended) return;
+  va_start(args, format);
+  vsnprintf(why, sizeof why, format, args);
+  va_end(args);
+  c->refusal = refusal;
+  net_connection_end(c, NET_FAILED, "%s", why);
+}
+
+/* The stream is dead: ends the connection, with what it says of that. */
+static void end_dead(struct net_connection *c)
+{
+  static const enum net_refusal of_cause[TLS_CAUSES] = {
+      [TLS_CAUSE_PROTOCOL] = NET_REFUSED_PROTOCOL,
+      [TLS_CAUSE_FOREIGN] = NET_REFUSED_FOREIGN,
+      [TLS_CAUSE_EXPIRED] = NET_REFUSED_EXPIRED,
+      [TLS_CAUSE_EARLY] = NET_REFUSED_EARLY,
+      [TLS_CAUSE_NAME] = NET_REFUSED_NAME,
+      [TLS_CAUSE_OTHER] = NET_REFUSED_OTHER,
+  };
+
+  net_connection_refuse(c, of_cause[tls_stream_cause(c->tls)], "%s",
+                        tls_stream_error(c->tls));
+}
+
+void net_connection_part(struct net_connection *c, enum net_goodbye code,
+                         const char *why)
+{
+  uint8_t head = (uint8_t)code;
+  struct iovec parts[2] = {{.iov_base = &head, .iov_len = 1},
+                           {.iov_base = (void *)(uintptr_t)why,
+                            .iov_len = strnlen(why, NET_TEXT - 1)}};
+
+  if (c->ended || c->parting) return;
+  if (!net_connection_send(c, NET_FRAME_GOODBYE, parts, 2)) {
+    net_connection_end(c, NET_CUT, "%s", why);
+    return;
+  }
+  c->parting = true;
+  c->frame_deadline = NET_NEVER;
+  net_connection_deadline(c, c->hub->limits.parting_ms, why);
+}
+
+void net_connection_open(struct net_connection *c)
+{
+  assert(c->ready && !c->open);
+  c->open = true;
+  net_connection_deadline(c, NET_NEVER, NULL);
+  if (c->expires) net_hub_arm(c->hub, uv_now(c->hub->loop) + 1);
 }
 
 static void on_tcp_closed(uv_handle_t *handle)
@@ -126,7 +193,7 @@ static void last_words(struct net_connection *c)
   const uint8_t *data;
   uv_buf_t buf;
 
-  if (c->writing || c->cause == NET_PEER_CLOSED) return;
+  if (!c->tls || c->writing || c->shut || c->cause == NET_PEER_CLOSED) return;
   if (c->ready && encrypt_staged(c)) tls_stream_close(c->tls);
   buf.len = tls_stream_output(c->tls, &data);
   buf.base = (char *)(uintptr_t)data;
@@ -156,14 +223,35 @@ void net_connection_deadline(struct net_connection *c, uint64_t in_ms,
   net_hub_arm(c->hub, c->deadline);
 }
 
+/* Certificates end by the clock on the wall, which may be set meanwhile: when
+   to look at it again, unless it is over now. */
+static uint64_t watch_certificate(struct net_connection *c, uint64_t now)
+{
+  int64_t left;
+
+  if (!c->expires || !c->open || c->parting) return NET_NEVER;
+  left = c->expires - (int64_t)time(NULL);
+  if (left > 0) return now + MIN((uint64_t)left, WALL_CLOCK_S) * 1000u;
+  c->handler->expired(c);
+  return NET_NEVER;
+}
+
 uint64_t net_connection_tick(struct net_connection *c, uint64_t now)
 {
+  uint64_t at;
+
   if (c->ended) return NET_NEVER;
-  if (c->deadline <= now)
-    net_connection_end(c, NET_FAILED, "%s", c->deadline_why);
+  if (c->deadline <= now && c->parting)
+    net_connection_end(c, NET_CUT, "%s", c->deadline_why);
+  else if (c->deadline <= now)
+    net_connection_refuse(c, NET_REFUSED_SLOW, "%s", c->deadline_why);
   else if (c->frame_deadline <= now)
-    net_connection_end(c, NET_FAILED, "a frame was not completed in time");
-  return c->ended ? NET_NEVER : MIN(c->deadline, c->frame_deadline);
+    net_connection_refuse(c, NET_REFUSED_SLOW,
+                          "a frame was not completed in time");
+  if (c->ended) return NET_NEVER;
+  at = watch_certificate(c, now);
+  at = MIN(at, c->deadline);
+  return MIN(at, c->frame_deadline);
 }
 
 /* ---- counters ------------------------------------------------------------ */
@@ -172,19 +260,20 @@ static void count(struct net_connection *c, size_t received, size_t sent)
 {
   c->received += received;
   c->sent += sent;
-  if (!c->counters) return;
-  c->counters->received += received;
-  c->counters->sent += sent;
-  if (received) c->counters->last_received = uv_now(c->hub->loop);
+  c->hub->received += received;
+  c->hub->sent += sent;
+  if (!c->traffic) return;
+  c->traffic->received += received;
+  c->traffic->sent += sent;
+  if (received) c->traffic->last_received = uv_now(c->hub->loop);
 }
 
-void net_connection_count(struct net_connection *c,
-                          struct net_counters *counters)
+void net_connection_count(struct net_connection *c, struct net_traffic *traffic)
 {
-  c->counters = counters;
-  counters->received += c->received;
-  counters->sent += c->sent;
-  counters->last_received = uv_now(c->hub->loop);
+  c->traffic = traffic;
+  traffic->received += c->received;
+  traffic->sent += c->sent;
+  traffic->last_received = uv_now(c->hub->loop);
 }
 
 /* ---- output -------------------------------------------------------------- */
@@ -201,13 +290,13 @@ size_t net_connection_unsent(struct net_connection *c)
 {
   const uint8_t *data;
 
-  return tls_stream_output(c->tls, &data) + c->n_staged;
+  return c->tls ? tls_stream_output(c->tls, &data) + c->n_staged : 0;
 }
 
 static bool encrypt(struct net_connection *c, const struct iovec *iov, int n)
 {
   if (tls_stream_write(c->tls, iov, n) == 0) return true;
-  net_connection_end(c, NET_FAILED, "%s", tls_stream_error(c->tls));
+  end_dead(c);
   return false;
 }
 
@@ -229,7 +318,8 @@ bool net_connection_send(struct net_connection *c, uint8_t type,
   assert(n >= 0 && n <= RAFT_MESSAGE_ENTRIES_MAX + 1);
   for (int i = 0; i < n; i++)
     len += parts[i].iov_len;
-  if (!net_usable(c) || len > net_frame_bound(type)) return false;
+  if (!c->ready || c->ended || c->parting || len > net_frame_bound(type))
+    return false;
   if (net_connection_unsent(c) + len > c->hub->limits.unsent_max) return false;
   if (!c->staged && !(c->staged = malloc(STAGE_SIZE))) return false;
   mark_dirty(c);
@@ -297,16 +387,30 @@ static void wait_for_room(struct net_connection *c, const uint8_t *data,
     write_failed(c, rc);
 }
 
+/* GOODBYE is with the kernel: nothing comes after it. */
+static void shut_output(struct net_connection *c)
+{
+  uv_os_fd_t fd;
+
+  c->shut = true;
+  if (uv_fileno((uv_handle_t *)&c->tcp, &fd) == 0) shutdown(fd, SHUT_WR);
+}
+
 void net_connection_flush(struct net_connection *c)
 {
   const uint8_t *data;
   uv_buf_t buf;
   int rc;
 
-  if (c->ended || c->state != NET_TCP_OPEN || !encrypt_staged(c)) return;
+  if (!c->tls || c->ended || c->shut || c->state != NET_TCP_OPEN) return;
+  if (!encrypt_staged(c)) return;
   if (c->writing || !uv_is_writable((uv_stream_t *)&c->tcp)) return;
+  if (c->parting) tls_stream_close(c->tls);
   buf.len = tls_stream_output(c->tls, &data);
-  if (buf.len == 0) return;
+  if (buf.len == 0) {
+    if (c->parting) shut_output(c);
+    return;
+  }
   buf.base = (char *)(uintptr_t)data;
   rc = uv_try_write((uv_stream_t *)&c->tcp, &buf, 1);
   if (rc < 0 && rc != UV_EAGAIN) {
@@ -316,7 +420,10 @@ void net_connection_flush(struct net_connection *c)
   if (rc > 0) {
     tls_stream_sent(c->tls, (size_t)rc);
     count(c, 0, (size_t)rc);
-    if ((size_t)rc == buf.len) return;
+    if ((size_t)rc == buf.len) {
+      if (c->parting) shut_output(c);
+      return;
+    }
     buf.len = tls_stream_output(c->tls, &data);
   }
   wait_for_room(c, data, buf.len);
@@ -327,7 +434,7 @@ void net_connection_flush(struct net_connection *c)
 static void on_frame(struct net_connection *c, const struct net_frame *frame)
 {
   c->frame_deadline = NET_NEVER;
-  c->framed = true;
+  c->framed = c->open;
   c->handler->frame(c, frame);
 }
 
@@ -337,12 +444,12 @@ static void take_plain(struct net_connection *c, const uint8_t *data, size_t n)
   size_t used;
   int rc;
 
-  while (n > 0 && !c->ended) {
+  while (n > 0 && !c->ended && !c->parting) {
     rc = net_reader_take(&c->reader, data, n, &used, &frame);
     data += used;
     n -= used;
     if (rc < 0)
-      net_connection_end(c, NET_FAILED, "%s", c->reader.error);
+      net_connection_refuse(c, c->reader.refusal, "%s", c->reader.error);
     else if (rc > 0)
       on_frame(c, &frame);
   }
@@ -356,7 +463,7 @@ static void drain(struct net_connection *c)
   size_t room;
   ssize_t n;
 
-  while (!c->ended) {
+  while (!c->ended && !c->parting) {
     body = net_reader_space(&c->reader, &room);
     if (body)
       n = tls_stream_read(c->tls, body, room);
@@ -366,7 +473,7 @@ static void drain(struct net_connection *c)
     if (n == -2)
       net_connection_end(c, NET_PEER_CLOSED, "closed by the other side");
     else if (n < 0)
-      net_connection_end(c, NET_FAILED, "%s", tls_stream_error(c->tls));
+      end_dead(c);
     else if (!body)
       take_plain(c, c->hub->plain, (size_t)n);
     else if (net_reader_filled(&c->reader, (size_t)n, &frame) > 0)
@@ -374,24 +481,46 @@ static void drain(struct net_connection *c)
   }
 }
 
+/* The first bytes that came in. Those that cannot begin a handshake cost
+   nothing more than to look at one of them. */
+static bool start_stream(struct net_connection *c, uint8_t first)
+{
+  if (first != TLS_HANDSHAKE) {
+    net_connection_refuse(c, NET_REFUSED_PROTOCOL, "not a TLS handshake");
+    return false;
+  }
+  if (!c->handler->begins(c)) return false;
+  c->tls = tls_stream_new(c->context, true);
+  if (!c->tls) net_connection_end(c, NET_FAILED, "out of memory");
+  return c->tls != NULL;
+}
+
+static void become_ready(struct net_connection *c)
+{
+  c->ready = true;
+  c->ready_at = uv_now(c->hub->loop);
+  c->identity = tls_stream_peer(c->tls);
+  c->expires = tls_stream_peer_expires(c->tls);
+  net_connection_deadline(c, c->hub->limits.handshake_ms, "no hello in time");
+  c->handler->ready(c);
+}
+
 static void feed(struct net_connection *c, const uint8_t *data, size_t n)
 {
   int rc;
 
   count(c, n, 0);
+  if (c->parting) return;
   if (!c->ready && c->received > NET_UNVERIFIED_BYTES) {
-    net_connection_end(c, NET_FAILED, "too many bytes before the handshake");
+    net_connection_refuse(c, NET_REFUSED_OVERSIZE,
+                          "too many bytes before the handshake");
     return;
   }
+  if (!c->tls && !start_stream(c, data[0])) return;
   rc = tls_stream_feed(c->tls, data, n);
-  if (!c->ready && tls_stream_ready(c->tls)) {
-    c->ready = true;
-    c->ready_at = uv_now(c->hub->loop);
-    net_connection_deadline(c, NET_NEVER, NULL);
-    c->handler->ready(c);
-  }
+  if (!c->ready && tls_stream_ready(c->tls)) become_ready(c);
   if (c->ready) drain(c);
-  if (rc < 0) net_connection_end(c, NET_FAILED, "%s", tls_stream_error(c->tls));
+  if (rc < 0) end_dead(c);
   if (net_connection_unsent(c)) mark_dirty(c);
 }
 
@@ -422,7 +551,7 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
     part = MIN(rest, c->ready ? FEED_SIZE : SIP_SIZE);
     feed(c, data, part);
   }
-  if (!net_reader_partial(&c->reader)) {
+  if (c->parting || !net_reader_partial(&c->reader)) {
     c->frame_deadline = NET_NEVER;
   } else if (c->frame_deadline == NET_NEVER) {
     c->frame_deadline = now + c->hub->limits.frame_ms;
@@ -458,32 +587,26 @@ static void begin(struct net_connection *c)
   if (net_connection_unsent(c)) mark_dirty(c);
 }
 
-struct net_connection *net_connection_accept(struct net_hub *hub,
-                                             uv_stream_t *listener,
-                                             struct tls_context *tls,
-                                             const struct net_handler *handler,
-                                             void *owner)
+struct net_connection *net_connection_accept(
+    struct net_hub *hub, int fd, const struct sockaddr_storage *address,
+    struct tls_context *tls, const struct net_handler *handler, void *owner)
 {
-  struct net_connection *c = connection_new(hub, tls, true, handler, owner);
-  struct sockaddr_storage address = {0};
-  int size = sizeof address, rc;
+  struct net_connection *c = connection_new(hub, tls, handler, owner);
+  int rc;
 
   if (!c) return NULL;
-  snprintf(c->remote, sizeof c->remote, "?");
+  net_format(address, c->remote, sizeof c->remote);
   rc = uv_tcp_init(hub->loop, &c->tcp);
-  if (rc) {
-    net_connection_end(c, NET_FAILED, "%s", uv_strerror(rc));
-    return c;
+  if (rc == 0) {
+    c->state = NET_TCP_OPEN;
+    rc = uv_tcp_open(&c->tcp, fd);
   }
-  c->state = NET_TCP_OPEN;
-  rc = uv_accept(listener, (uv_stream_t *)&c->tcp);
   if (rc) {
+    close(fd);
     net_connection_end(c, NET_FAILED, "%s", uv_strerror(rc));
-    return c;
+  } else {
+    begin(c);
   }
-  if (uv_tcp_getpeername(&c->tcp, (struct sockaddr *)&address, &size) == 0)
-    net_format(&address, c->remote, sizeof c->remote);
-  begin(c);
   return c;
 }
 
@@ -571,13 +694,18 @@ struct net_connection *net_connection_dial(
     const struct net_handler *handler, void *owner)
 {
   char host[RAFT_ADDRESS_MAX], port[8];
-  struct net_connection *c = connection_new(hub, tls, false, handler, owner);
+  struct net_connection *c = connection_new(hub, tls, handler, owner);
 
   if (!c) return NULL;
   c->first = first;
   snprintf(c->remote, sizeof c->remote, "%s", address);
   net_connection_deadline(c, hub->limits.connect_ms,
                           "the connection was not made in time");
+  c->tls = tls_stream_new(tls, false);
+  if (!c->tls) {
+    net_connection_end(c, NET_FAILED, "out of memory");
+    return c;
+  }
   if (candidates) {
     c->candidates = *candidates;
     try_candidate(c);

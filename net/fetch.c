@@ -4,7 +4,7 @@
 ** A fetch is a call whose answer is long. On the connection of the heartbeats
 ** it would hold them up, so a node that fetches from a peer dials it once more:
 **
-**   none --net_fetch()--> dialling --handshake, certificate--> open
+**   none --net_fetch()--> dialling --handshake, HELLO--> open
 **    ^                       |                                  |
 **    |<--- it failed --------'                                  |
 **    `<--- lost, timed out, peer removed, or idle --------------'
@@ -28,13 +28,27 @@
 static void fetch_ready(struct net_connection *c)
 {
   struct net_peer *peer = c->owner;
+
+  assert(peer->fetch == c || c->ended);
+  net_peer_greet(peer, c);
+}
+
+static void fetch_frame(struct net_connection *c, const struct net_frame *frame)
+{
+  struct net_peer *peer = c->owner;
   struct net *net = peer->net;
 
-  assert(peer->fetch == c);
-  if (!net_peer_verified(peer, c)) return;
-  c->reader.allowed = NET_ALLOW(NET_FRAME_ANSWER);
-  net_call_ready(net, c);
-  net_hub_arm(&net->hub, uv_now(net->hub.loop) + net->hub.limits.fetch_idle_ms);
+  if (frame->type == NET_FRAME_ANSWER) {
+    net_call_answer(c, frame);
+  } else if (frame->type == NET_FRAME_GOODBYE) {
+    net_peer_goodbye(peer, c, frame);
+  } else if (net_peer_greeted(peer, c, frame)) {
+    c->reader.allowed =
+        NET_ALLOW(NET_FRAME_ANSWER) | NET_ALLOW(NET_FRAME_GOODBYE);
+    net_call_ready(net, c);
+    net_hub_arm(&net->hub,
+                uv_now(net->hub.loop) + net->hub.limits.fetch_idle_ms);
+  }
 }
 
 static void fetch_closed(struct net_connection *c)
@@ -53,7 +67,8 @@ static void fetch_closed(struct net_connection *c)
 
 static const struct net_handler fetching = {
     .ready = fetch_ready,
-    .frame = net_call_answer,
+    .frame = fetch_frame,
+    .expired = net_peer_expired,
     .closed = fetch_closed,
 };
 
@@ -68,7 +83,8 @@ struct net_connection *net_fetch_connection(struct net_peer *peer,
   }
   net = peer->net;
   peer->fetched_at = uv_now(net->hub.loop);
-  if (peer->fetch && !peer->fetch->ended) return peer->fetch;
+  if (peer->fetch && !peer->fetch->ended && !peer->fetch->parting)
+    return peer->fetch;
   /* One that has ended is reaped before the sweep frees any peer, so that it
      still finds its owner in fetch_closed(). */
   peer->fetch = net_connection_dial(&net->hub, net->tls, peer->address, NULL,

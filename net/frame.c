@@ -63,6 +63,8 @@ static const struct {
     [NET_FRAME_JOIN] = {"a join", NET_REQUEST_MAX},
     [NET_FRAME_FETCH] = {"a fetch", NET_CALL_HEAD + NET_REQUEST_MAX},
     [NET_FRAME_POST] = {"a post", NET_POST_MAX},
+    [NET_FRAME_HELLO] = {"a hello", 256},
+    [NET_FRAME_GOODBYE] = {"a goodbye", NET_TEXT},
 };
 
 uint32_t net_frame_bound(unsigned type)
@@ -136,13 +138,16 @@ bool net_reader_partial(const struct net_reader *reader)
   return reader->n_header > 0;
 }
 
-static int refuse(struct net_reader *reader, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
+static int refuse(struct net_reader *reader, enum net_refusal refusal,
+                  const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 
-static int refuse(struct net_reader *reader, const char *format, ...)
+static int refuse(struct net_reader *reader, enum net_refusal refusal,
+                  const char *format, ...)
 {
   va_list args;
 
+  reader->refusal = refusal;
   va_start(args, format);
   vsnprintf(reader->error, sizeof reader->error, format, args);
   va_end(args);
@@ -156,14 +161,18 @@ static int check_header(struct net_reader *reader)
   uint32_t len = net_get32(h);
 
   if (type == 0 || type >= NET_FRAME_TYPES)
-    return refuse(reader, "unknown frame type %u", type);
+    return refuse(reader, NET_REFUSED_FRAME, "unknown frame type %u", type);
   if (h[5] != NET_FRAME_VERSION)
-    return refuse(reader, "unknown frame version %u", h[5]);
-  if (h[6] || h[7]) return refuse(reader, "unknown frame flags");
+    return refuse(reader, NET_REFUSED_VERSION, "unknown frame version %u",
+                  h[5]);
+  if (h[6] || h[7])
+    return refuse(reader, NET_REFUSED_VERSION, "unknown frame flags");
   if (!(reader->allowed & NET_ALLOW(type)))
-    return refuse(reader, "%s frame is not allowed here", types[type].name);
+    return refuse(reader, NET_REFUSED_FRAME, "%s frame is not allowed here",
+                  types[type].name);
   if (len > types[type].bound)
-    return refuse(reader, "%s frame of %u bytes, at most %u are allowed",
+    return refuse(reader, NET_REFUSED_OVERSIZE,
+                  "%s frame of %u bytes, at most %u are allowed",
                   types[type].name, len, types[type].bound);
   reader->type = (uint8_t)type;
   reader->len = len;
@@ -201,7 +210,8 @@ int net_reader_take(struct net_reader *reader, const uint8_t *data, size_t n,
       return complete(reader, data + part, frame);
     }
   }
-  if (!reader->body && !obtain(reader)) return refuse(reader, "out of memory");
+  if (!reader->body && !obtain(reader))
+    return refuse(reader, NET_REFUSED_OTHER, "out of memory");
   part = MIN(n - *used, (size_t)(reader->len - reader->have));
   if (part) memcpy(reader->body + reader->have, data + *used, part);
   *used += part;

@@ -19,12 +19,18 @@ static const struct net_limits defaults = {
     .connect_ms = 5000,
     .handshake_ms = 5000,
     .unverified_ms = 10000,
+    .parting_ms = 1000,
     .frame_ms = 30000,
     .fetch_idle_ms = 10000,
     .backoff_min_ms = 20,
     .backoff_max_ms = 1000,
+    .revoked_ms = 30000,
     .event_ms = 1000,
-    .unverified_max = 32,
+    .unverified_max = 64,
+    .member_places = 8,
+    .rate_source = 20,
+    .rate_member = 200,
+    .rate_all = 100,
     .unsent_max = 64u * 1024u * 1024u,
 };
 
@@ -117,7 +123,7 @@ void net_hub_open(struct net_hub *hub, uv_loop_t *loop)
   hub->timer.data = hub;
   hub->prepare.data = hub;
   uv_prepare_start(&hub->prepare, on_prepare);
-  hub->handles = 2;
+  hub->handles += 2; /* an owner may have begun with some of its own */
 }
 
 void net_hub_close(struct net_hub *hub)

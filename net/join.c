@@ -19,6 +19,7 @@ struct join {
   struct net_hub hub; /* first: see join_gone() */
   uv_timer_t limit;
   uint8_t type; /* NET_FRAME_JOIN or NET_FRAME_CALL */
+  const struct net_identity *self;
   const char *address;
   const void *request;
   size_t len;
@@ -26,6 +27,7 @@ struct join {
   int status;
   uint8_t *body;
   size_t body_len;
+  unsigned goodbye;
   struct net_error error;
 };
 
@@ -73,13 +75,23 @@ static void over(struct join *join)
 static void join_ready(struct net_connection *c)
 {
   struct join *join = c->owner;
+
+  c->reader.allowed = NET_ALLOW(NET_FRAME_HELLO) | NET_ALLOW(NET_FRAME_GOODBYE);
+  net_hello_send(c, join->self,
+                 join->type == NET_FRAME_JOIN ? NET_PURPOSE_JOIN
+                                              : NET_PURPOSE_PEER);
+}
+
+static void send_request(struct join *join, struct net_connection *c)
+{
   uint8_t head[NET_CALL_HEAD] = {0}; /* the answer has this number too */
   struct iovec parts[2] = {
       {.iov_base = head, .iov_len = sizeof head},
       {.iov_base = (void *)(uintptr_t)join->request, .iov_len = join->len}};
   bool call = join->type == NET_FRAME_CALL;
 
-  c->reader.allowed = NET_ALLOW(NET_FRAME_ANSWER);
+  c->reader.allowed =
+      NET_ALLOW(NET_FRAME_ANSWER) | NET_ALLOW(NET_FRAME_GOODBYE);
   /* What a member still has to say to the node that we were. */
   if (call) c->reader.allowed |= NET_ALLOW(NET_FRAME_RAFT);
   if (!net_connection_send(c, join->type, call ? parts : parts + 1,
@@ -87,13 +99,41 @@ static void join_ready(struct net_connection *c)
     net_connection_end(c, NET_FAILED, "out of memory");
 }
 
-static void join_frame(struct net_connection *c, const struct net_frame *frame)
+/* Only now is it known that the other side is of the cluster that is meant. */
+static void hello_frame(struct join *join, struct net_connection *c,
+                        const struct net_frame *frame)
 {
-  struct join *join = c->owner;
+  struct net_hello hello;
+  enum net_refusal refusal;
+  char why[NET_TEXT];
+
+  if (!net_hello_read(frame, &hello)) {
+    net_connection_end(c, NET_FAILED, "a malformed hello");
+  } else if (net_hello_check(&hello, join->self, c->identity, why, &refusal)) {
+    net_connection_end(c, NET_FAILED, "%s", why);
+  } else {
+    net_connection_open(c);
+    send_request(join, c);
+  }
+}
+
+static void goodbye_frame(struct join *join, struct net_connection *c,
+                          const struct net_frame *frame)
+{
+  char why[NET_TEXT];
+
+  if (net_goodbye_read(frame, &join->goodbye, why))
+    net_connection_end(c, NET_CUT, "refused: %s", why);
+  else
+    net_connection_end(c, NET_FAILED, "a malformed goodbye");
+}
+
+static void answer_frame(struct join *join, struct net_connection *c,
+                         const struct net_frame *frame)
+{
   const uint8_t *body;
   uint64_t id;
 
-  if (frame->type == NET_FRAME_RAFT) return;
   if (!net_read_answer(frame, &id, &join->status, &body, &join->body_len)) {
     net_connection_end(c, NET_FAILED, "a malformed answer");
     return;
@@ -109,6 +149,24 @@ static void join_frame(struct net_connection *c, const struct net_frame *frame)
     join->body[join->body_len] = 0;
   }
   over(join);
+}
+
+static void join_frame(struct net_connection *c, const struct net_frame *frame)
+{
+  struct join *join = c->owner;
+
+  switch (frame->type) {
+  case NET_FRAME_HELLO: hello_frame(join, c, frame); break;
+  case NET_FRAME_GOODBYE: goodbye_frame(join, c, frame); break;
+  case NET_FRAME_ANSWER: answer_frame(join, c, frame); break;
+  default: break; /* a raft message */
+  }
+}
+
+/* It will not be for long. */
+static void join_expired(struct net_connection *c)
+{
+  net_connection_end(c, NET_FAILED, "its certificate has expired");
 }
 
 static void join_closed(struct net_connection *c)
@@ -131,6 +189,7 @@ static void join_limit(uv_timer_t *timer)
 static const struct net_handler joiner = {
     .ready = join_ready,
     .frame = join_frame,
+    .expired = join_expired,
     .closed = join_closed,
 };
 
@@ -171,14 +230,18 @@ static int join_with(struct join *join, struct tls_context *tls,
   if (rc) return net_fail(error, "no event loop: %s", uv_strerror(rc));
   run(join, &loop, tls, &candidates, until);
   uv_loop_close(&loop);
-  if (join->status < 0) return net_fail(error, "%s", join->error.text);
+  if (join->status < 0) {
+    net_fail(error, "%s", join->error.text);
+    if (error) error->goodbye = join->goodbye;
+    return -1;
+  }
   return join->status;
 }
 
 static int ask_once(enum net_frame_type type, struct tls_context *tls,
-                    const char *address, const void *request, size_t len,
-                    unsigned timeout_ms, uint8_t **body, size_t *body_len,
-                    struct net_error *error)
+                    const struct net_identity *self, const char *address,
+                    const void *request, size_t len, unsigned timeout_ms,
+                    uint8_t **body, size_t *body_len, struct net_error *error)
 {
   struct join *join;
   struct quiet quiet;
@@ -190,6 +253,7 @@ static int ask_once(enum net_frame_type type, struct tls_context *tls,
   join = calloc(1, sizeof *join);
   if (!join) return net_fail(error, "out of memory");
   join->type = (uint8_t)type;
+  join->self = self;
   join->address = address;
   join->request = request;
   join->len = len;
@@ -204,18 +268,20 @@ static int ask_once(enum net_frame_type type, struct tls_context *tls,
   return status;
 }
 
-int net_join(struct tls_context *tls, const char *address, const void *request,
-             size_t len, unsigned timeout_ms, uint8_t **body, size_t *body_len,
+int net_join(struct tls_context *tls, const struct net_identity *self,
+             const char *address, const void *request, size_t len,
+             unsigned timeout_ms, uint8_t **body, size_t *body_len,
              struct net_error *error)
 {
-  return ask_once(NET_FRAME_JOIN, tls, address, request, len, timeout_ms, body,
-                  body_len, error);
+  return ask_once(NET_FRAME_JOIN, tls, self, address, request, len, timeout_ms,
+                  body, body_len, error);
 }
 
-int net_call_once(struct tls_context *tls, const char *address,
-                  const void *request, size_t len, unsigned timeout_ms,
-                  uint8_t **body, size_t *body_len, struct net_error *error)
+int net_call_once(struct tls_context *tls, const struct net_identity *self,
+                  const char *address, const void *request, size_t len,
+                  unsigned timeout_ms, uint8_t **body, size_t *body_len,
+                  struct net_error *error)
 {
-  return ask_once(NET_FRAME_CALL, tls, address, request, len, timeout_ms, body,
-                  body_len, error);
+  return ask_once(NET_FRAME_CALL, tls, self, address, request, len, timeout_ms,
+                  body, body_len, error);
 }

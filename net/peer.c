@@ -6,7 +6,7 @@
 ** the connection that this node dialled, responses on the newest one that the
 ** peer dialled and has used; the peer reads both from either.
 **
-** up() and down() are hints. up(): a handshake was finished. down(): the other
+** up() and down() are hints. up(): the peer has said HELLO to us. down(): the other
 ** side, or its kernel, closed an established connection in either direction.
 ** Of the several connections that die with a process only the first is told.
 */
@@ -14,8 +14,10 @@
 
 #include <assert.h>
 #include <inttypes.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 
 /* The same failure of one peer is told again after this time. */
 #define RETELL_MS 30000
@@ -146,7 +148,9 @@ static void redial(struct net_peer *peer)
   const struct net_limits *limits = &net->hub.limits;
   uint64_t wait = 0;
 
-  if (!peer->redial_now) {
+  if (peer->revoked && !peer->redial_now) {
+    wait = limits->revoked_ms;
+  } else if (!peer->redial_now) {
     wait = peer->backoff_ms / 2;
     wait += random_below(net, peer->backoff_ms - wait + 1);
     peer->backoff_ms = MIN(peer->backoff_ms * 2, limits->backoff_max_ms);
@@ -174,34 +178,110 @@ static void tell(struct net_peer *peer, const struct net_connection *c)
     net->callbacks.event(net->callbacks.ctx, line);
 }
 
-bool net_peer_verified(struct net_peer *peer, struct net_connection *c)
+void net_peer_greet(struct net_peer *peer, struct net_connection *c)
 {
   struct net *net = peer->net;
-  raft_id id = tls_stream_peer(c->tls);
+  char why[NET_TEXT] = "";
 
-  if (id != peer->id) {
-    net_connection_end(c, NET_FAILED,
-                       "it shows the certificate of node %016" PRIx64, id);
+  c->reader.allowed = NET_ALLOW(NET_FRAME_HELLO) | NET_ALLOW(NET_FRAME_GOODBYE);
+  if (c->identity != peer->id)
+    net_connection_refuse(c, NET_REFUSED_IDENTITY,
+                          "it shows the certificate of node %016" PRIx64,
+                          c->identity);
+  else if (net->callbacks.allowed(net->callbacks.ctx, c->identity, why,
+                                  sizeof why) != NET_ALLOWED)
+    net_connection_refuse(c, NET_REFUSED_STRANGER, "%s",
+                          why[0] ? why : "it is not a member");
+  else
+    net_hello_send(c, &net->self, NET_PURPOSE_PEER);
+}
+
+bool net_peer_greeted(struct net_peer *peer, struct net_connection *c,
+                      const struct net_frame *frame)
+{
+  struct net_hello hello;
+  enum net_refusal refusal;
+  char why[NET_TEXT];
+
+  if (!net_hello_read(frame, &hello)) {
+    net_connection_refuse(c, NET_REFUSED_MALFORMED, "a malformed hello");
     return false;
   }
-  if (!net->callbacks.allowed(net->callbacks.ctx, id)) {
-    net_connection_end(c, NET_FAILED, "it is not a member");
+  if (net_hello_check(&hello, &peer->net->self, c->identity, why, &refusal)) {
+    net_connection_refuse(c, refusal, "%s", why);
     return false;
   }
-  c->peer = id;
-  net_connection_count(c, &peer->counters);
+  net_connection_open(c);
+  c->peer = peer->id;
+  peer->incarnation = hello.is.incarnation;
+  peer->expires = c->expires;
+  net_connection_count(c, &peer->traffic);
   return true;
+}
+
+unsigned net_peer_goodbye(struct net_peer *peer, struct net_connection *c,
+                          const struct net_frame *frame)
+{
+  char why[NET_TEXT];
+  unsigned code;
+
+  if (!net_goodbye_read(frame, &code, why)) {
+    net_connection_refuse(c, NET_REFUSED_MALFORMED, "a malformed goodbye");
+    return 0;
+  }
+  peer->net->counters.goodbyes++;
+  net_connection_end(c, NET_FAILED, "refused: %s", why);
+  return code;
+}
+
+void net_peer_recheck(struct net_connection *c)
+{
+  struct net_peer *peer = c->owner;
+  struct net *net = peer->net;
+  char why[NET_TEXT] = "";
+  enum net_verdict verdict =
+      net->callbacks.allowed(net->callbacks.ctx, c->peer, why, sizeof why);
+
+  if (verdict != NET_ALLOWED)
+    net_connection_part(
+        c, verdict == NET_REVOKED ? NET_GOODBYE_REVOKED : NET_GOODBYE_STRANGER,
+        why[0] ? why : "not a member");
+}
+
+void net_peer_expired(struct net_connection *c)
+{
+  net_connection_part(c, NET_GOODBYE_EXPIRED, "its certificate has expired");
 }
 
 static void dialled_ready(struct net_connection *c)
 {
-  struct net_peer *peer = c->owner;
+  net_peer_greet(c->owner, c);
+}
+
+static void dialled_hello(struct net_peer *peer, struct net_connection *c,
+                          const struct net_frame *frame)
+{
   struct net *net = peer->net;
 
-  if (!net_peer_verified(peer, c)) return;
-  c->reader.allowed = NET_ALLOW(NET_FRAME_RAFT) | NET_ALLOW(NET_FRAME_ANSWER);
+  if (!net_peer_greeted(peer, c, frame)) return;
+  c->reader.allowed = NET_ALLOW(NET_FRAME_RAFT) | NET_ALLOW(NET_FRAME_ANSWER) |
+                      NET_ALLOW(NET_FRAME_GOODBYE);
   peer->told_down = false;
-  if (!c->ended) net->callbacks.up(net->callbacks.ctx, peer->id);
+  peer->revoked = false;
+  net->callbacks.up(net->callbacks.ctx, peer->id);
+}
+
+static void dialled_goodbye(struct net_peer *peer, struct net_connection *c,
+                            const struct net_frame *frame)
+{
+  struct net *net = peer->net;
+  unsigned code = net_peer_goodbye(peer, c, frame);
+
+  if (!code) return;
+  peer->revoked = code == NET_GOODBYE_REVOKED;
+  if (net->callbacks.refused)
+    net->callbacks.refused(net->callbacks.ctx, peer->id, code,
+                           c->why + strlen("refused: "));
 }
 
 static void dialled_frame(struct net_connection *c,
@@ -209,10 +289,12 @@ static void dialled_frame(struct net_connection *c,
 {
   struct net_peer *peer = c->owner;
 
-  if (frame->type == NET_FRAME_RAFT)
-    net_deliver(peer->net, c, frame);
-  else
-    net_call_answer(c, frame);
+  switch (frame->type) {
+  case NET_FRAME_HELLO: dialled_hello(peer, c, frame); break;
+  case NET_FRAME_GOODBYE: dialled_goodbye(peer, c, frame); break;
+  case NET_FRAME_RAFT: net_deliver(peer->net, c, frame); break;
+  default: net_call_answer(c, frame);
+  }
 }
 
 static void dialled_closed(struct net_connection *c)
@@ -224,6 +306,9 @@ static void dialled_closed(struct net_connection *c)
 
   assert(peer->dialled == c);
   peer->dialled = NULL;
+  if (c->candidates.n) peer->at = c->candidates;
+  if (!c->peer && !net->hub.closing) net->counters.dial_failures++;
+  if (c->cause == NET_FAILED && c->refusal) net->counters.refused[c->refusal]++;
   /* A handshake alone is no success: the other side may refuse us after it. */
   if (c->peer && (c->framed || now - c->ready_at >= limits->backoff_max_ms))
     peer->backoff_ms = limits->backoff_min_ms;
@@ -236,6 +321,7 @@ static void dialled_closed(struct net_connection *c)
 static const struct net_handler dialled = {
     .ready = dialled_ready,
     .frame = dialled_frame,
+    .expired = net_peer_expired,
     .closed = dialled_closed,
 };
 
@@ -247,6 +333,7 @@ uint64_t net_peer_tick(struct net *net, uint64_t now)
     if (!peer->wanted || peer->dialled) continue;
     if (peer->redial_at <= now) {
       peer->redial_at = NET_NEVER;
+      net->counters.dials++;
       peer->dialled =
           net_connection_dial(&net->hub, net->tls, peer->address, NULL,
                               peer->attempts++, &dialled, peer);
@@ -268,14 +355,10 @@ static void hang_up(struct net_peer *peer, const char *why)
 
 static void unwant(struct net_peer *peer)
 {
-  static const char why[] = "no longer a peer";
-
   peer->wanted = false;
-  hang_up(peer, why);
-  for (unsigned i = 0; i < peer->n_inbound; i++)
-    net_connection_end(peer->inbound[i], NET_CUT, why);
-  for (unsigned i = 0; i < peer->n_fetchers; i++)
-    net_connection_end(peer->fetchers[i], NET_CUT, why);
+  peer->revoked = false;
+  peer->cut = true; /* what it dialled is told why, see recheck() */
+  hang_up(peer, "no longer a peer");
 }
 
 static void want(struct net *net, const struct raft_member *member)
@@ -288,6 +371,8 @@ static void want(struct net *net, const struct raft_member *member)
   }
   if (peer->wanted && strcmp(peer->address, member->address) == 0) return;
   peer->wanted = true;
+  peer->revoked = false;
+  memset(&peer->at, 0, sizeof peer->at);
   snprintf(peer->address, sizeof peer->address, "%s", member->address);
   peer->backoff_ms = net->hub.limits.backoff_min_ms;
   peer->attempts = 0;
@@ -302,8 +387,22 @@ void net_set_peers(struct net *net, const struct raft_configuration *peers)
   for (struct net_peer *peer = net->peers; peer; peer = peer->next)
     if (peer->wanted && !raft_configuration_find(peers, peer->id)) unwant(peer);
   for (unsigned i = 0; i < MIN(peers->n, RAFT_MEMBERS_MAX); i++)
-    if (peers->members[i].id != net->self) want(net, &peers->members[i]);
-  net->recheck = true;
+    if (peers->members[i].id != net->self.id) want(net, &peers->members[i]);
+  net_recheck(net);
+}
+
+bool net_peer_at(const struct net *net, const struct sockaddr_storage *address)
+{
+  for (const struct net_peer *peer = net->peers; peer; peer = peer->next) {
+    const struct net_candidates *at = &peer->at;
+
+    if (!peer->wanted) continue;
+    if (peer->dialled && peer->dialled->candidates.n)
+      at = &peer->dialled->candidates;
+    for (unsigned i = 0; i < at->n; i++)
+      if (net_same_source(&at->at[i], address)) return true;
+  }
+  return false;
 }
 
 static bool is_request(unsigned type)
@@ -357,7 +456,9 @@ bool net_send(struct net *net, const struct raft_message *message)
     parts[n].iov_base = body->data;
     parts[n++].iov_len = body->len;
   }
-  return net_connection_send(c, NET_FRAME_RAFT, parts, n);
+  if (!net_connection_send(c, NET_FRAME_RAFT, parts, n)) return false;
+  net->counters.sent_messages++;
+  return true;
 }
 
 bool net_post(struct net *net, raft_id to, const struct iovec *parts, int n)
@@ -379,8 +480,24 @@ bool net_peer_status(const struct net *net, raft_id id,
   memset(status, 0, sizeof *status);
   if (!peer) return false;
   status->connected = net_usable(peer->dialled);
-  status->last_received = peer->counters.last_received;
-  status->sent_bytes = peer->counters.sent;
-  status->received_bytes = peer->counters.received;
+  status->last_received = peer->traffic.last_received;
+  status->sent_bytes = peer->traffic.sent;
+  status->received_bytes = peer->traffic.received;
+  status->incarnation = peer->incarnation;
+  status->expires = peer->expires;
   return true;
+}
+
+uint32_t net_round_trip(const struct net *net, raft_id id)
+{
+  const struct net_peer *peer = net_peer_find(net, id);
+  struct tcp_info info = {0};
+  socklen_t size = sizeof info;
+  uv_os_fd_t fd;
+
+  if (!peer || !net_usable(peer->dialled)) return 0;
+  if (uv_fileno((const uv_handle_t *)&peer->dialled->tcp, &fd) ||
+      getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size))
+    return 0;
+  return info.tcpi_rtt;
 }

@@ -14,6 +14,7 @@
 # directories and ports of the test, in both directions.  Their systemd is ours:
 # a quorated for each instance that is started.
 
+# Commands that cannot be run here, as patterns. Any other is.
 set manual_elsewhere {}
 
 # ---- what a text shows -----------------------------------------------------
@@ -80,6 +81,7 @@ proc manual_readme {file} {
   set steps {}
   set inside 0
   set n 0
+  set more 0
   set terminal 0
   foreach line [manual_lines $file] {
     incr n
@@ -96,9 +98,18 @@ proc manual_readme {file} {
       regsub {^\$ } $line "n$terminal\$ " line
       regsub {^sqlite> } $line "n$terminal> " line
       lappend block $line
-    } elseif {[regexp {^    (\S.*)$} $line - command]} {
-      regsub {\s+#.*$|   .*$} $command {} command
-      lappend steps [list $n n2 sh $command {}]
+    } elseif {[regexp {^    (\s*\S.*)$} $line - command]} {
+      if {$more} {
+        set command "[lindex $steps end 3]\n$command"
+        set steps [lrange $steps 0 end-1]
+      }
+      regsub {\s+# .*$|(\S)   +\S.*$} $command {\1} first
+      set kind [expr {[string match SELECT* $command] ? "sql" : "sh"}]
+      if {$kind eq "sh" && !$more} { set command $first }
+      set more [expr {$kind eq "sql" ? [string index $command end] ne ";"
+                                     : [string index $command end] eq "\\"}]
+      set host [expr {$kind eq "sql" ? "n1" : "n2"}]
+      lappend steps [list $n $host $kind $command {}]
     }
   }
   if {[llength $steps]} { lappend found $section $steps }
@@ -167,16 +178,11 @@ proc manual_root {host command} {
       manual_stop $host [lindex $found 1]
       manual_start $host [lindex $found 1]
     }
-    default {
-      if {$command ni $::manual_elsewhere} {
-        error "it cannot be run here, and is not known: $command"
-      }
-    }
+    default { error "it cannot be run here, and is not known: $command" }
   }
 }
 
 proc manual_sh {host command} {
-  if {$command in $::manual_elsewhere} return
   set pattern {^(?:LD_PRELOAD=(\S+) )?sqlite3(?: (/\S+))?$}
   if {[regexp $pattern [manual_map $host 0 $command] - library file]} {
     unset -nocomplain ::preload(sh-$host)
@@ -254,23 +260,34 @@ proc manual_fits {expected said} {
   regexp "^$pattern\$" $said
 }
 
+proc manual_is_elsewhere {text} {
+  foreach pattern $::manual_elsewhere {
+    if {[string match $pattern $text]} { return 1 }
+  }
+  return 0
+}
+
 # Once more, for some time, where others may still be at it: what is read may
 # come later, and what was refused may be done again.
 proc manual_play {steps} {
   foreach step $steps {
     lassign $step line host kind text expected
+    if {[manual_is_elsewhere $text]} continue
     manual_addresses $text
     set text [string map [list TOKEN $::manual_token] $text]
     set end [deadline 40000]
     while 1 {
       set said [manual_map $host 1 [manual_do $host $kind $text]]
       if {[manual_fits $expected $said]} break
+      if {![info exists first]} { set first $said }
       if {$kind ne "sql" || [clock milliseconds] > $end
           || !([string match "SELECT*" $text] || $::manual_failed)} {
-        return "line $line: $text\nsaid: $said\nnot: [join $expected \n]"
+        return "line $line: $text\nsaid: $first\nand then: $said\nnot:\
+                [join $expected \n]"
       }
       turn 200
     }
+    unset -nocomplain first
     regexp {^quorate1-\S+$} $said ::manual_token
   }
   return ""

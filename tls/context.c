@@ -21,13 +21,11 @@
 #include <openssl/err.h>
 #include <openssl/x509_vfy.h>
 #include <openssl/x509v3.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define SECURITY_LEVEL 2
-/* What a peer may send us of certificates: bounds the memory that a client
-   gets from a server that does not know it yet. */
-#define CERT_LIST_MAX (16L * 1024)
+#include <time.h>
 
 static const unsigned char alpn[] = "\x09quorate/1";
 #define ALPN_LEN (sizeof alpn - 1)
@@ -47,7 +45,7 @@ static void refuse_alpn(SSL *ssl)
 {
   struct tls_peer *peer = SSL_get_app_data(ssl);
 
-  tls_fail(&peer->reason, "peer offered no quorate/1");
+  tls_refuse(peer, TLS_CAUSE_PROTOCOL, "peer offered no quorate/1");
 }
 
 /* Comes first of all, and also when the client sent no ALPN: the callback
@@ -81,7 +79,7 @@ static int on_alpn(SSL *ssl, const unsigned char **out, unsigned char *outlen,
   return SSL_TLSEXT_ERR_OK;
 }
 
-/* ---- verification ------------------------------------------------------ */
+/* ---- the anchor of a joiner --------------------------------------------- */
 
 /* Ends a verification: the alert that goes out is "bad certificate". */
 static int reject(X509_STORE_CTX *store)
@@ -116,30 +114,122 @@ static STACK_OF(X509) *
   return anchors;
 }
 
+/* ---- why --------------------------------------------------------------- */
+
+int tls_refuse(struct tls_peer *peer, enum tls_cause cause, const char *format,
+               ...)
+{
+  va_list args;
+
+  if (peer->cause != TLS_CAUSE_NONE) return -1;
+  peer->cause = cause;
+  va_start(args, format);
+  vsnprintf(peer->reason.text, sizeof peer->reason.text, format, args);
+  va_end(args);
+  return -1;
+}
+
+/* With the times, since it may be a clock that is wrong. */
+static void refuse_time(X509_STORE_CTX *store, struct tls_peer *peer)
+{
+  bool early = X509_STORE_CTX_get_error(store) == X509_V_ERR_CERT_NOT_YET_VALID;
+  bool ca = X509_STORE_CTX_get_error_depth(store) > 0;
+  X509 *cert = X509_STORE_CTX_get_current_cert(store);
+  const ASN1_TIME *limit =
+      early ? X509_get0_notBefore(cert) : X509_get0_notAfter(cert);
+  char then[32] = "?", now[32] = "?";
+  time_t seconds = time(NULL);
+  struct tm tm;
+
+  if (ASN1_TIME_to_tm(limit, &tm))
+    strftime(then, sizeof then, "%Y-%m-%d %H:%M:%SZ", &tm);
+  if (gmtime_r(&seconds, &tm) != NULL)
+    strftime(now, sizeof now, "%Y-%m-%d %H:%M:%SZ", &tm);
+  tls_refuse(peer, early ? TLS_CAUSE_EARLY : TLS_CAUSE_EXPIRED,
+             "certificate verify failed: %scertificate %s %s, by the clock "
+             "here it is %s",
+             ca ? "its CA's " : "",
+             early ? "is not yet valid: it begins" : "has expired: it ended",
+             then, now);
+}
+
+/* In words of ours where those of OpenSSL are for people who know how it
+   searches. */
+static void refuse_chain(X509_STORE_CTX *store, struct tls_peer *peer)
+{
+  int error = X509_STORE_CTX_get_error(store);
+  const char *what = "not signed by a CA of this cluster";
+
+  switch (error) {
+  case X509_V_ERR_CERT_HAS_EXPIRED:
+  case X509_V_ERR_CERT_NOT_YET_VALID: refuse_time(store, peer); return;
+  case X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT:
+    what = "self-signed, not signed by a CA of this cluster";
+    break;
+  case X509_V_ERR_CERT_SIGNATURE_FAILURE:
+    what = "its signature is not of the CA that it names";
+    break;
+  default:
+    if (!tls_is_foreign(error)) what = X509_verify_cert_error_string(error);
+  }
+  tls_refuse(peer, tls_is_foreign(error) ? TLS_CAUSE_FOREIGN : TLS_CAUSE_OTHER,
+             "certificate verify failed: %s", what);
+}
+
+/* ---- verification of a peer -------------------------------------------- */
+
+/* The CAs that a peer's chain may end in; to be freed by the caller. NULL
+   with a reason. */
+static STACK_OF(X509) * choose_anchors(const struct tls_context *context,
+                                       X509_STORE_CTX *store,
+                                       struct tls_peer *peer)
+{
+  STACK_OF(X509) * anchors;
+
+  if (context->joiner) {
+    anchors = pin_anchor(context, store);
+    if (anchors == NULL)
+      tls_refuse(peer, TLS_CAUSE_FOREIGN,
+                 "a node of another cluster than the token's, or its CA has "
+                 "changed since: its chain does not end in the token's CA");
+    return anchors;
+  }
+  if (context->namesakes)
+    anchors =
+        tls_bundle_for(context->anchors, X509_STORE_CTX_get0_untrusted(store));
+  else
+    anchors = X509_chain_up_ref(context->anchors);
+  if (anchors == NULL) tls_refuse(peer, TLS_CAUSE_OTHER, "out of memory");
+  return anchors;
+}
+
 static int verify_chain(const struct tls_context *context,
                         X509_STORE_CTX *store, struct tls_peer *peer)
 {
-  STACK_OF(X509) *anchors = NULL;
+  STACK_OF(X509) *anchors = choose_anchors(context, store, peer);
   int ok;
 
+  if (anchors == NULL) return reject(store);
   X509_STORE_CTX_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN);
-  if (context->joiner) {
-    anchors = pin_anchor(context, store);
-    if (anchors == NULL) {
-      tls_fail(&peer->reason, "certificate verify failed: the server's chain "
-                              "does not end in the token's CA");
-      return reject(store);
-    }
-    X509_STORE_CTX_set0_trusted_stack(store, anchors);
-  }
+  X509_STORE_CTX_set0_trusted_stack(store, anchors);
   ok = X509_verify_cert(store) == 1;
-  if (context->joiner) X509_STORE_CTX_set0_trusted_stack(store, NULL);
+  X509_STORE_CTX_set0_trusted_stack(store, NULL);
+  if (!ok) refuse_chain(store, peer);
   sk_X509_pop_free(anchors, X509_free);
-  if (!ok) {
-    tls_fail(&peer->reason, "certificate verify failed: %s",
-             X509_verify_cert_error_string(X509_STORE_CTX_get_error(store)));
-  }
   return ok;
+}
+
+/* When the first certificate of a verified chain ends. */
+static int64_t end_of_chain(const STACK_OF(X509) * chain)
+{
+  int64_t end = INT64_MAX, seconds;
+
+  for (int i = 0; i < sk_X509_num(chain); i++) {
+    const ASN1_TIME *time = X509_get0_notAfter(sk_X509_value(chain, i));
+
+    if (tls_seconds_of(time, &seconds) == 0 && seconds < end) end = seconds;
+  }
+  return end;
 }
 
 static int verify_peer(X509_STORE_CTX *store, void *arg)
@@ -148,27 +238,34 @@ static int verify_peer(X509_STORE_CTX *store, void *arg)
   SSL *ssl =
       X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx());
   struct tls_peer *peer = SSL_get_app_data(ssl);
-  uint64_t cluster, node;
+  struct tls_identity identity;
   const char *why;
 
   /* A server's choice is known by now, and an alert can still be sent. */
   if (!SSL_is_server(ssl) && !tls_speaks_quorate(ssl)) {
-    tls_fail(&peer->reason, "peer selected no quorate/1");
+    tls_refuse(peer, TLS_CAUSE_PROTOCOL, "peer selected no quorate/1");
     return reject(store);
   }
   if (!verify_chain(context, store, peer)) return 0;
-  why = tls_identity_of(X509_STORE_CTX_get0_cert(store), &cluster, &node);
+  if (X509_check_ca(X509_STORE_CTX_get0_cert(store)) != 0) {
+    tls_refuse(peer, TLS_CAUSE_OTHER,
+               "certificate verify failed: it is one of a CA, not of a node");
+    return reject(store);
+  }
+  why = tls_identity_of(context->lib, X509_STORE_CTX_get0_cert(store),
+                        &context->names, &identity);
   if (why != NULL) {
-    tls_fail(&peer->reason, "certificate verify failed: %s", why);
+    tls_refuse(peer, TLS_CAUSE_NAME, "certificate verify failed: %s", why);
     return reject(store);
   }
-  if (cluster != context->cluster) {
-    tls_fail(&peer->reason,
-             "wrong cluster: peer is node %" PRIx64 " of %016" PRIx64, node,
-             cluster);
+  if (identity.cluster != context->cluster) {
+    tls_refuse(peer, TLS_CAUSE_NAME,
+               "wrong cluster: peer is node %" PRIx64 " of %016" PRIx64,
+               identity.node, identity.cluster);
     return reject(store);
   }
-  peer->node = node;
+  peer->node = identity.node;
+  peer->expires = end_of_chain(X509_STORE_CTX_get0_chain(store));
   return 1;
 }
 
@@ -190,10 +287,10 @@ static int set_protocol(SSL_CTX *ssl)
   SSL_CTX_clear_options(ssl, SSL_CTX_get_options(ssl));
   SSL_CTX_set_options(ssl, options);
   SSL_CTX_set_mode(ssl, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_NO_AUTO_CHAIN);
-  SSL_CTX_set_security_level(ssl, SECURITY_LEVEL);
+  SSL_CTX_set_security_level(ssl, TLS_SECURITY_LEVEL);
   SSL_CTX_set_session_cache_mode(ssl, SSL_SESS_CACHE_OFF);
   SSL_CTX_set_read_ahead(ssl, 0);
-  SSL_CTX_set_max_cert_list(ssl, CERT_LIST_MAX);
+  SSL_CTX_set_max_cert_list(ssl, TLS_CHAIN_MAX);
   SSL_CTX_set_client_CA_list(ssl, NULL);
   /* SSL_CTX_set_alpn_protos alone returns 0 for success. */
   return SSL_CTX_set_min_proto_version(ssl, TLS1_3_VERSION) &&
@@ -213,6 +310,7 @@ static struct tls_context *new_context(OSSL_LIB_CTX *lib)
 
   if (context == NULL) return NULL;
   atomic_init(&context->refs, 1);
+  context->lib = lib;
   context->rekey_bytes = TLS_REKEY_BYTES;
   context->ssl = SSL_CTX_new_ex(lib, NULL, TLS_method());
   if (context->ssl == NULL || !set_protocol(context->ssl)) {
@@ -239,156 +337,95 @@ void tls_context_unref(struct tls_context *context)
   if (atomic_fetch_sub_explicit(&context->refs, 1, memory_order_acq_rel) > 1)
     return;
   SSL_CTX_free(context->ssl);
+  sk_X509_pop_free(context->anchors, X509_free);
   OPENSSL_cleanse(context, sizeof *context);
   free(context);
 }
 
 /* ---- of a member ------------------------------------------------------- */
 
-/* The three texts, parsed. */
-struct papers {
-  STACK_OF(X509) * ca;
-  STACK_OF(X509) * chain; /* of the node: its certificate, then others */
-  EVP_PKEY *key;
-};
-
-static void free_papers(struct papers *p)
-{
-  sk_X509_pop_free(p->ca, X509_free);
-  sk_X509_pop_free(p->chain, X509_free);
-  EVP_PKEY_free(p->key);
-}
-
-static int read_papers(struct papers *p, const char *ca, const char *cert,
-                       const char *key, struct tls_error *error)
-{
-  p->ca = tls_read_certificates(ca, "CA certificate", error);
-  if (p->ca == NULL) return -1;
-  p->chain = tls_read_certificates(cert, "certificate", error);
-  if (p->chain == NULL) return -1;
-  p->key = tls_read_key(key, "key", error);
-  return p->key == NULL ? -1 : 0;
-}
-
-/* Everything in the CA's text becomes an anchor, so all must be of CAs. */
-static X509_STORE *new_store(const struct papers *p, struct tls_error *error)
-{
-  X509_STORE *store = X509_STORE_new();
-
-  for (int i = 0; i < sk_X509_num(p->ca); i++) {
-    X509 *ca = sk_X509_value(p->ca, i);
-
-    if (X509_check_ca(ca) != 1) {
-      tls_fail(error, "CA certificate: not one of a CA");
-      X509_STORE_free(store);
-      return NULL;
-    }
-    if (store == NULL || !X509_STORE_add_cert(store, ca)) {
-      tls_fail_openssl(error, "CA certificate");
-      X509_STORE_free(store);
-      return NULL;
-    }
-  }
-  return store;
-}
-
-/* Would a peer with the same CA accept our certificate? Its time is left
-   aside: it is judged at each handshake, by then the clock may be right. */
-static int check_chain(OSSL_LIB_CTX *lib, const struct papers *p,
-                       X509_STORE *store, struct tls_error *error)
-{
-  X509_STORE_CTX *ctx = X509_STORE_CTX_new_ex(lib, NULL);
-  X509 *leaf = sk_X509_value(p->chain, 0);
-  int rc = -1;
-
-  if (ctx == NULL || !X509_STORE_CTX_init(ctx, store, leaf, p->chain)) {
-    tls_fail_openssl(error, "certificate: cannot be checked");
-    goto out;
-  }
-  X509_STORE_CTX_set_flags(ctx, X509_V_FLAG_PARTIAL_CHAIN |
-                                    X509_V_FLAG_NO_CHECK_TIME);
-  X509_VERIFY_PARAM_set_auth_level(X509_STORE_CTX_get0_param(ctx),
-                                   SECURITY_LEVEL);
-  if (X509_verify_cert(ctx) != 1)
-    tls_fail(error, "certificate does not belong to the CA: %s",
-             X509_verify_cert_error_string(X509_STORE_CTX_get_error(ctx)));
-  else if (X509_check_purpose(leaf, X509_PURPOSE_SSL_SERVER, 0) != 1 ||
-           X509_check_purpose(leaf, X509_PURPOSE_SSL_CLIENT, 0) != 1)
-    tls_fail(error, "certificate is not for servers and clients both");
-  else
-    rc = 0;
-
-out:
-  X509_STORE_CTX_free(ctx);
-  return rc;
-}
-
-static int check_papers(OSSL_LIB_CTX *lib, const struct papers *p,
-                        X509_STORE *store, uint64_t *cluster,
-                        struct tls_error *error)
-{
-  X509 *leaf = sk_X509_value(p->chain, 0);
-  const char *why;
-  uint64_t node;
-
-  if (!X509_check_private_key(leaf, p->key))
-    return tls_fail(error, "key does not belong to the certificate");
-  if (check_chain(lib, p, store, error) != 0) return -1;
-  why = tls_identity_of(leaf, cluster, &node);
-  if (why != NULL) return tls_fail(error, "certificate: %s", why);
-  return 0;
-}
-
 /* What we send: our certificate, those between, the CA. A joiner knows the
    last one by its fingerprint. */
-static int use_papers(SSL_CTX *ssl, const struct papers *p,
+static int use_papers(SSL_CTX *ssl, const struct tls_papers *p,
                       struct tls_error *error)
 {
   bool ok = SSL_CTX_use_certificate(ssl, sk_X509_value(p->chain, 0)) == 1 &&
             SSL_CTX_use_PrivateKey(ssl, p->key) == 1;
-  X509 *ca = sk_X509_value(p->ca, 0);
 
   for (int i = 1; ok && i < sk_X509_num(p->chain); i++) {
     X509 *cert = sk_X509_value(p->chain, i);
 
-    if (X509_cmp(cert, ca) == 0) continue; /* it goes last */
+    if (X509_cmp(cert, p->issuer) == 0) continue; /* it goes last */
     ok = SSL_CTX_add1_chain_cert(ssl, cert) == 1;
   }
-  ok = ok && SSL_CTX_add1_chain_cert(ssl, ca) == 1;
+  ok = ok && SSL_CTX_add1_chain_cert(ssl, p->issuer) == 1;
   return ok ? 0 : tls_fail_openssl(error, "certificate cannot be used");
 }
 
-int tls_context_new(const char *ca, const char *cert, const char *key,
-                    struct tls_context **out, struct tls_error *error)
+/* Our own identity, by the rule that peers are held to. */
+static int identify(struct tls_context *context, const struct tls_papers *p,
+                    struct tls_error *error)
+{
+  struct tls_identity identity;
+  const char *why = tls_identity_of(context->lib, sk_X509_value(p->chain, 0),
+                                    &context->names, &identity);
+
+  if (why != NULL) return tls_fail(error, "certificate: %s", why);
+  context->cluster = identity.cluster;
+  return 0;
+}
+
+static int new_member(const char *ca, const char *cert, const char *key,
+                      const struct tls_names *names, struct tls_context **out,
+                      struct tls_error *error)
 {
   OSSL_LIB_CTX *lib = tls_enter(error);
   struct tls_context *context = NULL;
-  X509_STORE *store = NULL;
-  struct papers p = {0};
+  struct tls_papers p = {0};
   int rc = -1;
 
-  *out = NULL;
   if (lib == NULL) return -1;
-  if (read_papers(&p, ca, cert, key, error) != 0) goto out;
-  store = new_store(&p, error);
-  if (store == NULL) goto out;
+  if (tls_papers_read(lib, &p, ca, cert, key, error) != 0) goto out;
   context = new_context(lib);
   if (context == NULL) {
     tls_fail_openssl(error, "cannot set up TLS");
     goto out;
   }
-  rc = check_papers(lib, &p, store, &context->cluster, error);
-  if (rc == 0) rc = use_papers(context->ssl, &p, error);
-  if (rc != 0) goto out;
-  SSL_CTX_set1_cert_store(context->ssl, store);
+  context->names = *names;
+  if (identify(context, &p, error) != 0 ||
+      use_papers(context->ssl, &p, error) != 0)
+    goto out;
+  context->anchors = p.ca;
+  context->namesakes = tls_has_namesakes(p.ca);
+  p.ca = NULL;
   *out = context;
   context = NULL;
+  rc = 0;
 
 out:
   tls_context_unref(context);
-  X509_STORE_free(store);
-  free_papers(&p);
+  tls_papers_free(&p);
   return tls_leave(rc);
+}
+
+int tls_context_new(const char *ca, const char *cert, const char *key,
+                    struct tls_context **out, struct tls_error *error)
+{
+  const struct tls_names names = {0};
+
+  *out = NULL;
+  return new_member(ca, cert, key, &names, out, error);
+}
+
+int tls_context_new_named(const char *ca, const char *cert, const char *key,
+                          const char *pattern, uint64_t cluster,
+                          struct tls_context **out, struct tls_error *error)
+{
+  struct tls_names names;
+
+  *out = NULL;
+  if (tls_names_set(&names, pattern, cluster, error) != 0) return -1;
+  return new_member(ca, cert, key, &names, out, error);
 }
 
 /* ---- of a joiner ------------------------------------------------------- */

@@ -1,6 +1,6 @@
 /*
 ** identity.c: the certificates of a cluster: making its CA, requests and
-** signing them, and reading the identity of a node.
+** signing them.
 **
 ** Profile (RFC 5280). All are version 3 with a random serial number of 20
 ** bytes; they begin an hour in the past, for clocks that disagree.
@@ -10,10 +10,6 @@
 **     node    CN=<the SAN>; basicConstraints critical CA:FALSE; keyUsage
 **             critical digitalSignature; extendedKeyUsage serverAuth,
 **             clientAuth; SAN URI:quorate:<cluster>/<node>; SKI, AKI
-**
-** A certificate of an outside PKI is a node's if it has exactly one URI among
-** its subject alternative names, of exactly that form; names of other types
-** (DNS, IP) do not matter.
 */
 #include "internal.h"
 
@@ -25,129 +21,12 @@
 #include <openssl/x509v3.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #define CA_DAYS 3652u
 #define DAYS_MAX 36500u
 #define SKEW_SECONDS 3600
 #define SERIAL_BYTES 20
 #define RSA_BITS_MIN 2048
-
-#define URI_SCHEME "quorate:"
-#define URI_LEN (sizeof URI_SCHEME - 1 + 16 + 1 + 16)
-
-/* ---- the identity in a certificate ------------------------------------- */
-
-/* Exactly 16 lower-case hexadecimal digits. */
-static bool parse_hex16(const uint8_t *text, uint64_t *value)
-{
-  uint64_t v = 0;
-
-  for (int i = 0; i < 16; i++) {
-    unsigned digit;
-
-    if (text[i] >= '0' && text[i] <= '9')
-      digit = text[i] - (unsigned)'0';
-    else if (text[i] >= 'a' && text[i] <= 'f')
-      digit = text[i] - (unsigned)'a' + 10;
-    else
-      return false;
-    v = v << 4 | digit;
-  }
-  *value = v;
-  return true;
-}
-
-static bool parse_uri(const uint8_t *uri, int len, uint64_t *cluster,
-                      uint64_t *node)
-{
-  const size_t scheme = sizeof URI_SCHEME - 1;
-
-  return len == (int)URI_LEN && memcmp(uri, URI_SCHEME, scheme) == 0 &&
-         parse_hex16(uri + scheme, cluster) && uri[scheme + 16] == '/' &&
-         parse_hex16(uri + scheme + 17, node) && *node != 0;
-}
-
-const char *tls_identity_of(X509 *cert, uint64_t *cluster, uint64_t *node)
-{
-  GENERAL_NAMES *names;
-  const ASN1_IA5STRING *uri = NULL;
-  const char *why = NULL;
-  int critical;
-  int uris = 0;
-
-  names = X509_get_ext_d2i(cert, NID_subject_alt_name, &critical, NULL);
-  if (names == NULL)
-    return critical == -1 ? "it names no node" : "its names are malformed";
-  for (int i = 0; i < sk_GENERAL_NAME_num(names); i++) {
-    const GENERAL_NAME *name = sk_GENERAL_NAME_value(names, i);
-
-    if (name->type != GEN_URI) continue;
-    uri = name->d.uniformResourceIdentifier;
-    uris++;
-  }
-  if (uris == 0)
-    why = "it names no node";
-  else if (uris > 1)
-    why = "it names more than one node";
-  else if (!parse_uri(ASN1_STRING_get0_data(uri), ASN1_STRING_length(uri),
-                      cluster, node))
-    why = "its name is not quorate:<cluster>/<node>";
-  GENERAL_NAMES_free(names);
-  return why;
-}
-
-int tls_fingerprint_of(X509 *cert, uint8_t out[32])
-{
-  unsigned len = 0;
-
-  /* The name of the digest only: it is fetched from the certificate's own
-     library context. */
-  if (!X509_digest(cert, EVP_sha256(), out, &len) || len != 32) return -1;
-  return 0;
-}
-
-int tls_fingerprint(const char *text, uint8_t out[32], struct tls_error *error)
-{
-  X509 *cert;
-  int rc;
-
-  if (tls_enter(error) == NULL) return -1;
-  cert = tls_read_certificate(text, "certificate", error);
-  if (cert == NULL) return tls_leave(-1);
-  rc = tls_fingerprint_of(cert, out);
-  if (rc != 0) tls_fail_openssl(error, "certificate: no fingerprint");
-  X509_free(cert);
-  return tls_leave(rc);
-}
-
-static int seconds_of(const ASN1_TIME *time, int64_t *seconds)
-{
-  struct tm tm;
-
-  if (!ASN1_TIME_to_tm(time, &tm)) return -1;
-  *seconds = timegm(&tm);
-  return 0;
-}
-
-int tls_identity(const char *text, uint64_t *cluster, uint64_t *node,
-                 int64_t *expires, struct tls_error *error)
-{
-  const char *why;
-  X509 *cert;
-  int rc = 0;
-
-  if (tls_enter(error) == NULL) return -1;
-  cert = tls_read_certificate(text, "certificate", error);
-  if (cert == NULL) return tls_leave(-1);
-  why = tls_identity_of(cert, cluster, node);
-  if (why != NULL)
-    rc = tls_fail(error, "certificate: %s", why);
-  else if (seconds_of(X509_get0_notAfter(cert), expires) != 0)
-    rc = tls_fail(error, "certificate: its end of life is malformed");
-  X509_free(cert);
-  return tls_leave(rc);
-}
 
 /* ---- building certificates --------------------------------------------- */
 
@@ -360,7 +239,7 @@ static bool is_good_ec_key(EVP_PKEY *key)
          !explicit_curve;
 }
 
-static bool is_good_key(OSSL_LIB_CTX *lib, EVP_PKEY *key)
+bool tls_good_key(OSSL_LIB_CTX *lib, EVP_PKEY *key)
 {
   EVP_PKEY_CTX *ctx;
   bool good;
@@ -413,7 +292,7 @@ static EVP_PKEY *read_request(OSSL_LIB_CTX *lib, const char *text,
     tls_fail_openssl(error, "request: its key is malformed");
     goto fail;
   }
-  if (!is_good_key(lib, key)) {
+  if (!tls_good_key(lib, key)) {
     tls_fail(error, "request: its key is weak or of a kind not accepted");
     goto fail;
   }
@@ -450,8 +329,8 @@ static int build_node(OSSL_LIB_CTX *lib, X509 *ca, EVP_PKEY *ca_key, X509 *cert,
 {
   char uri[64], san[80];
 
-  snprintf(uri, sizeof uri, URI_SCHEME "%016" PRIx64 "/%016" PRIx64, cluster,
-           node);
+  snprintf(uri, sizeof uri, TLS_URI_SCHEME "%016" PRIx64 "/%016" PRIx64,
+           cluster, node);
   snprintf(san, sizeof san, "URI:%s", uri);
   return set_common_name(X509_get_subject_name(cert), uri) &&
          X509_set_issuer_name(cert, X509_get_subject_name(ca)) &&
@@ -473,15 +352,6 @@ static int check_arguments(uint64_t node, unsigned days,
   return 0;
 }
 
-static int check_ca(X509 *ca, EVP_PKEY *key, struct tls_error *error)
-{
-  if (X509_check_ca(ca) != 1)
-    return tls_fail(error, "CA certificate: not one of a CA");
-  if (!X509_check_private_key(ca, key))
-    return tls_fail(error, "CA key does not belong to the CA certificate");
-  return 0;
-}
-
 int tls_sign_request(const char *ca_cert, const char *ca_key,
                      const char *request, uint64_t cluster, uint64_t node,
                      unsigned days, char **out, struct tls_error *error)
@@ -496,9 +366,12 @@ int tls_sign_request(const char *ca_cert, const char *ca_key,
   if (check_arguments(node, days, error) != 0) goto out;
   ca = tls_read_certificate(ca_cert, "CA certificate", error);
   if (ca == NULL) goto out;
-  key = tls_read_key(ca_key, "CA key", error);
+  if (X509_check_ca(ca) != 1) {
+    tls_fail(error, "CA certificate: not one of a CA");
+    goto out;
+  }
+  key = tls_read_key(ca_key, ca, "CA key", error);
   if (key == NULL) goto out;
-  if (check_ca(ca, key, error) != 0) goto out;
   public_key = read_request(lib, request, error);
   if (public_key == NULL) goto out;
 

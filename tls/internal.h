@@ -38,14 +38,71 @@ STACK_OF(X509) * tls_read_certificates(const char *text, const char *what,
                                        struct tls_error *error);
 X509 *tls_read_certificate(const char *text, const char *what,
                            struct tls_error *error);
-EVP_PKEY *tls_read_key(const char *text, const char *what,
+/* That private key of the text which belongs to cert. */
+EVP_PKEY *tls_read_key(const char *text, X509 *cert, const char *what,
                        struct tls_error *error);
 
 /* ---- interface to the code in identity.c ------------------------------- */
 
-/* Cluster and node named by a certificate. NULL, or why it names none. */
-const char *tls_identity_of(X509 *cert, uint64_t *cluster, uint64_t *node);
+/* Kinds of keys that every peer accepts in a node's certificate. */
+bool tls_good_key(OSSL_LIB_CTX *lib, EVP_PKEY *key);
+
+/* ---- interface to the code in names.c ---------------------------------- */
+
+#define TLS_URI_SCHEME "quorate:"
+#define TLS_NAME_SIZE 254 /* a DNS name has 253 characters at most */
+
+/* How nodes are named. */
+struct tls_names {
+  char pattern[TLS_NAME_SIZE]; /* of DNS names; "": by the URI */
+  uint64_t cluster;            /* of which a name is, where it does not say */
+};
+
+struct tls_identity {
+  uint64_t cluster, node;
+  char name[TLS_NAME_SIZE]; /* in lower case; "": it is a URI */
+};
+
+/* Checks the pattern. */
+int tls_names_set(struct tls_names *names, const char *pattern,
+                  uint64_t cluster, struct tls_error *error);
+/* Cluster and node named by a certificate. NULL, or why it names none. `names`
+   NULL: by the URI. */
+const char *tls_identity_of(OSSL_LIB_CTX *lib, X509 *cert,
+                            const struct tls_names *names,
+                            struct tls_identity *out);
+int tls_seconds_of(const ASN1_TIME *time, int64_t *seconds);
+
+/* ---- interface to the code in chain.c ---------------------------------- */
+
+#define TLS_SECURITY_LEVEL 2
+/* What a peer may send of certificates, in bytes: bounds the memory that it
+   gets from a server that does not know it yet. */
+#define TLS_CHAIN_MAX (16 * 1024)
+
 int tls_fingerprint_of(X509 *cert, uint8_t out[32]);
+
+/* Whether an error of X509_verify_cert means that no CA of ours signed it. */
+bool tls_is_foreign(int error);
+/* Whether two CAs of a bundle have one name. If so, tls_bundle_for() gives
+   those that may be used for what a peer has shown. NULL: no memory. */
+bool tls_has_namesakes(const STACK_OF(X509) * bundle);
+STACK_OF(X509) *
+    tls_bundle_for(const STACK_OF(X509) * bundle, const STACK_OF(X509) * shown);
+
+/* The three texts of a node, parsed. */
+struct tls_papers {
+  STACK_OF(X509) * ca;
+  STACK_OF(X509) * chain; /* of the node: its certificate, then others */
+  X509 *issuer;           /* which of `ca` its certificate comes from */
+  EVP_PKEY *key;          /* the one of its certificate */
+};
+
+/* Reads them, and checks that they belong together and that peers with the
+   same CAs would accept them. To be freed whatever it returned. */
+int tls_papers_read(OSSL_LIB_CTX *lib, struct tls_papers *p, const char *ca,
+                    const char *cert, const char *key, struct tls_error *error);
+void tls_papers_free(struct tls_papers *p);
 
 /* ---- interface to the code in context.c -------------------------------- */
 
@@ -55,10 +112,14 @@ int tls_fingerprint_of(X509 *cert, uint8_t out[32]);
 
 struct tls_context {
   atomic_uint refs;
+  OSSL_LIB_CTX *lib;
   SSL_CTX *ssl;
+  STACK_OF(X509) * anchors; /* the CAs it believes; none of a joiner */
+  struct tls_names names;
   uint64_t cluster;
   uint64_t rekey_bytes;
   bool joiner;
+  bool namesakes;          /* among the anchors, see chain.c */
   uint8_t fingerprint[32]; /* of the CA; joiner only */
 };
 
@@ -66,8 +127,14 @@ struct tls_context {
    each SSL points to one. */
 struct tls_peer {
   uint64_t node;           /* in its certificate; 0: it showed none */
+  int64_t expires;         /* the earliest end in its chain */
   struct tls_error reason; /* why it was refused; "": it was not */
+  enum tls_cause cause;
 };
+
+/* Says why, unless something was said before. Returns -1. */
+int tls_refuse(struct tls_peer *peer, enum tls_cause cause, const char *format,
+               ...) __attribute__((format(printf, 3, 4)));
 
 bool tls_speaks_quorate(const SSL *ssl); /* what ALPN ended with */
 

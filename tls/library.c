@@ -201,15 +201,75 @@ X509 *tls_read_certificate(const char *text, const char *what,
   return cert;
 }
 
-EVP_PKEY *tls_read_key(const char *text, const char *what,
+/* The next block of a text, of any kind, decoded. One that is encrypted has a
+   kind or a header of its own. 0: there is none, or it is malformed. */
+struct block {
+  char *kind, *header;
+  unsigned char *data;
+  long len;
+};
+
+static int next_block(BIO *bio, struct block *b)
+{
+  *b = (struct block){0};
+  return PEM_read_bio_ex(bio, &b->kind, &b->header, &b->data, &b->len,
+                         PEM_FLAG_SECURE | PEM_FLAG_EAY_COMPATIBLE);
+}
+
+static void free_block(struct block *b)
+{
+  OPENSSL_secure_free(b->kind);
+  OPENSSL_secure_free(b->header);
+  OPENSSL_secure_clear_free(b->data, (size_t)b->len);
+}
+
+static bool is_key(const struct block *b)
+{
+  static const char end[] = "PRIVATE KEY";
+  size_t n = strlen(b->kind);
+
+  return n >= sizeof end - 1 &&
+         strcmp(b->kind + n - (sizeof end - 1), end) == 0;
+}
+
+/* NULL: it is encrypted, or malformed. */
+static EVP_PKEY *key_of_block(const struct block *b)
+{
+  const unsigned char *at = b->data;
+
+  if (b->header[0] != '\0' || strcmp(b->kind, PEM_STRING_PKCS8) == 0)
+    return NULL;
+  return d2i_AutoPrivateKey_ex(NULL, &at, b->len, library, NULL);
+}
+
+/* The blocks are taken one by one, since the decoders of OpenSSL that would
+   find a key by themselves may read on to the end. */
+EVP_PKEY *tls_read_key(const char *text, X509 *cert, const char *what,
                        struct tls_error *error)
 {
   BIO *bio = tls_bio_of_text(text, what, error);
-  EVP_PKEY *key;
+  EVP_PKEY *key = NULL;
+  bool well_formed = true;
+  struct block b;
+  int others = 0;
 
   if (bio == NULL) return NULL;
-  key = PEM_read_bio_PrivateKey_ex(bio, NULL, no_password, NULL, library, NULL);
-  if (key == NULL)
+  while (well_formed && key == NULL && next_block(bio, &b)) {
+    if (is_key(&b)) {
+      key = key_of_block(&b);
+      well_formed = key != NULL;
+    }
+    if (key != NULL && !X509_check_private_key(cert, key)) {
+      EVP_PKEY_free(key);
+      key = NULL;
+      others++;
+      ERR_clear_error();
+    }
+    free_block(&b);
+  }
+  if (key == NULL && others > 0 && well_formed && at_end_of_pem())
+    tls_fail(error, "%s does not belong to the certificate", what);
+  else if (key == NULL)
     tls_fail_openssl(error, "%s: not an unencrypted private key in PEM", what);
   BIO_free(bio);
   return key;

@@ -7,7 +7,8 @@
 ** does with OpenSSL is changed, and never registers an atexit handler.
 **
 ** A certificate of a node carries its identity as the URI subject alternative
-** name  quorate:<cluster id, 16 hex>/<node id, 16 hex>.
+** name  quorate:<cluster id, 16 hex>/<node id, 16 hex>, or, where an outside
+** PKI does not make such names, as a DNS name that matches a pattern.
 **
 ** Texts are PEM, zero-terminated, malloc'd; free them with tls_free_text(),
 ** which wipes them. Errors: 0 or -1, with a line for people, without newline,
@@ -53,9 +54,34 @@ int tls_sign_request(const char *ca_cert, const char *ca_key,
                      unsigned days, char **cert, struct tls_error *error);
 /* SHA-256 of the DER of the first certificate in a PEM text. */
 int tls_fingerprint(const char *cert, uint8_t out[32], struct tls_error *error);
+/* Those of all certificates in a text, in its order: *n of them, in `out`,
+   which has room for max. More than max is an error. */
+int tls_fingerprints(const char *bundle, uint8_t (*out)[32], unsigned max,
+                     unsigned *n, struct tls_error *error);
+/* Fingerprint of the CA in `bundle` that signed cert, or, when there are
+   others between (which follow it in its text), the last one of these. Times
+   are not looked at. An error: none of them did. */
+int tls_issuer(const char *bundle, const char *cert, uint8_t fingerprint[32],
+               struct tls_error *error);
+/* Begin and end (seconds since 1970) of the first certificate in a text, of a
+   node or of a CA. */
+int tls_certificate_times(const char *cert, int64_t *begins, int64_t *ends,
+                          struct tls_error *error);
 /* Identity and end of life (seconds since 1970) of a node's certificate. */
 int tls_identity(const char *cert, uint64_t *cluster, uint64_t *node,
                  int64_t *expires, struct tls_error *error);
+
+/* The identity by a name pattern, for certificates that say nothing of
+   quorate. The pattern has exactly one '*', which stands for one or more of
+   [a-z0-9-]; its other characters ([a-z0-9._-]) stand for themselves; upper
+   and lower case are one. The name of a node is the only DNS name among the
+   subject alternative names of its certificate that matches, in lower case.
+   Its node id is made of the first 8 bytes (big-endian) of the SHA-256 of
+   "quorate:<cluster, 16 hex>/<name>", with the lowest bit set. Fills name
+   (zero-terminated; 254 bytes are enough for all) and its end of life. */
+int tls_identity_named(const char *cert, const char *pattern, uint64_t cluster,
+                       uint64_t *node, char *name, size_t size,
+                       int64_t *expires, struct tls_error *error);
 
 /* ---- join tokens ------------------------------------------------------- */
 
@@ -81,12 +107,21 @@ int tls_token_decode(const char *text, struct tls_token *token,
 
 struct tls_context; /* opaque, reference-counted */
 
-/* Of a member: shows cert, accepts peers whose certificate the CA signed and
-   whose SAN names this cluster. As a server it also completes a handshake
-   with a client without a certificate; tls_stream_peer() is then 0. Checks
-   that key belongs to cert and cert to ca. */
+/* Of a member: shows cert, accepts peers whose certificate a CA of `ca` signed
+   and whose SAN names this cluster. As a server it also completes a handshake
+   with a client without a certificate; tls_stream_peer() is then 0. Each of
+   the texts may hold several: every certificate in `ca` is believed; those
+   behind the first in `cert` are sent along with it, and at the end the CA of
+   `ca` that signed it, see tls_issuer(); of the keys the one that belongs to
+   the certificate is taken. Checks that a key belongs to cert and cert to a
+   CA, and that peers would accept it but for its time. */
 int tls_context_new(const char *ca, const char *cert, const char *key,
                     struct tls_context **out, struct tls_error *error);
+/* The same with identities by name, see tls_identity_named(). Then a peer's
+   certificate does not say which cluster it is of: the protocol above must. */
+int tls_context_new_named(const char *ca, const char *cert, const char *key,
+                          const char *pattern, uint64_t cluster,
+                          struct tls_context **out, struct tls_error *error);
 /* Of a node that wants to join: no certificate; accepts a server whose chain
    ends in a CA with this fingerprint (servers send their CA along) and whose
    SAN names this cluster. */
@@ -124,6 +159,25 @@ void tls_stream_sent(struct tls_stream *stream, size_t n);
 bool tls_stream_ready(const struct tls_stream *stream); /* handshake done */
 /* Node id in the peer's verified certificate; 0: it showed none. */
 uint64_t tls_stream_peer(const struct tls_stream *stream);
+/* When the first certificate of the peer's chain ends, its own or a CA's, in
+   seconds since 1970; 0: it showed none. */
+int64_t tls_stream_peer_expires(const struct tls_stream *stream);
+/* Why the stream is dead; "" while it is not. The texts are lower case, of
+   one line, and nothing in them was made by the peer but numbers. */
 const char *tls_stream_error(const struct tls_stream *stream);
+
+/* The same in kinds, for counting. A refusal by the other side, which arrives
+   as an alert, is of the protocol: whose fault it is, is known there. */
+enum tls_cause {
+  TLS_CAUSE_NONE,     /* it is not dead */
+  TLS_CAUSE_PROTOCOL, /* not TLS, not 1.3, no ALPN, damage, an alert */
+  TLS_CAUSE_FOREIGN,  /* no CA of ours signed its certificate */
+  TLS_CAUSE_EXPIRED,
+  TLS_CAUSE_EARLY, /* not yet valid */
+  TLS_CAUSE_NAME,  /* no identity in its certificate, or of another cluster */
+  TLS_CAUSE_OTHER, /* a weak key, a wrong purpose, no memory ... */
+  TLS_CAUSES
+};
+enum tls_cause tls_stream_cause(const struct tls_stream *stream);
 
 #endif

@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <netdb.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -152,18 +153,25 @@ HELPER struct tls_context *joiner(bool right)
 /* ---- nodes --------------------------------------------------------------- */
 
 #define NODE_IDS 16
+/* Who goes on talking to a node that others attack; what it says is counted
+   apart, and answered. */
+#define FRIEND 15
 
 struct node {
   uv_loop_t *loop;
   struct net *net;
   raft_id id;
   unsigned up[NODE_IDS], down[NODE_IDS];
-  bool banned[NODE_IDS];
+  bool banned[NODE_IDS], revoked[NODE_IDS];
+  unsigned refusals, refused_code; /* what peers said of this node */
+  char refused[256];
   unsigned messages, by_type[16];
+  unsigned from_friend;
   struct raft_message last; /* owned */
   bool echo;                /* answers appends and heartbeats */
   unsigned requests;
-  raft_id request_from;
+  raft_id request_from, request_identity;
+  char request_remote[64];
   uint8_t request_body[NET_REQUEST_MAX];
   size_t request_len;
   bool hold; /* keep the request for later */
@@ -181,6 +189,18 @@ HELPER void node_message(void *ctx, struct raft_message *message)
 {
   struct node *node = ctx;
 
+  if (message->from == FRIEND) {
+    struct raft_message answer = {.type = RAFT_HEARTBEAT_RESPONSE,
+                                  .from = node->id,
+                                  .to = FRIEND,
+                                  .incarnation = 1,
+                                  .term = message->term};
+
+    node->from_friend++;
+    net_send(node->net, &answer);
+    raft_message_clear(message);
+    return;
+  }
   node->messages++;
   node->by_type[message->type & 15]++;
   raft_message_clear(&node->last);
@@ -217,11 +237,26 @@ HELPER void node_down(void *ctx, raft_id peer)
   ((struct node *)ctx)->down[peer % NODE_IDS]++;
 }
 
-HELPER bool node_allowed(void *ctx, raft_id peer)
+HELPER enum net_verdict node_allowed(void *ctx, raft_id peer, char *why,
+                                     size_t size)
 {
   struct node *node = ctx;
 
-  return peer < NODE_IDS && !node->banned[peer];
+  if (peer >= NODE_IDS || node->banned[peer]) return NET_STRANGER;
+  if (!node->revoked[peer]) return NET_ALLOWED;
+  snprintf(why, size, "removed by a test");
+  return NET_REVOKED;
+}
+
+HELPER void node_refused(void *ctx, raft_id peer, unsigned code,
+                         const char *text)
+{
+  struct node *node = ctx;
+
+  (void)peer;
+  node->refusals++;
+  node->refused_code = code;
+  snprintf(node->refused, sizeof node->refused, "%s", text);
 }
 
 HELPER void node_request(void *ctx, raft_id from, const uint8_t *body,
@@ -232,6 +267,9 @@ HELPER void node_request(void *ctx, raft_id from, const uint8_t *body,
 
   node->requests++;
   node->request_from = from;
+  node->request_identity = net_request_identity(request);
+  snprintf(node->request_remote, sizeof node->request_remote, "%s",
+           net_request_remote(request));
   memcpy(node->request_body, body, len);
   node->request_len = len;
   if (node->serve)
@@ -268,10 +306,13 @@ HELPER void node_open_on(struct node *node, uv_loop_t *loop, raft_id id,
                                     .up = node_up,
                                     .down = node_down,
                                     .allowed = node_allowed,
+                                    .refused = node_refused,
                                     .request = node_request,
                                     .event = node_event};
   struct net_options options = {.loop = loop,
+                                .cluster = CLUSTER,
                                 .self = id,
+                                .incarnation = 100 + id,
                                 .tls = identity(id),
                                 .listen = listen,
                                 .callbacks = &callbacks};
@@ -283,6 +324,26 @@ HELPER void node_open_on(struct node *node, uv_loop_t *loop, raft_id id,
   uv_update_time(loop);
   if (net_open(&options, &node->net, &error)) fail_msg("%s", error.text);
   net_limits(node->net)->event_ms = 0;
+  /* Whoever is not about them shakes hands as often as it likes. */
+  net_limits(node->net)->rate_source = 100000;
+  net_limits(node->net)->rate_member = 100000;
+  net_limits(node->net)->rate_all = 100000;
+}
+
+HELPER uint64_t refused(const struct node *node, enum net_refusal refusal)
+{
+  struct net_counters counters;
+
+  net_counters(node->net, &counters);
+  return counters.refused[refusal];
+}
+
+HELPER uint64_t unverified(const struct node *node)
+{
+  struct net_counters counters;
+
+  net_counters(node->net, &counters);
+  return counters.unverified;
 }
 
 HELPER void node_open(struct node *node, uv_loop_t *loop, raft_id id)
@@ -339,6 +400,44 @@ HELPER void introduce(struct node **nodes, unsigned n)
   for (unsigned i = 0; i < n; i++)
     for (unsigned j = 0; j < n; j++)
       if (i != j) UNTIL(nodes[0]->loop, connected(nodes[i], nodes[j]->id));
+}
+
+/* What a node is attacked beside: one that talks to it, and is answered. */
+HELPER void befriend(struct node *node, struct node *friend)
+{
+  struct node *both[] = {node, friend};
+
+  node_open(friend, node->loop, FRIEND);
+  introduce(both, 2);
+  UNTIL(node->loop, net_peer_find(node->net, FRIEND)->n_inbound == 1 &&
+                        net_peer_find(friend->net, node->id)->n_inbound == 1);
+}
+
+/* It still is: one message there and one back, and no connection was lost. */
+HELPER void still_friends(struct node *node, struct node *friend)
+{
+  struct raft_message m = {.type = RAFT_HEARTBEAT_REQUEST,
+                           .from = FRIEND,
+                           .to = node->id,
+                           .incarnation = 1,
+                           .term = friend->messages + 1};
+  unsigned before = friend->messages;
+
+  assert_true(net_send(friend->net, &m));
+  UNTIL(node->loop, friend->messages == before + 1);
+  assert_int_equal(friend->last.term, m.term);
+  assert_int_equal(node->down[FRIEND] + friend->down[node->id], 0);
+  assert_int_equal(node->up[FRIEND], 1);
+  assert_int_equal(friend->up[node->id], 1);
+}
+
+HELPER unsigned connections_of(const struct node *node)
+{
+  unsigned n = 0;
+
+  for (struct net_connection *c = node->net->hub.connections; c; c = c->next)
+    n++;
+  return n;
 }
 
 struct pair {
@@ -427,10 +526,11 @@ struct raw {
   size_t n_in;
 };
 
-HELPER void raw_open(struct raw *raw, const char *address,
-                     struct tls_context *tls)
+/* From an address of this machine: all of 127.0.0.0/8 are. NULL: from any. */
+HELPER void raw_open_from(struct raw *raw, const char *source,
+                          const char *address, struct tls_context *tls)
 {
-  struct sockaddr_in to;
+  struct sockaddr_in to, from;
   char host[64], port[8];
 
   memset(raw, 0, sizeof *raw);
@@ -438,9 +538,21 @@ HELPER void raw_open(struct raw *raw, const char *address,
   assert_int_equal(uv_ip4_addr(host, atoi(port), &to), 0);
   raw->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   assert_true(raw->fd >= 0);
+  assert_int_equal(
+      setsockopt(raw->fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int)), 0);
+  if (source) {
+    assert_int_equal(uv_ip4_addr(source, 0, &from), 0);
+    assert_int_equal(bind(raw->fd, (struct sockaddr *)&from, sizeof from), 0);
+  }
   assert_int_equal(connect(raw->fd, (struct sockaddr *)&to, sizeof to), 0);
   assert_int_equal(fcntl(raw->fd, F_SETFL, O_NONBLOCK), 0);
   if (tls) raw->tls = tls_stream_new(tls, false);
+}
+
+HELPER void raw_open(struct raw *raw, const char *address,
+                     struct tls_context *tls)
+{
+  raw_open_from(raw, NULL, address, tls);
 }
 
 HELPER void raw_end(struct raw *raw)
@@ -499,6 +611,40 @@ HELPER void raw_frame(struct raw *raw, uint8_t type, const void *body, size_t n)
   net_frame_header(header, type, (uint32_t)n);
   raw_say(raw, header, sizeof header);
   if (n) raw_say(raw, body, n);
+}
+
+HELPER void raw_hello_of(struct raw *raw, uint64_t cluster, raft_id id,
+                         uint32_t purpose)
+{
+  uint8_t body[40];
+
+  memcpy(body, "quor", 4);
+  net_put32(body + 4, 1);
+  net_put32(body + 8, 1);
+  net_put32(body + 12, purpose);
+  net_put64(body + 16, cluster);
+  net_put64(body + 24, id);
+  net_put64(body + 32, 100 + id);
+  raw_frame(raw, NET_FRAME_HELLO, body, sizeof body);
+}
+
+/* Has a HELLO come, whole? Takes it away. */
+HELPER bool raw_was_greeted(struct raw *raw)
+{
+  const size_t size = NET_FRAME_HEADER + 40;
+
+  if (raw->n_in < size || raw->in[4] != NET_FRAME_HELLO) return false;
+  raw->n_in -= size;
+  memmove(raw->in, raw->in + size, raw->n_in);
+  return true;
+}
+
+/* A handshake, and HELLO both ways: with a certificate as a peer. */
+HELPER void raw_greet(struct raw *raw, uv_loop_t *loop, raft_id id)
+{
+  raw_handshake(raw, loop);
+  raw_hello_of(raw, CLUSTER, id, id ? NET_PURPOSE_PEER : NET_PURPOSE_JOIN);
+  UNTIL(loop, raw_pump(raw) && raw_was_greeted(raw));
 }
 
 /* As the owner of a net does on its thread. */

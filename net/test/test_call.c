@@ -242,6 +242,7 @@ static void the_caller_closes(void **state)
 struct asker {
   pthread_t thread;
   struct tls_context *tls;
+  struct net_identity self; /* cluster 0: that of all */
   const char *address;
   unsigned timeout_ms;
   size_t len;
@@ -269,10 +270,11 @@ static void *ask(void *arg)
   uint64_t begin = net_now();
 
   memset(request, 'j', sizeof request);
+  if (!asker->self.cluster) asker->self.cluster = CLUSTER;
   if (asker->raise_before) pthread_kill(pthread_self(), SIGPIPE);
   asker->status = (asker->call ? net_call_once : net_join)(
-      asker->tls, asker->address, request, asker->len, asker->timeout_ms,
-      &asker->body, &asker->body_len, &asker->error);
+      asker->tls, &asker->self, asker->address, request, asker->len,
+      asker->timeout_ms, &asker->body, &asker->body_len, &asker->error);
   asker->pipe_after = pipe_pending();
   asker->took = net_now() - begin;
   asker->over = true;
@@ -302,6 +304,7 @@ static void caller_start(struct asker *asker, const char *address)
 {
   memset(asker, 0, sizeof *asker);
   asker->call = true;
+  asker->self.id = 3;
   asker_run(asker, tls_context_ref(identity(3)), address);
 }
 
@@ -328,7 +331,9 @@ static void a_join_is_answered(void **state)
   assert_int_equal(p.a.request_from, 0);
   assert_int_equal(p.a.request_len, 100);
   asker_end(&asker);
-  UNTIL(&p.loop, p.a.net->unverified == 0);
+  assert_int_equal(p.a.request_identity, 0);
+  assert_int_equal(strncmp(p.a.request_remote, "127.0.0.1:", 10), 0);
+  UNTIL(&p.loop, unverified(&p.a) == 0);
   pair_close(&p);
 }
 
@@ -375,7 +380,8 @@ static void a_call_of_one_who_is_no_member(void **state)
   caller_start(&asker, net_listening(p.a.net));
   UNTIL(&p.loop, asker.over);
   assert_int_equal(asker.status, -1);
-  assert_non_null(strstr(asker.error.text, "closed by the other side"));
+  assert_non_null(strstr(asker.error.text, "refused: not a member"));
+  assert_int_equal(asker.error.goodbye, NET_GOODBYE_STRANGER);
   assert_int_equal(p.a.requests, 0);
   asker_end(&asker);
   pair_close(&p);
@@ -455,6 +461,7 @@ static void joins_that_go_nowhere(void **state)
       {"nonsense", "not an address"},
       {"no-such-host.invalid:5", "no-such-host.invalid:5: "},
   };
+  static const struct net_identity self = {.cluster = CLUSTER};
   struct tls_context *tls = joiner(true);
   struct net_error error;
   uint8_t *body;
@@ -462,14 +469,14 @@ static void joins_that_go_nowhere(void **state)
 
   (void)state;
   for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
-    assert_int_equal(
-        net_join(tls, cases[i].address, "j", 1, 10000, &body, &len, &error),
-        -1);
+    assert_int_equal(net_join(tls, &self, cases[i].address, "j", 1, 10000,
+                              &body, &len, &error),
+                     -1);
     assert_null(body);
     if (!strstr(error.text, cases[i].complaint)) fail_msg("%s", error.text);
   }
-  assert_int_equal(net_join(tls, "127.0.0.1:1", "j", NET_REQUEST_MAX + 1, 10,
-                            &body, &len, &error),
+  assert_int_equal(net_join(tls, &self, "127.0.0.1:1", "j", NET_REQUEST_MAX + 1,
+                            10, &body, &len, &error),
                    -1);
   tls_context_unref(tls);
 }

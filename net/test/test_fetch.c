@@ -452,7 +452,7 @@ static void strangers(void **state)
   p.b.banned[1] = true;
   fetch(&p.a, &f, 0, 1);
   UNTIL(&p.loop, f.times);
-  failed(&f, "the connection was lost: closed by the other side");
+  failed(&f, "there is no connection to that node: refused: not a member");
   assert_true(heard_of(&p.b, "refused node 0000000000000001"));
   assert_int_equal(p.b.requests, 0);
   p.b.banned[1] = false;

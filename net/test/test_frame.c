@@ -146,7 +146,7 @@ static void headers_that_are_refused(void **state)
     const char *error;
   } cases[] = {
       {{0, 0, 0, 0, 0, 1, 0, 0}, ANY, "unknown frame type 0"},
-      {{0, 0, 0, 0, 7, 1, 0, 0}, ANY, "unknown frame type 7"},
+      {{0, 0, 0, 0, 9, 1, 0, 0}, ANY, "unknown frame type 9"},
       {{0, 0, 0, 0, 255, 1, 0, 0}, ANY, "unknown frame type 255"},
       {{0, 0, 0, 0, 1, 0, 0, 0}, ANY, "unknown frame version 0"},
       {{0, 0, 0, 0, 1, 2, 0, 0}, ANY, "unknown frame version 2"},
@@ -158,6 +158,8 @@ static void headers_that_are_refused(void **state)
       {{1, 0, 1, 0, 4, 1, 0, 0}, ANY, "a join frame of 65537 bytes"},
       {{9, 0, 1, 0, 5, 1, 0, 0}, ANY, "a fetch frame of 65545 bytes"},
       {{1, 1, 18, 0, 6, 1, 0, 0}, ANY, "a post frame of 1179905 bytes"},
+      {{1, 1, 0, 0, 7, 1, 0, 0}, ANY, "a hello frame of 257 bytes"},
+      {{1, 1, 0, 0, 8, 1, 0, 0}, ANY, "a goodbye frame of 257 bytes"},
       {{255, 255, 255, 255, 5, 1, 0, 0}, ANY, "of 4294967295 bytes"},
       {{0, 0, 0, 0, 1, 1, 0, 0}, NET_ALLOW(2), "a raft frame is not allowed"},
       {{0, 0, 0, 0, 5, 1, 0, 0}, 0, "a fetch frame is not allowed"},

@@ -1,39 +1,59 @@
 /*
 ** test_hostile.c: what strangers, and members gone mad, can do: refused with
-** a line, at a bounded price, while others go on undisturbed.
+** a line, at a bounded price, while others go on undisturbed. See also
+** test_hello.c and test_crowd.c.
 */
 #include "common.h"
 
 struct one {
   uv_loop_t loop;
-  struct node node;
+  struct node node, friend;
+  unsigned connections; /* with its friend */
 };
 
 static void one_open(struct one *one)
 {
   loop_open(&one->loop);
   node_open(&one->node, &one->loop, 1);
+  befriend(&one->node, &one->friend);
+  one->connections = connections_of(&one->node);
+}
+
+/* Nobody is there but its friend, who goes on talking to it. */
+static bool alone(const struct one *one)
+{
+  return connections_of(&one->node) == one->connections;
 }
 
 static void one_close(struct one *one)
 {
-  UNTIL(&one->loop, one->node.net->hub.connections == NULL);
-  assert_int_equal(one->node.net->unverified, 0);
+  UNTIL(&one->loop, alone(one));
+  assert_int_equal(unverified(&one->node), 0);
+  still_friends(&one->node, &one->friend);
   node_close(&one->node);
+  node_close(&one->friend);
   loop_end(&one->loop);
 }
 
-static void dial(struct one *one, struct raw *raw, struct tls_context *tls)
+static void dial(struct one *one, struct raw *raw)
+{
+  raw_open(raw, net_listening(one->node.net), NULL);
+}
+
+/* Up to HELLO; as a joiner with id 0. */
+static void dial_as(struct one *one, struct raw *raw, struct tls_context *tls,
+                    raft_id id)
 {
   raw_open(raw, net_listening(one->node.net), tls);
-  if (tls) raw_handshake(raw, &one->loop);
+  raw_greet(raw, &one->loop, id);
 }
 
 /* Until the node has closed the connection, and said why. */
 static void until_refused(struct one *one, struct raw *raw, const char *why)
 {
   UNTIL(&one->loop, raw_pump(raw) && raw->closed);
-  UNTIL(&one->loop, one->node.net->hub.connections == NULL);
+  UNTIL(&one->loop, alone(one));
+  still_friends(&one->node, &one->friend);
   if (why && !heard_of(&one->node, why))
     fail_msg("not \"%s\" but \"%s\"", why, one->node.event);
   one->node.events_all[0] = 0;
@@ -54,7 +74,7 @@ static void random_bytes(void **state)
     struct tls_error error;
 
     assert_int_equal(tls_random(noise, sizeof noise, &error), 0);
-    dial(&one, &raw, NULL);
+    dial(&one, &raw);
     raw_put(&raw, noise, sizeof noise - i * 140);
     until_refused(&one, &raw, "handshake with 127.0.0.1:");
   }
@@ -71,7 +91,7 @@ static void an_endless_handshake(void **state)
   (void)state;
   one_open(&one);
   net_limits(one.node.net)->handshake_ms = 300;
-  dial(&one, &raw, NULL);
+  dial(&one, &raw);
   for (unsigned i = 0; i < 100 && !raw.closed; i++) {
     raw_put(&raw, record, sizeof record);
     turn(&one.loop);
@@ -89,7 +109,7 @@ static void silence(void **state)
   (void)state;
   one_open(&one);
   net_limits(one.node.net)->handshake_ms = 100;
-  dial(&one, &raw, NULL);
+  dial(&one, &raw);
   begin = net_now();
   until_refused(&one, &raw, "the handshake took too long");
   assert_in_range(net_now() - begin, 50, 5000);
@@ -111,6 +131,8 @@ static unsigned still_open(struct raw *crowd, unsigned n)
   return open;
 }
 
+/* From the address of a peer, which is not told from others there: the newest
+   find a place, and those who are connected notice nothing. */
 static void a_crowd(void **state)
 {
   static struct raw crowd[200];
@@ -124,21 +146,21 @@ static void a_crowd(void **state)
   for (unsigned i = 0; i < 200; i++) {
     raw_open(&crowd[i], net_listening(p.a.net), NULL);
     if (i % 50 == 0) turn(&p.loop);
-    assert_true(p.a.net->unverified <= 32);
+    assert_true(unverified(&p.a) <= 64);
   }
-  UNTIL(&p.loop, still_open(crowd, 200) == 32);
-  assert_int_equal(p.a.net->unverified, 32);
-  assert_true(heard_of(&p.a, "refused a connection: 32 others"));
-  /* Those who are connected notice nothing. */
+  UNTIL(&p.loop, still_open(crowd, 200) == 64);
+  assert_int_equal(unverified(&p.a), 64);
+  assert_int_equal(refused(&p.a, NET_REFUSED_CROWD), 136);
+  assert_true(heard_of(&p.a, "it made room for another of 64"));
   assert_true(net_send(p.a.net, &m));
   UNTIL(&p.loop, p.b.messages == 1);
   assert_int_equal(p.a.down[2], 0);
-  /* The crowd's time passes, and there is room again. */
-  UNTIL(&p.loop, p.a.net->unverified == 0);
-  for (unsigned i = 0; i < 200; i++)
-    raw_end(&crowd[i]);
+  /* Full as it is, a peer comes in. */
   net_connection_end(net_peer_find(p.b.net, 1)->dialled, NET_CUT, "a test");
   UNTIL(&p.loop, p.b.up[1] == 2);
+  UNTIL(&p.loop, unverified(&p.a) == 0);
+  for (unsigned i = 0; i < 200; i++)
+    raw_end(&crowd[i]);
   pair_close(&p);
 }
 
@@ -151,7 +173,7 @@ static void the_log_is_not_flooded(void **state)
   one_open(&one);
   net_limits(one.node.net)->event_ms = 400;
   for (unsigned i = 0; i < 30; i++) {
-    dial(&one, &raw, NULL);
+    dial(&one, &raw);
     raw_put(&raw, "GET / HTTP/1.0\r\n\r\n", 18);
     UNTIL(&one.loop, raw_pump(&raw) && raw.closed);
     raw_end(&raw);
@@ -159,7 +181,7 @@ static void the_log_is_not_flooded(void **state)
   assert_in_range(one.node.events, 1, 10);
   net_limits(one.node.net)->event_ms = 1;
   MEANWHILE(&one.loop, 5);
-  dial(&one, &raw, NULL);
+  dial(&one, &raw);
   raw_put(&raw, "GET / HTTP/1.0\r\n\r\n", 18);
   until_refused(&one, &raw, "more like it)");
   one_close(&one);
@@ -177,18 +199,18 @@ static void joiners_say_one_thing(void **state)
   one_open(&one);
   for (uint8_t type = 1; type < NET_FRAME_TYPES; type++) {
     if (type == NET_FRAME_JOIN) continue;
-    dial(&one, &raw, tls);
+    dial_as(&one, &raw, tls, 0);
     raw_frame(&raw, type, NULL, 0);
     until_refused(&one, &raw, "frame is not allowed here");
   }
   assert_int_equal(one.node.requests, 0);
-  dial(&one, &raw, tls);
+  dial_as(&one, &raw, tls, 0);
   raw_frame(&raw, NET_FRAME_JOIN, "one", 3);
   raw_frame(&raw, NET_FRAME_JOIN, "two", 3);
   until_refused(&one, &raw, "a join frame is not allowed here");
   assert_int_equal(one.node.requests, 1);
   /* The same after its answer. */
-  dial(&one, &raw, tls);
+  dial_as(&one, &raw, tls, 0);
   raw_frame(&raw, NET_FRAME_JOIN, "one", 3);
   UNTIL(&one.loop, raw_pump(&raw) && raw.n_in >= NET_FRAME_HEADER + 16);
   assert_memory_equal(raw.in + NET_FRAME_HEADER + NET_ANSWER_HEAD, "pong", 4);
@@ -210,10 +232,10 @@ static void joiners_have_little_time(void **state)
   (void)state;
   one_open(&one);
   net_limits(one.node.net)->unverified_ms = 200;
-  dial(&one, &raw, tls);
-  until_refused(&one, &raw, "its time without a certificate is over");
+  dial_as(&one, &raw, tls, 0);
+  until_refused(&one, &raw, "its time without membership is over");
   /* A byte now and then does not prolong it. */
-  dial(&one, &raw, tls);
+  dial_as(&one, &raw, tls, 0);
   raw_say(&raw, header, sizeof header);
   while (!raw.closed) {
     raw_pump(&raw);
@@ -221,9 +243,9 @@ static void joiners_have_little_time(void **state)
     if (!raw.closed) raw_say(&raw, "x", 1);
     MEANWHILE(&one.loop, 10);
   }
-  until_refused(&one, &raw, "its time without a certificate is over");
+  until_refused(&one, &raw, "its time without membership is over");
   net_limits(one.node.net)->unverified_ms = 10000;
-  dial(&one, &raw, tls);
+  dial_as(&one, &raw, tls, 0);
   raw_say(&raw, large, sizeof large);
   until_refused(&one, &raw, "a join frame of 65537 bytes");
   assert_int_equal(one.node.requests, 0);
@@ -241,11 +263,11 @@ static void a_joiner_hangs_up(void **state)
   (void)state;
   one_open(&one);
   one.node.hold = true;
-  dial(&one, &raw, tls);
+  dial_as(&one, &raw, tls, 0);
   raw_frame(&raw, NET_FRAME_JOIN, "one", 3);
   UNTIL(&one.loop, one.node.held);
   raw_end(&raw);
-  UNTIL(&one.loop, one.node.net->hub.connections == NULL);
+  UNTIL(&one.loop, alone(&one));
   net_reply(one.node.held, 0, "gone", 4);
   one.node.held = NULL;
   tls_context_unref(tls);
@@ -270,7 +292,10 @@ static void headers_after_the_handshake(void **state)
       {{0, 0, 0, 0, NET_FRAME_JOIN, 1, 0, 0}, "is not allowed here"},
       {{7, 0, 0, 0, NET_FRAME_FETCH, 1, 0, 0, 1, 2, 3, 4, 5, 6, 7},
        "a malformed call"},
-      {{0, 0, 0, 0, 7, 1, 0, 0}, "unknown frame type 7"},
+      {{0, 0, 0, 0, 0, 1, 0, 0}, "unknown frame type 0"},
+      {{0, 0, 0, 0, 9, 1, 0, 0}, "unknown frame type 9"},
+      {{0, 0, 0, 0, NET_FRAME_HELLO, 1, 0, 0}, "is not allowed here"},
+      {{0, 0, 0, 0, NET_FRAME_GOODBYE, 1, 0, 0}, "a malformed goodbye"},
       {{0, 0, 0, 0, 99, 1, 0, 0}, "unknown frame type 99"},
       {{0, 0, 0, 0, NET_FRAME_RAFT, 2, 0, 0}, "unknown frame version 2"},
       {{0, 0, 0, 0, NET_FRAME_RAFT, 1, 1, 0}, "unknown frame flags"},
@@ -281,7 +306,7 @@ static void headers_after_the_handshake(void **state)
   (void)state;
   one_open(&one);
   for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
-    dial(&one, &raw, identity(2));
+    dial_as(&one, &raw, identity(2), 2);
     raw_say(&raw, cases[i].header, 8 + (cases[i].header[0] & 7));
     until_refused(&one, &raw, cases[i].why);
   }
@@ -308,21 +333,22 @@ static void false_names(void **state)
 
   (void)state;
   one_open(&one);
-  dial(&one, &raw, identity(2));
+  dial_as(&one, &raw, identity(2), 2);
   say_message(&raw, 2, 1);
   UNTIL(&one.loop, raw_pump(&raw) && one.node.messages == 1);
   say_message(&raw, 3, 1);
   until_refused(
       &one, &raw,
       "a message from node 0000000000000003 to node 0000000000000001");
-  dial(&one, &raw, identity(2));
+  dial_as(&one, &raw, identity(2), 2);
   say_message(&raw, 2, 4);
   until_refused(
       &one, &raw,
       "a message from node 0000000000000002 to node 0000000000000004");
   assert_int_equal(one.node.messages, 1);
   /* One who shows this node's own certificate. */
-  dial(&one, &raw, identity(1));
+  raw_open(&raw, net_listening(one.node.net), identity(1));
+  raw_handshake(&raw, &one.loop);
   until_refused(&one, &raw, "it shows this node's own identity");
   one_close(&one);
 }
@@ -339,12 +365,12 @@ static void half_frames(void **state)
   one_open(&one);
   net_limits(one.node.net)->frame_ms = 150;
   for (size_t n = 1; n <= sizeof whole; n += 3) {
-    dial(&one, &raw, identity(2));
+    dial_as(&one, &raw, identity(2), 2);
     raw_say(&raw, whole, n);
     until_refused(&one, &raw, "a frame was not completed in time");
   }
   /* A byte now and then does not prolong it. */
-  dial(&one, &raw, identity(2));
+  dial_as(&one, &raw, identity(2), 2);
   raw_say(&raw, large, sizeof large);
   begin = net_now();
   while (!raw.closed && net_now() - begin < PATIENCE_MS) {
@@ -354,7 +380,7 @@ static void half_frames(void **state)
   assert_in_range(net_now() - begin, 50, 5000);
   until_refused(&one, &raw, "a frame was not completed in time");
   /* Nothing at all is no half frame: raft has its own heartbeats. */
-  dial(&one, &raw, identity(2));
+  dial_as(&one, &raw, identity(2), 2);
   UNTIL(&one.loop, raw_pump(&raw) && net_peer_find(one.node.net, 2));
   MEANWHILE(&one.loop, 300);
   raw_pump(&raw);
@@ -381,8 +407,8 @@ static void fetches_mixed_with_others(void **state)
   (void)state;
   one_open(&one);
   for (uint8_t type = 1; type < NET_FRAME_TYPES; type++) {
-    if (type == NET_FRAME_FETCH) continue;
-    dial(&one, &raw, identity(2));
+    if (type == NET_FRAME_FETCH || type == NET_FRAME_GOODBYE) continue;
+    dial_as(&one, &raw, identity(2), 2);
     say_fetch(&raw, 1);
     UNTIL(&one.loop, raw_pump(&raw) && one.node.requests);
     one.node.requests = 0;
@@ -391,7 +417,7 @@ static void fetches_mixed_with_others(void **state)
     raw_frame(&raw, type, body, sizeof body);
     until_refused(&one, &raw, "frame is not allowed here");
   }
-  dial(&one, &raw, identity(2));
+  dial_as(&one, &raw, identity(2), 2);
   say_message(&raw, 2, 1);
   say_fetch(&raw, 1);
   until_refused(&one, &raw, "a fetch frame is not allowed here");
@@ -412,7 +438,7 @@ static void half_fetches(void **state)
   one_open(&one);
   net_limits(one.node.net)->frame_ms = 150;
   for (unsigned whole = 0; whole < 2; whole++) {
-    dial(&one, &raw, identity(2));
+    dial_as(&one, &raw, identity(2), 2);
     if (whole) say_fetch(&raw, 1);
     raw_say(&raw, half, sizeof half);
     begin = net_now();
@@ -435,11 +461,11 @@ static void many_fetchers_of_one(void **state)
 
   (void)state;
   one_open(&one);
-  dial(&one, &member, identity(2));
+  dial_as(&one, &member, identity(2), 2);
   say_message(&member, 2, 1);
   UNTIL(&one.loop, raw_pump(&member) && one.node.messages == 1);
   for (unsigned i = 0; i < 8; i++) {
-    dial(&one, &raws[i], identity(2));
+    dial_as(&one, &raws[i], identity(2), 2);
     say_fetch(&raws[i], i);
     UNTIL(&one.loop, raw_pump(&raws[i]) && one.node.requests == i + 1);
     assert_int_equal(net_peer_find(one.node.net, 2)->n_fetchers, MIN(i + 1, 2));
@@ -482,7 +508,7 @@ static void a_fetcher_that_does_not_read(void **state)
   one_open(&one);
   one.node.serve = serve_much;
   net_limits(one.node.net)->unsent_max = 8u * 1024u * 1024u;
-  dial(&one, &raw, identity(2));
+  dial_as(&one, &raw, identity(2), 2);
   for (unsigned i = 0; i < 100; i++) {
     const uint8_t *out;
 
@@ -495,7 +521,7 @@ static void a_fetcher_that_does_not_read(void **state)
       tls_stream_sent(raw.tls, (size_t)n);
     }
     turn(&one.loop);
-    if (!one.node.net->hub.connections) break;
+    if (alone(&one)) break;
     assert_true(net_connection_unsent(one.node.net->hub.connections) <=
                 9u * 1024u * 1024u);
   }
@@ -515,7 +541,7 @@ static void too_many_requests(void **state)
   (void)state;
   one_open(&one);
   one.node.hold = true;
-  dial(&one, &raw, identity(2));
+  dial_as(&one, &raw, identity(2), 2);
   for (unsigned i = 0; i < 1100; i++) {
     net_frame_header(frames + i * 16, NET_FRAME_CALL, 8);
     net_put64(frames + i * 16 + 8, i);
@@ -536,7 +562,7 @@ static void too_many_requests(void **state)
   }
   assert_int_equal(one.node.requests, 1024);
   raw_end(&raw);
-  UNTIL(&one.loop, one.node.net->hub.connections == NULL);
+  UNTIL(&one.loop, alone(&one));
   while (n > 0)
     net_reply(all[--n], 0, NULL, 0);
   one_close(&one);
@@ -551,7 +577,7 @@ static void many_connections_of_one(void **state)
   (void)state;
   one_open(&one);
   for (unsigned i = 0; i < 10; i++) {
-    dial(&one, &raws[i], identity(2));
+    dial_as(&one, &raws[i], identity(2), 2);
     say_message(&raws[i], 2, 1);
     UNTIL(&one.loop, raw_pump(&raws[i]) && one.node.messages == i + 1);
     assert_true(net_peer_find(one.node.net, 2)->n_inbound <= NET_INBOUND_MAX);
@@ -580,19 +606,20 @@ static void rubbish_in_frames(void **state)
   for (unsigned round = 0; round < 60; round++) {
     struct tls_error error;
 
-    dial(&one, &raw, identity(2));
+    dial_as(&one, &raw, identity(2), 2);
     for (unsigned i = 0; i < 20 && !raw.closed; i++) {
       uint8_t type = (uint8_t)(1 + (round + i * i) % (NET_FRAME_TYPES - 1));
       size_t n;
 
       assert_int_equal(tls_random(body, sizeof body, &error), 0);
-      n = (size_t)(body[0] | body[1] << 8) % sizeof body;
+      n = (size_t)(body[0] | body[1] << 8) %
+          MIN(sizeof body, (size_t)net_frame_bound(type));
       raw_frame(&raw, type, body, n);
       turn(&one.loop);
       raw_pump(&raw);
     }
     raw_end(&raw);
-    UNTIL(&one.loop, one.node.net->hub.connections == NULL);
+    UNTIL(&one.loop, alone(&one));
   }
   assert_int_equal(one.node.messages, 0);
   one_close(&one);
@@ -600,8 +627,10 @@ static void rubbish_in_frames(void **state)
 
 /* ---- a server gone mad --------------------------------------------------- */
 
-static int listen_raw(char *address, size_t size)
+/* A socket at which the node will look for node 2, and the node's peers. */
+static int listen_raw(struct one *one, struct raft_configuration *peers)
 {
+  struct node *both[] = {&one->friend, &one->node};
   struct sockaddr_storage at = {0};
   struct sockaddr_in *in = (struct sockaddr_in *)&at;
   socklen_t len = sizeof at;
@@ -612,7 +641,10 @@ static int listen_raw(char *address, size_t size)
   assert_int_equal(bind(fd, (struct sockaddr *)&at, sizeof *in), 0);
   assert_int_equal(listen(fd, 10), 0);
   assert_int_equal(getsockname(fd, (struct sockaddr *)&at, &len), 0);
-  net_format(&at, address, size);
+  *peers = configuration_of(both, 2);
+  peers->members[1].id = 2;
+  net_format(&at, peers->members[1].address, RAFT_ADDRESS_MAX);
+  net_set_peers(one->node.net, peers);
   return fd;
 }
 
@@ -624,11 +656,13 @@ static void accept_raw(struct raw *raw, int listener, uv_loop_t *loop,
                                  SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0);
   raw->tls = tls_stream_new(tls, true);
   raw_handshake(raw, loop);
+  UNTIL(loop, raw_pump(raw) && raw_was_greeted(raw));
+  raw_hello_of(raw, CLUSTER, 2, 0);
 }
 
 static void servers_gone_mad(void **state)
 {
-  struct raft_configuration peers = {.n = 1};
+  struct raft_configuration peers;
   struct outcome done = {0};
   uint8_t answer[20] = {0};
   struct one one;
@@ -637,9 +671,7 @@ static void servers_gone_mad(void **state)
 
   (void)state;
   one_open(&one);
-  listener = listen_raw(peers.members[0].address, RAFT_ADDRESS_MAX);
-  peers.members[0].id = 2;
-  net_set_peers(one.node.net, &peers);
+  listener = listen_raw(&one, &peers);
   for (unsigned round = 0; round < 5; round++) {
     accept_raw(&raw, listener, &one.loop, identity(2));
     UNTIL(&one.loop, raw_pump(&raw) && connected(&one.node, 2));
@@ -670,7 +702,7 @@ static void servers_gone_mad(void **state)
   assert_string_equal(done.text, "no answer in time");
   assert_true(connected(&one.node, 2));
   raw_end(&raw);
-  peers.n = 0;
+  peers.n--;
   net_set_peers(one.node.net, &peers);
   close(listener);
   one_close(&one);
@@ -713,7 +745,7 @@ static void answerers_gone_mad(void **state)
       "the connection was lost: a frame was not completed in time",
       "the connection was lost: closed by the other side",
       "good"};
-  struct raft_configuration peers = {.n = 1};
+  struct raft_configuration peers;
   struct raw raw, member;
   struct one one;
   int listener;
@@ -721,9 +753,7 @@ static void answerers_gone_mad(void **state)
   (void)state;
   one_open(&one);
   net_limits(one.node.net)->frame_ms = 100;
-  listener = listen_raw(peers.members[0].address, RAFT_ADDRESS_MAX);
-  peers.members[0].id = 2;
-  net_set_peers(one.node.net, &peers);
+  listener = listen_raw(&one, &peers);
   accept_raw(&member, listener, &one.loop, identity(2));
   UNTIL(&one.loop, raw_pump(&member) && connected(&one.node, 2));
   for (unsigned round = 0; round < 7; round++) {
@@ -742,7 +772,7 @@ static void answerers_gone_mad(void **state)
   assert_true(connected(&one.node, 2));
   assert_int_equal(one.node.down[2] + one.node.messages, 0);
   raw_end(&member);
-  peers.n = 0;
+  peers.n--;
   net_set_peers(one.node.net, &peers);
   close(listener);
   one_close(&one);

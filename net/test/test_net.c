@@ -333,6 +333,7 @@ static void a_stranger_is_refused(void **state)
   p.a.banned[7] = true;
   raw_open(&raw, net_listening(p.a.net), identity(7));
   raw_handshake(&raw, &p.loop);
+  raw_hello_of(&raw, CLUSTER, 7, NET_PURPOSE_PEER);
   UNTIL(&p.loop, raw_pump(&raw) && raw.closed);
   assert_true(heard_of(&p.a, "refused node 0000000000000007"));
   assert_true(heard_of(&p.a, "not a member"));
@@ -403,7 +404,7 @@ static void try_listen(const char *listen, const char *complaint)
   struct net_callbacks callbacks = {0};
   struct net_options options = {
       .self = 1, .tls = identity(1), .listen = listen};
-  struct net_error error = {{0}};
+  struct net_error error = {{0}, 0};
   struct net *net = NULL;
   uv_loop_t loop;
 

@@ -16,7 +16,8 @@
 
 struct io {
   void *ctx;
-  /* flags as for open(2), always with O_CLOEXEC; mode 0600 */
+  /* flags as for open(2), always with O_CLOEXEC; mode 0600. Regular files, not
+     through a link; and directories. */
   int (*open)(void *ctx, const char *path, int flags);
   void (*close)(void *ctx, int fd);
   /* whole buffer or error; pread gives the bytes read, short only at the end

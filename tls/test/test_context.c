@@ -200,14 +200,14 @@ static const struct shown shown[] = {
     {"namesake of the CA",
      {.san = NODE_7},
      &namesake,
-     "certificate verify failed: certificate signature failure",
-     "certificate verify failed: certificate signature failure",
+     "certificate verify failed: its signature is not of the CA",
+     "certificate verify failed: its signature is not of the CA",
      SSL_AD_DECRYPT_ERROR},
     {"self-signed",
      {.san = NODE_7},
      NULL,
-     "certificate verify failed: self-signed certificate",
-     "certificate verify failed: self-signed certificate",
+     "certificate verify failed: self-signed, not signed by",
+     "certificate verify failed: self-signed, not signed by",
      SSL_AD_UNKNOWN_CA},
     {"for servers only",
      {.san = NODE_7, .eku = "serverAuth"},
@@ -387,11 +387,12 @@ static void test_joiner_pins(void **state)
   show_joiner(&good, root.cert, foreign.cert, no_anchor); /* not the last */
   show_joiner(&bad, foreign.cert, NULL, no_anchor);
   /* The right CA at the end of a chain that it has nothing to do with. */
-  show_joiner(&bad, root.cert, NULL, "certificate verify failed: unable to");
+  show_joiner(&bad, root.cert, NULL,
+              "certificate verify failed: not signed by a CA");
   show_joiner(&bad, foreign.cert, root.cert,
-              "certificate verify failed: self-signed certificate in");
+              "certificate verify failed: not signed by a CA");
   show_joiner(&alone, root.cert, NULL,
-              "certificate verify failed: self-signed certificate");
+              "certificate verify failed: self-signed, not signed by");
   show_joiner(&root, root.cert, NULL, "certificate");
   show_joiner(&root, NULL, NULL, no_anchor);
   free_cred(&good);
@@ -536,7 +537,7 @@ static void test_alpn(void **state)
 static void test_only_tls_1_3(void **state)
 {
   (void)state;
-  try_raw(false, ALPN, TLS1_2_VERSION, "unsupported protocol",
+  try_raw(false, ALPN, TLS1_2_VERSION, "peer speaks no TLS 1.3",
           SSL_AD_PROTOCOL_VERSION);
   try_raw(true, ALPN, TLS1_2_VERSION, "peer sent alert", -1);
 }
