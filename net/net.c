@@ -12,10 +12,11 @@
 
 /* ---- events -------------------------------------------------------------- */
 
-__attribute__((format(printf, 3, 0))) static void tell(struct net *net,
-                                                       unsigned kind,
-                                                       const char *format,
-                                                       va_list args)
+static void tell(struct net *net, unsigned kind, const char *format,
+                 va_list args) __attribute__((format(printf, 3, 0)));
+
+static void tell(struct net *net, unsigned kind, const char *format,
+                 va_list args)
 {
   struct net_limiter *limiter = &net->limiters[kind];
   uint64_t now = uv_now(net->hub.loop);
