@@ -48,14 +48,15 @@ proc failures {output} {
   set found {}
   set inside 0
   foreach line [split [string trimright $output] \n] {
-    if {[regexp {^==== \S+ .* FAILED$} $line]} {
+    # Of a case of tcltest its name and what came of it, not its text.
+    if {[string match "---- *" $line]} {
       set inside 1
-    }
-    if {$inside || [regexp {^\[ *(ERROR|LINE|FAILED) *\]} $line]} {
-      lappend found $line
-    }
-    if {[regexp {^==== \S+ FAILED$} $line]} {
+    } elseif {[regexp {^==== \S+ FAILED$} $line]} {
       set inside 0
+    }
+    if {$inside || [regexp {^==== \S+ .* FAILED$} $line] ||
+        [regexp {^\[ *(ERROR|LINE|FAILED) *\]} $line]} {
+      lappend found $line
     }
   }
   if {$found eq ""} {
