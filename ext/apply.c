@@ -183,6 +183,7 @@ static int confirm_own(struct node *node, struct transaction *tx,
   node->applied = entry->index;
   node_settle(node, tx, TX_CONFIRMED);
   pthread_mutex_unlock(&node->mutex);
+  node->counters.transactions++;
   return 0;
 }
 
@@ -247,7 +248,9 @@ static int apply_commit(struct node *node, const struct raft_entry *entry)
   }
   wal_append_start(node->wal);
   int rc = append_part(node->wal, entry->body, head.n_page);
-  return rc ? rc : wal_append_commit(node->wal, head.n_page, entry->index);
+  if (rc == 0) rc = wal_append_commit(node->wal, head.n_page, entry->index);
+  if (rc == 0) node->counters.transactions++;
+  return rc;
 }
 
 static int note_part(struct node *node, const struct raft_entry *entry)
@@ -301,6 +304,7 @@ static void large_done(struct task *task)
     return;
   }
   node->n_open = 0;
+  node->counters.transactions++;
   pthread_mutex_lock(&node->mutex);
   node->applied++;
   pthread_mutex_unlock(&node->mutex);
@@ -523,6 +527,7 @@ static int apply_some(struct node *node, raft_index limit)
     raft_body_unref(entry.body);
   }
   if (rc == 0) rc = wal_append_publish(node->wal);
+  if (rc == 0) node->counters.transactions += at - node->applied;
   if (rc == 0) set_applied(node, at);
   return rc;
 }

@@ -46,6 +46,14 @@ void cells_integer(struct cells *cells, uint64_t number)
   cell->number = (int64_t)number;
 }
 
+void cells_real(struct cells *cells, double real)
+{
+  struct cell *cell = next_cell(cells);
+  if (cell == NULL) return;
+  cell->type = CELL_REAL;
+  cell->real = real;
+}
+
 void cells_text(struct cells *cells, const char *text)
 {
   struct cell *cell = next_cell(cells);
@@ -57,7 +65,7 @@ void cells_text(struct cells *cells, const char *text)
     cells->bad = true;
 }
 
-static void cells_id(struct cells *cells, uint64_t id)
+void cells_id(struct cells *cells, uint64_t id)
 {
   char hex[20];
   snprintf(hex, sizeof(hex), "%016llx", (unsigned long long)id);
@@ -331,6 +339,7 @@ static const struct kind {
     [CALL_UNINVITE] = {1, 1, 1, false, invite_run_withdraw},
     [CALL_INVITATIONS] = {0, 0, 8, true, invite_run_list},
     [CALL_METRICS] = {0, 0, 4, true, metrics_run},
+    [CALL_LOG] = {4, 4, 7, true, entries_run},
 };
 
 /* NULL: there is no such call. */
@@ -377,6 +386,11 @@ static const char *find_fault(const struct call *call)
     if (n > 1 && !(has_text(&a[1]) && invite_role(a[1].text, &role)))
       return "the role must be voter or learner";
     return NULL;
+  case CALL_LOG:
+    return has_number(&a[0], INT64_MAX) && has_number(&a[1], INT64_MAX) &&
+                   has_number(&a[2], ENTRIES_MOST) && has_number(&a[3], 1)
+               ? NULL
+               : "malformed range";
   case CALL_BACKUP: return has_text(&a[0]) ? NULL : "the file is missing";
   case CALL_WAIT:
     if (!has_number(&a[0], INT64_MAX))
@@ -470,6 +484,21 @@ int call_do(struct connection *connection, struct call *call,
 
 /* ---- as bytes ---------------------------------------------------------- */
 
+static uint64_t bits_of(double real)
+{
+  uint64_t bits;
+  memcpy(&bits, &real, sizeof(bits));
+  return bits;
+}
+
+static double real_of(uint64_t bits)
+{
+  double real;
+  memcpy(&real, &bits, sizeof(real));
+  return real;
+}
+_Static_assert(sizeof(double) == sizeof(uint64_t), "as its bits");
+
 static void pack_cells(struct packer *out, const struct cells *cells)
 {
   pack_u32(out, (uint32_t)cells->n);
@@ -477,6 +506,7 @@ static void pack_cells(struct packer *out, const struct cells *cells)
     const struct cell *cell = &cells->at[i];
     pack_u8(out, (uint8_t)cell->type);
     if (cell->type == CELL_INTEGER) pack_u64(out, (uint64_t)cell->number);
+    if (cell->type == CELL_REAL) pack_u64(out, bits_of(cell->real));
     if (cell->type == CELL_TEXT) pack_text(out, cell->text);
   }
 }
@@ -486,6 +516,7 @@ static void parse_cell(struct parser *p, struct cells *cells)
   switch (parse_u8(p)) {
   case CELL_NULL: cells_null(cells); break;
   case CELL_INTEGER: cells_integer(cells, parse_u64(p)); break;
+  case CELL_REAL: cells_real(cells, real_of(parse_u64(p))); break;
   case CELL_TEXT: cells_text(cells, parse_text(p)); break;
   default: p->bad = true;
   }

@@ -427,6 +427,7 @@ static void got_pages(void *ctx, int status, const uint8_t *body, size_t len)
   }
   f->tries = 0;
   f->bytes += len;
+  f->node->counters.taken_bytes += len;
   atomic_store(&f->node->progress, f->in.position / f->page_size);
   if (f->in.position == f->tag.bytes)
     finish(f);
@@ -775,6 +776,7 @@ static void installed(struct task *task)
   if (rc == 0 && !node->closing) rc = enter(f);
   if (rc == 0) {
     struct packer body = {0};
+    node->counters.snapshots_taken++;
     pack_u8(&body, ASK_SNAPSHOT_DONE);
     pack_u64(&body, f->session);
     events_add(

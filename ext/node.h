@@ -13,6 +13,7 @@
 #define EXT_NODE_H
 
 #include "lock.h"
+#include "meter.h"
 #include "net.h"
 #include "pack.h"
 #include "settings.h"
@@ -51,6 +52,7 @@ struct errno_text errno_text(int number);
 
 /* Milliseconds of a clock that never jumps; of the calendar. */
 uint64_t clock_monotonic_ms(void);
+uint64_t clock_monotonic_ns(void);
 int64_t clock_wall_ms(void);
 /* A condition that is waited for by the first clock, and how long. */
 void clock_condition(pthread_cond_t *cond);
@@ -138,6 +140,7 @@ struct transaction {
   uint64_t position;  /* of its COMMIT, under a borrowed lock: lock.c */
   struct walindex_header header; /* after it */
   uint32_t *pages;               /* page numbers of its frames */
+  uint64_t began;      /* ns: a large one's hand-over; 0: it is quick */
   struct bell bell;    /* 1: the state is final; 2: do not wait for it */
   enum tx_state state; /* node mutex, until it is final */
   bool abandoned;      /* nobody waits any more; node mutex */
@@ -190,6 +193,23 @@ void events_add(struct events *events, const char *format, ...)
    first one starts. Called on the threads of nodes, in order for each: it must
    not wait, and must not ask a node anything. */
 extern void (*events_echo)(const char *path, const struct event *event);
+
+/* ---- numbers ------------------------------------------------------------ */
+
+/* What happens in a node, where it happens. metrics.c makes a table of it. */
+struct counters {
+  /* loop thread */
+  uint64_t elections, elections_won; /* begun by this node */
+  uint64_t leaders;                  /* how often there was another one */
+  uint64_t transactions;             /* applied */
+  uint64_t snapshots_given, snapshots_taken, given_bytes, taken_bytes;
+  struct meter_growth growth; /* of the log */
+  /* any thread */
+  struct meter commits; /* from the hand-over until it is confirmed */
+  struct meter syncs;   /* of the log */
+  _Atomic uint64_t rolled_back, unknown;       /* commits that were none */
+  _Atomic uint64_t checkpoints, checkpoint_ns; /* made; time in all */
+};
 
 /* ---- the node ---------------------------------------------------------- */
 
@@ -346,7 +366,8 @@ struct node {
   struct bell *drained;       /* who waits for nothing to be in flight */
   unsigned watchers;          /* that wait for something to be confirmed */
   struct transaction *inflight, **inflight_tail;
-  unsigned schemas; /* of these, that change the schema */
+  unsigned schemas;     /* of these, that change the schema */
+  unsigned store_users; /* threads that read the log: entries.c */
   struct proposal *proposals, **proposals_tail;
   size_t proposals_bytes;
   struct task *tasks, **tasks_tail;
@@ -410,7 +431,10 @@ struct node {
   struct join *joins;   /* admit.c: requests that wait for agreement */
   struct invites *invites;
   struct metrics *metrics; /* mutex */
-  uint64_t since;          /* ms of the monotonic clock: its start */
+  struct counters counters;
+  uint64_t reads_before[3]; /* by level; of hosts before this one */
+  uint64_t now;             /* ms: of the newest step of raft */
+  uint64_t since;           /* ms of the monotonic clock: its start */
   struct lock lock;
   struct host *host; /* sessions with attached processes */
   struct parking parking;
@@ -424,7 +448,6 @@ struct node {
   struct wal_pinner kept;
   struct store_checkpoint checkpoint; /* as it is on the disk */
   _Atomic uint64_t shown_checkpoint;  /* its index, for others */
-  _Atomic uint64_t checkpoints;       /* made */
   _Atomic uint64_t progress;          /* pages of a snapshot received */
 };
 
@@ -547,6 +570,8 @@ void forks_abandon(struct node *node);
 int host_open(struct node *node, struct text *error);
 /* Loop thread, now and then. */
 void host_tick(struct node *node);
+/* Processes that are attached, and sessions of their connections. */
+void host_count(struct node *node, unsigned *processes, unsigned *sessions);
 /* Loop thread, when the node stops: nobody else is accepted. */
 void host_deafen(struct node *node);
 /* Ends all sessions, when what they wait for is settled and there is no loop any
@@ -738,12 +763,24 @@ void fetch_forget(struct node *node, raft_index index);
 /* Removes what else earlier transfers have left. */
 void fetch_clean(struct node *node, const struct store_checkpoint *cp);
 
+/* ---- the log, as a list: entries.c ---------------------------------------- */
+
+/* Application threads: node->store, which stays open until it is released; NULL:
+   it is closed. */
+struct store *entries_hold(struct node *node);
+void entries_release(struct node *node);
+/* Takes node->store away and closes it, when nobody holds it. */
+void entries_close(struct node *node);
+
 /* ---- numbers: metrics.c -------------------------------------------------- */
 
 struct metrics *metrics_new(void); /* NULL: no memory */
 void metrics_free(struct metrics *metrics);
-/* Loop thread, now and then. */
+/* Loop thread, now and then; and when node->view has changed. */
 void metrics_tick(struct node *node);
+void metrics_note(struct node *node, const struct node_view *was);
+/* The control file is there: reads are counted in it, by connections. */
+void metrics_begin(struct node *node);
 
 /* ---- membership and requests between nodes: cluster.c ------------------ */
 

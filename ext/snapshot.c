@@ -277,6 +277,7 @@ static void handle_pages(struct snapshot_out *s, struct parser *p,
     uint64_t sum = XXH3_64bits(buf + 8, (size_t)(end - buf) - 8);
     memcpy(buf, &sum, 8);
     net_reply(request, 0, buf, (size_t)(end - buf));
+    s->node->counters.given_bytes += (uint64_t)(end - buf);
   }
   free(buf);
 }
@@ -301,6 +302,7 @@ bool snapshot_request(struct node *node, raft_id from, const uint8_t *body,
     handle_pages(s, &p, request);
   } else {
     net_reply(request, 0, NULL, 0);
+    node->counters.snapshots_given++;
     end_out(s, true);
   }
   return true;

@@ -235,6 +235,8 @@ void sql_result(sqlite3_context *ctx, const struct cell *cell)
     sqlite3_result_text(ctx, cell->text, -1, SQLITE_TRANSIENT);
   else if (cell->type == CELL_INTEGER)
     sqlite3_result_int64(ctx, cell->number);
+  else if (cell->type == CELL_REAL)
+    sqlite3_result_double(ctx, cell->real);
   else
     sqlite3_result_null(ctx);
 }

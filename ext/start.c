@@ -74,6 +74,7 @@ static int open_control(struct node *node, raft_index *confirmed,
   atomic_store(&shared->crowded, true);
   atomic_store(&shared->solo, false);
   atomic_store(&shared->lease_until, 0);
+  metrics_begin(node);
   return 0;
 }
 
@@ -153,6 +154,12 @@ static void store_done(void *ctx, uint64_t seq, int status, const char *error)
   node_wake(node);
 }
 
+static void store_synced(void *ctx, uint64_t ns)
+{
+  struct node *node = ctx;
+  meter_add(&node->counters.syncs, ns);
+}
+
 int start_log(struct node *node, struct raft_recovered *recovered,
               struct text *error)
 {
@@ -164,6 +171,7 @@ int start_log(struct node *node, struct raft_recovered *recovered,
                                   .cluster = node->identity.cluster,
                                   .node = node->identity.id,
                                   .done = store_done,
+                                  .synced = store_synced,
                                   .ctx = node};
   int rc = store_open(&options, &node->checkpoint, &store, recovered, &line);
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
@@ -634,11 +642,7 @@ void node_stop(struct node *node, bool clean)
        next start has nothing to do. */
     node->clean = checkpoint_run(node) == 0;
   }
-  pthread_mutex_lock(&node->mutex);
-  struct store *store = node->store;
-  node->store = NULL;
-  pthread_mutex_unlock(&node->mutex);
-  store_close(store);
+  entries_close(node);
   raft_free(node->raft);
   node->raft = NULL;
 }
