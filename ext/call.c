@@ -293,6 +293,14 @@ static void run_members(struct node *node, const struct call *call,
       cells_integer(row, (uint64_t)r->contact_ms);
     else
       cells_null(row);
+    if (r->known)
+      cells_integer(row, r->lag_ms);
+    else
+      cells_null(row);
+    if (r->round_trip_us)
+      cells_real(row, r->round_trip_us / 1e3);
+    else
+      cells_null(row);
   }
   free(rows);
 }
@@ -334,7 +342,7 @@ static const struct kind {
     [CALL_INDEX] = {0, 0, 1, false, run_index},
     [CALL_FOLLOW_WRITER] = {0, 1, 1, false, run_follow_writer},
     [CALL_STATUS] = {0, 0, 19, true, run_status},
-    [CALL_MEMBERS] = {0, 0, 8, true, run_members},
+    [CALL_MEMBERS] = {0, 0, 10, true, run_members},
     [CALL_EVENTS] = {0, 0, 2, true, run_events},
     [CALL_UNINVITE] = {1, 1, 1, false, invite_run_withdraw},
     [CALL_INVITATIONS] = {0, 0, 8, true, invite_run_list},

@@ -251,6 +251,15 @@ static const char *progress_name(const struct raft_progress *p, uint64_t now)
   return p->state == RAFT_PROBE ? "probe" : "replicate";
 }
 
+/* For how long it has lacked entries. */
+static uint64_t lag_ms(struct node *node, raft_id id, uint64_t now)
+{
+  struct raft_progress progress = {.match = raft_durable(node->raft)};
+  if (id != node->identity.id && !raft_progress(node->raft, id, &progress))
+    return 0;
+  return meter_behind(&node->counters.growth, now, progress.match);
+}
+
 static void pack_member(struct node *node, struct packer *p,
                         const struct raft_member *m)
 {
@@ -279,6 +288,8 @@ static void pack_member(struct node *node, struct packer *p,
     pack_u64(p, last);
     pack_u64(p, UINT64_MAX);
   }
+  pack_u64(p, lag_ms(node, m->id, now));
+  pack_u32(p, net_round_trip(node->net, m->id));
 }
 
 static void handle_members(struct node *node, struct answer_to to)
@@ -314,6 +325,8 @@ static bool parse_members(const uint8_t *data, size_t len,
     r->lag_entries = parse_u64(&p);
     uint64_t contact = parse_u64(&p);
     r->contact_ms = contact == UINT64_MAX ? -1 : (int64_t)contact;
+    r->lag_ms = parse_u64(&p);
+    r->round_trip_us = parse_u32(&p);
   }
   if (*rows && parser_done(&p)) return true;
   free(*rows);

@@ -51,10 +51,11 @@ void entries_close(struct node *node)
 
 static const char *type_name(uint8_t type)
 {
-  static const char *const names[] = {
-      [RAFT_NOOP] = "noop",     [RAFT_CONFIGURATION] = "configuration",
-      [RAFT_PAGES] = "pages",   [RAFT_COMMIT] = "commit",
-      [RAFT_SETTING] = "setting"};
+  static const char *const names[] = {[RAFT_NOOP] = "noop",
+                                      [RAFT_CONFIGURATION] = "configuration",
+                                      [RAFT_PAGES] = "pages",
+                                      [RAFT_COMMIT] = "commit",
+                                      [RAFT_SETTING] = "setting"};
   return type < sizeof(names) / sizeof(names[0]) ? names[type] : NULL;
 }
 

@@ -817,7 +817,9 @@ struct member_row {
   bool known; /* match, lag and contact are */
   raft_index match;
   uint64_t lag_entries;
-  int64_t contact_ms; /* since the last contact; -1: unknown */
+  int64_t contact_ms;     /* since the last contact; -1: unknown */
+  uint64_t lag_ms;        /* for how long it has lacked entries */
+  uint32_t round_trip_us; /* from the leader; 0: unknown */
 };
 /* The members, as the leader sees them if it answers in time. */
 int cluster_members(struct node *node, struct member_row **rows, unsigned *n);

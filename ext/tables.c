@@ -32,7 +32,8 @@ static const struct table {
     {"quorate_members",
      "CREATE TABLE x(name TEXT, id TEXT, address TEXT, role TEXT, "
      "state TEXT, match_index INTEGER, lag_entries INTEGER, "
-     "last_contact_ms INTEGER, schema HIDDEN)",
+     "last_contact_ms INTEGER, lag_ms INTEGER, round_trip_ms REAL, "
+     "schema HIDDEN)",
      CALL_MEMBERS},
     {"quorate_events", "CREATE TABLE x(time TEXT, event TEXT, schema HIDDEN)",
      CALL_EVENTS},
@@ -248,8 +249,7 @@ static int cursor_filter(sqlite3_vtab_cursor *cursor, int number,
   c->over = true;
   c->from = 0;
   c->to = INT64_MAX;
-  if (number & BY_SCHEMA)
-    schema = (const char *)sqlite3_value_text(argv[n++]);
+  if (number & BY_SCHEMA) schema = (const char *)sqlite3_value_text(argv[n++]);
   if (schema == NULL) return SQLITE_OK;
   if ((c->schema = sqlite3_mprintf("%s", schema)) == NULL) return SQLITE_NOMEM;
   if (number & BY_INDEX) {
