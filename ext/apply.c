@@ -313,11 +313,13 @@ static void large_done(struct task *task)
 }
 
 /* Appends the part of the transaction that entry `index` holds. */
-static int append_entry(struct node *node, raft_index index, uint32_t n_page)
+static int append_entry(struct node *node, raft_index index, uint32_t n_page,
+                        uint64_t *bytes)
 {
   struct raft_entry entry;
   int rc = read_one(node, index, &entry);
   if (rc) return rc;
+  if (entry.body) *bytes += entry.body->len;
   rc = append_part(node->wal, entry.body, n_page);
   raft_body_unref(entry.body);
   return rc;
@@ -351,12 +353,16 @@ void apply_large(struct node *node)
   /* The loop does not apply while this runs: what it owns may be read. */
   raft_index last = node->applied + 1;
   uint32_t n_page = node->large_n_page;
-  int rc = 0;
+  uint64_t bytes = 0;
+  int rc = 0, work = work_begin(node, "applying a large transaction");
   wal_append_start(node->wal);
-  for (unsigned i = 0; rc == 0 && i < node->n_open; i++)
-    rc = append_entry(node, node->open_parts[i], n_page);
-  if (rc == 0) rc = append_entry(node, last, n_page);
+  for (unsigned i = 0; rc == 0 && i < node->n_open; i++) {
+    rc = append_entry(node, node->open_parts[i], n_page, &bytes);
+    work_steps(node, work, i + 1, node->n_open + 1, bytes);
+  }
+  if (rc == 0) rc = append_entry(node, last, n_page, &bytes);
   if (rc == 0) rc = wal_append_commit(node->wal, n_page, last);
+  work_end(node, &work);
   node->large_rc = rc;
   node->large_task.run = large_done;
   node_post(node, &node->large_task);

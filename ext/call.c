@@ -257,6 +257,7 @@ static void run_status(struct node *node, const struct call *call,
   cells_integer(row, atomic_load(&node->shared->serving));
   cells_integer(row, writable);
   cells_text(row, reason.s[0] ? reason.s : NULL);
+  cells_text(row, progress_describe(node, &reason) ? reason.s : NULL);
 }
 
 static const char *member_role(uint8_t role)
@@ -341,7 +342,7 @@ static const struct kind {
     [CALL_TERM] = {0, 0, 1, false, run_term},
     [CALL_INDEX] = {0, 0, 1, false, run_index},
     [CALL_FOLLOW_WRITER] = {0, 1, 1, false, run_follow_writer},
-    [CALL_STATUS] = {0, 0, 19, true, run_status},
+    [CALL_STATUS] = {0, 0, 20, true, run_status},
     [CALL_MEMBERS] = {0, 0, 10, true, run_members},
     [CALL_EVENTS] = {0, 0, 2, true, run_events},
     [CALL_UNINVITE] = {1, 1, 1, false, invite_run_withdraw},

@@ -561,7 +561,11 @@ static int hand_over(struct connection *c, struct transaction *tx,
     tx->committed = &c->slot->committed;
     atomic_store(&c->slot->handed, tx->sequence);
   }
-  if (count > per_part) tx->began = clock_monotonic_ns();
+  int work = -1, rc = -1;
+  if (count > per_part) {
+    tx->began = clock_monotonic_ns();
+    work = work_begin(node, "committing a large transaction");
+  }
   for (uint32_t at = 0;;) {
     uint32_t n = count - at < per_part ? count - at : per_part;
     bool last = at + n == count;
@@ -570,11 +574,16 @@ static int hand_over(struct connection *c, struct transaction *tx,
     struct raft_body *body = make_part(c, images + at, n, &head);
     if (body == NULL ||
         node_hand_over(node, tx, last ? RAFT_COMMIT : RAFT_PAGES, body) != 0)
-      return -1;
-    if (last) return 0;
+      break;
+    rc = last ? 0 : rc;
+    if (last) break;
     at += n;
     head.part++;
+    work_bytes(node, work, (uint64_t)at * page_size,
+               (uint64_t)count * page_size);
   }
+  work_end(node, &work);
+  return rc;
 }
 
 static bool read_cookie(const struct wal *wal, uint32_t frame,

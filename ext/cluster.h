@@ -177,10 +177,10 @@ bool cluster_address_ok(const char *address, bool port_needed);
 /* Whether it can be listened on: to be known before anything is made. */
 bool cluster_address_free(const char *address, struct text *error);
 /* Starts a node whose identity says `joining`, and waits until it has the
-   database and is a voter. */
+   database and is a voter. *took: how much came, and how long that took. */
 bool cluster_first_run(const char *path,
                        const struct raft_configuration *members,
-                       struct text *error);
+                       struct text *took, struct text *error);
 
 /* ---- peers.c ----------------------------------------------------------- */
 

@@ -515,7 +515,7 @@ static bool wait_for_admission(struct node *node, struct text *error)
   uint64_t seen = 0, last = clock_monotonic_ms();
   struct timespec pause = {0, 5000000};
   while (!is_voter(node)) {
-    uint64_t progress = atomic_load(&node->progress);
+    uint64_t progress = atomic_load(&node->fetched_pages);
     pthread_mutex_lock(&node->mutex);
     progress += node->applied;
     bool failed = node->failed;
@@ -543,12 +543,18 @@ static bool wait_for_admission(struct node *node, struct text *error)
 
 bool cluster_first_run(const char *path,
                        const struct raft_configuration *members,
-                       struct text *error)
+                       struct text *took, struct text *error)
 {
   struct database *database = NULL;
   struct text ignored;
+  uint64_t began = clock_monotonic_ms();
   if (registry_start(path, members, &database, error) != 0) return false;
   bool ok = wait_for_admission(database->node, error);
+  text_set(
+      took, "%s in %s",
+      progress_size((double)atomic_load(&database->node->counters.taken_bytes))
+          .s,
+      progress_time((double)(clock_monotonic_ms() - began) / 1e3).s);
   registry_release(database);
   if (!ok) registry_stop(path, false, &ignored);
   return ok;
@@ -562,6 +568,7 @@ int cluster_join(const char *file, const char *text, int n,
   struct tls_token token;
   struct tls_error tls_error;
   struct place place = {0};
+  struct text took = {""};
   bool begun = false;
   if (tls_token_decode(text, &token, &tls_error) != 0) {
     text_set(answer, "%s", tls_error.text);
@@ -584,12 +591,12 @@ int cluster_join(const char *file, const char *text, int n,
          ask_to_join(&token, &identity, &members, answer) &&
          identity_write(place.fresh, &identity, answer) == 0 &&
          finish_directory(&place, answer) &&
-         cluster_first_run(place.path, &members, answer);
+         cluster_first_run(place.path, &members, &took, answer);
   }
   if (ok) {
-    text_set(answer, "node %s of cluster %016llx, listening on %s",
+    text_set(answer, "node %s of cluster %016llx, listening on %s: %s",
              identity.name, (unsigned long long)identity.cluster,
-             identity.listen);
+             identity.listen, took.s);
   } else if (begun) {
     cluster_remove_directory(place.fresh);
     cluster_remove_directory(place.dir);

@@ -36,7 +36,7 @@ struct metrics {
   struct net_counters net;
   struct invite_counters invites;
   uint64_t elections, elections_won, leaders, transactions;
-  uint64_t snapshots_given, snapshots_taken, given_bytes, taken_bytes;
+  uint64_t snapshots_given, snapshots_taken;
   unsigned n_peers;
   struct peer_numbers peers[RAFT_MEMBERS_MAX];
   uint64_t peers_due; /* loop thread */
@@ -131,8 +131,6 @@ void metrics_tick(struct node *node)
   m->transactions = c->transactions;
   m->snapshots_given = c->snapshots_given;
   m->snapshots_taken = c->snapshots_taken;
-  m->given_bytes = c->given_bytes;
-  m->taken_bytes = c->taken_bytes;
   if (look) {
     m->peers_due = now + PEERS_MS;
     m->n_peers = n_peers;
@@ -322,16 +320,19 @@ static void add_elections(struct cells *out, const struct metrics *m)
           m->leaders);
 }
 
-static void add_snapshots(struct cells *out, const struct metrics *m)
+static void add_snapshots(struct cells *out, const struct metrics *m,
+                          const struct counters *c)
 {
   counter(out, "quorate_snapshots_total{direction=\"given\"}",
           "Snapshots: given to another node", m->snapshots_given);
   counter(out, "quorate_snapshots_total{direction=\"taken\"}",
           "Snapshots: taken and installed", m->snapshots_taken);
   counter(out, "quorate_snapshot_bytes_total{direction=\"given\"}",
-          "Bytes of snapshots: given, whole or not", m->given_bytes);
+          "Bytes of snapshots: given, whole or not",
+          atomic_load(&c->given_bytes));
   counter(out, "quorate_snapshot_bytes_total{direction=\"taken\"}",
-          "Bytes of snapshots: taken, whole or not", m->taken_bytes);
+          "Bytes of snapshots: taken, whole or not",
+          atomic_load(&c->taken_bytes));
 }
 
 /* One family of rows: a gauge of each peer. */
@@ -477,7 +478,7 @@ void metrics_run(struct node *node, const struct call *call,
   add_commits(out, node, m);
   add_reads(out, node, present.rounds);
   add_elections(out, m);
-  add_snapshots(out, m);
+  add_snapshots(out, m, &node->counters);
   add_peers(out, m);
   counter(out, "quorate_events_total", "Lines ever added to quorate_events",
           events);

@@ -797,6 +797,7 @@ static void on_timer(uv_timer_t *timer)
     host_tick(node);
     lock_tick(node, now);
     metrics_tick(node);
+    progress_tick(node);
   }
   go_on(node);
 }
@@ -863,6 +864,7 @@ static void on_message(void *ctx, struct raft_message *message)
   struct node *node = ctx;
   struct raft_event event = {.type = RAFT_EVENT_MESSAGE};
   event.u.message = message;
+  progress_heard(node, message);
   node_step(node, &event);
   raft_message_clear(message);
   go_on(node);

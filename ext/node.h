@@ -16,6 +16,7 @@
 #include "meter.h"
 #include "net.h"
 #include "pack.h"
+#include "progress.h"
 #include "settings.h"
 #include "store.h"
 #include "wal.h"
@@ -202,11 +203,12 @@ struct counters {
   uint64_t elections, elections_won; /* begun by this node */
   uint64_t leaders;                  /* how often there was another one */
   uint64_t transactions;             /* applied */
-  uint64_t snapshots_given, snapshots_taken, given_bytes, taken_bytes;
+  uint64_t snapshots_given, snapshots_taken;
   struct meter_growth growth; /* of the log */
   /* any thread */
   struct meter commits; /* from the hand-over until it is confirmed */
   struct meter syncs;   /* of the log */
+  _Atomic uint64_t given_bytes, taken_bytes;   /* of snapshots */
   _Atomic uint64_t rolled_back, unknown;       /* commits that were none */
   _Atomic uint64_t checkpoints, checkpoint_ns; /* made; time in all */
 };
@@ -432,6 +434,7 @@ struct node {
   struct invites *invites;
   struct metrics *metrics; /* mutex */
   struct counters counters;
+  struct progress *progress;
   uint64_t reads_before[3]; /* by level; of hosts before this one */
   uint64_t now;             /* ms: of the newest step of raft */
   uint64_t since;           /* ms of the monotonic clock: its start */
@@ -448,7 +451,7 @@ struct node {
   struct wal_pinner kept;
   struct store_checkpoint checkpoint; /* as it is on the disk */
   _Atomic uint64_t shown_checkpoint;  /* its index, for others */
-  _Atomic uint64_t progress;          /* pages of a snapshot received */
+  _Atomic uint64_t fetched_pages;     /* of a snapshot */
 };
 
 /* Starts the node of a database whose directory is complete. peers: whom a

@@ -60,7 +60,8 @@ struct rebuild {
   char leader[RAFT_ADDRESS_MAX]; /* who answered last; or "" */
   uint64_t until;
   struct raft_configuration members;
-  struct text why; /* nobody gave what was asked for */
+  struct text why;  /* nobody gave what was asked for */
+  struct text took; /* how much, how long */
 };
 
 static void append(struct text *text, const char *more)
@@ -499,7 +500,7 @@ static bool run(struct rebuild *r, struct text *error)
   r->db = -1;
   node_unlock(r->lock);
   r->lock = -1;
-  if (cluster_first_run(r->path, &r->members, &why)) return true;
+  if (cluster_first_run(r->path, &r->members, &r->took, &why)) return true;
   *error = why;
   append(error, ": call it again to finish");
   return false;
@@ -522,8 +523,9 @@ int cluster_rebuild(const char *path, int n, const char *const *options,
   if (ok)
     text_set(answer,
              "node %s of cluster %016llx, rebuilt from the others, listening "
-             "on %s",
-             r->next.name, (unsigned long long)r->next.cluster, r->next.listen);
+             "on %s: %s",
+             r->next.name, (unsigned long long)r->next.cluster, r->next.listen,
+             r->took.s);
   clear(r);
   return ok ? 0 : -1;
 }

@@ -357,9 +357,10 @@ static struct node *node_new(const char *path)
   node->path = strdup(path);
   node->invites = invites_new();
   node->metrics = metrics_new();
+  node->progress = progress_new();
   node->since = clock_monotonic_ms();
   if (node->path == NULL || node->invites == NULL || node->metrics == NULL ||
-      asprintf(&node->dir, "%s-quorate", path) < 0) {
+      node->progress == NULL || asprintf(&node->dir, "%s-quorate", path) < 0) {
     node->dir = NULL;
     node_free(node);
     return NULL;
@@ -674,6 +675,7 @@ void node_free(struct node *node)
   lock_clear(node);
   invites_free(node->invites);
   metrics_free(node->metrics);
+  progress_free(node->progress);
   host_free(node);
   pthread_mutex_destroy(&node->events.mutex);
   pthread_mutex_destroy(&node->mutex);
