@@ -29,6 +29,8 @@
 #                      as errors; each of these has objects of its own
 #   make MUTANT=53 unit-raft/store ...   with a mistake planted that some test
 #                      should find (raft/mutant.h)
+#   make PLAIN=1 bench   the same code without TLS (tls/test/plain.c), to see
+#                      what TLS costs; its version ends in -plain
 #   make clean
 
 CC     ?= cc
@@ -41,7 +43,7 @@ space  := $(empty) $(empty)
 VARIANT := $(subst $(comma),-,$(SAN)) \
            $(if $(findstring clang,$(notdir $(CC))),clang) \
            $(if $(WERROR),werror) $(if $(COVERAGE),coverage) \
-           $(if $(MUTANT),mutant$(MUTANT))
+           $(if $(MUTANT),mutant$(MUTANT)) $(if $(PLAIN),plain)
 VARIANT := $(subst $(space),-,$(strip $(VARIANT)))
 B      := build$(if $(VARIANT),/$(VARIANT))
 
@@ -52,6 +54,7 @@ CFLAGS ?= -O2 -g
 ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -pthread \
           $(WARN) $(if $(WERROR),-Werror) \
           $(if $(MUTANT),-DRAFT_MUTANT=$(MUTANT)) \
+          $(if $(PLAIN),-DQUORATE_VARIANT='"-plain"') \
           $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer \
               -fno-sanitize-recover=all) \
           $(if $(COVERAGE),--coverage -fprofile-update=atomic -DNDEBUG) \
@@ -75,6 +78,11 @@ OBJ_raft/store := $(call objs,raft/store)
 # Without its command line, so that tests can be linked with it.
 OBJ_raft/sim   := $(filter-out %/main.o,$(call objs,raft/sim))
 OBJ_tls        := $(call objs,tls)
+# No encryption, for a benchmark, and in no other build.
+ifneq ($(PLAIN),)
+OBJ_tls        := $(filter-out %/context.o %/stream.o,$(OBJ_tls)) \
+                  $(B)/tls/test/plain.o
+endif
 OBJ_net        := $(call objs,net)
 # Without the program, which is more than the extension.
 OBJ_ext        := $(filter-out %/quorated.o,$(call objs,ext))

@@ -7,7 +7,6 @@
 #include <stdio.h>
 
 #define JOIN_MS 10000
-#define SILENT_MS 3000 /* without a sign of life */
 
 static const char not_a_member[] =
     "no member any more: another node may have taken its place";
@@ -18,25 +17,27 @@ struct join {
   struct net_request *request;
   raft_term term;
   raft_index index; /* of its configuration; 0: not proposed yet */
-  raft_index removed;
-  uint64_t deadline;
+  raft_id removed;  /* by the same change; 0: nobody */
+  uint64_t begun;   /* ms */
   struct raft_member member;
   char *cert; /* NULL: it has one, and is proposed already (rebuild.c) */
   struct invitation invitation; /* else: by which it comes */
-  bool spent;                   /* and that serves no more */
+  bool stays;                   /* a learner that does is known to be one */
+  bool spent;                   /* its invitation serves no more */
 };
 
 /* ---- joining ------------------------------------------------------------- */
 
+/* It was added, and never got as far as to be a voter. */
+static bool is_unfinished(struct node *node, const struct raft_member *m)
+{
+  return m->role == RAFT_LEARNER && !member_stays(node, m->id);
+}
+
 bool admit_replaceable(struct node *node, const struct raft_member *m)
 {
-  struct raft_progress p;
-  uint64_t now = clock_monotonic_ms();
-  if (m->role == RAFT_LEARNER) return true;
-  /* A new leader has not heard from anybody yet. */
-  return raft_progress(node->raft, m->id, &p) &&
-         now - node->lead_since > SILENT_MS &&
-         (p.last_contact == 0 || now - p.last_contact > SILENT_MS);
+  return is_unfinished(node, m) ||
+         member_reach(node, m->id, 0) == MEMBER_SILENT;
 }
 
 static void join_free(struct join *join)
@@ -78,6 +79,13 @@ static struct join *make_join(struct node *node, const char *name,
   return join;
 }
 
+static void refuse_join(struct node *node, const char *name,
+                        struct answer_to to, const char *why)
+{
+  invite_refused(node, net_request_remote(to.request), name, why);
+  cluster_refuse(to, why);
+}
+
 /* To be answered when its member is agreed on. */
 static void begin_join(struct node *node, struct join *join,
                        struct answer_to to)
@@ -85,49 +93,69 @@ static void begin_join(struct node *node, struct join *join,
   bool leads;
   raft_state(node->raft, &join->term, &leads);
   join->request = to.request;
-  join->deadline = clock_monotonic_ms() + JOIN_MS;
+  join->begun = clock_monotonic_ms();
   join->next = node->joins;
   node->joins = join;
   admit_tick(node);
 }
 
-/* Why a name is not free for somebody new. */
-static void explain_name(const char *name, struct text *why)
+/* In whose place it is to come: a member that it names, or the one that has its
+   name. Whether that one is gone is looked at again when it is its turn. NULL:
+   *old, 0: nobody; else why not. */
+static const char *find_old(struct node *node, const char *name,
+                            const char *replaces, raft_id *old,
+                            struct text *line)
 {
-  text_set(why, "%s is a member already, and is alive: use another name", name);
+  static const char taken[] =
+      "a member has that name already, and is alive: use another one";
+  const struct raft_configuration *c = raft_configuration(node->raft, NULL);
+  struct raft_member named, same;
+  bool known = cluster_member_named(c, name, &same);
+  *old = 0;
+  if (replaces[0] && !cluster_member_named(c, replaces, &named)) {
+    text_set(line, "no such member: %s", replaces);
+    member_list(c, line);
+    return line->s;
+  }
+  if (known && replaces[0] && same.id != named.id) return taken;
+  if (replaces[0])
+    *old = named.id;
+  else if (known)
+    *old = same.id;
+  if (replaces[0] || !known || is_unfinished(node, &same) ||
+      member_reach(node, same.id, UINT64_MAX) != MEMBER_REACHED)
+    return NULL;
+  return taken;
 }
 
 void admit_join(struct node *node, struct parser *p, struct answer_to to)
 {
   size_t n;
-  const char *remote = net_request_remote(to.request);
+  const char *remote = net_request_remote(to.request), *why = NULL;
+  struct text line;
   struct tls_error error = {""};
-  struct text why = {""};
   struct invitation invitation;
-  struct raft_member old;
+  raft_id old = 0;
   const uint8_t *secret = parse_blob(p, &n);
   const char *name = parse_text(p), *address = parse_text(p);
-  const char *csr = parse_text(p);
+  const char *csr = parse_text(p), *replaces = parse_text(p);
   if (!parser_done(p) || !identity_valid_name(name) ||
-      !cluster_address_ok(address, true)) {
+      !cluster_address_ok(address, true) ||
+      (replaces[0] && !identity_valid_name(replaces))) {
     cluster_refuse(to, "malformed request");
     return;
   }
-  struct join *join = NULL;
-  bool good = invite_admits(node, remote, name, secret, n, &invitation, &why);
-  bool known =
-      cluster_member_named(raft_configuration(node->raft, NULL), name, &old);
-  if (good && known && !admit_replaceable(node, &old))
-    explain_name(name, &why);
-  else if (good && !(join = make_join(node, name, address, csr, &error)))
-    text_set(&why, "%s", error.text);
-  if (join == NULL) {
-    invite_refused(node, remote, name, why.s);
-    cluster_refuse(to, why.s);
+  if (!invite_admits(node, remote, name, secret, n, &invitation, &line))
+    why = line.s;
+  if (why == NULL) why = find_old(node, name, replaces, &old, &line);
+  struct join *join = why ? NULL : make_join(node, name, address, csr, &error);
+  if (why == NULL && join == NULL) why = error.text;
+  if (why) {
+    refuse_join(node, name, to, why);
     return;
   }
   join->invitation = invitation;
-  join->removed = known ? old.id : 0;
+  join->removed = old;
   begin_join(node, join, to);
 }
 
@@ -190,6 +218,31 @@ static void join_answer(struct node *node, struct join *join)
              join->member.name, join->member.address);
 }
 
+/* Whether the other one may go, should there be one: an ANSWER_... */
+static int may_replace(struct node *node, const struct join *join,
+                       struct text *why)
+{
+  const struct raft_member *old = raft_configuration_find(
+      raft_configuration(node->raft, NULL), join->removed);
+  bool named = old && strcmp(old->name, join->member.name) == 0;
+  if (old == NULL) return ANSWER_OK;
+  if (named && is_unfinished(node, old)) return ANSWER_OK;
+  switch (member_reach(node, old->id, UINT64_MAX)) {
+  case MEMBER_REACHED:
+    text_set(why,
+             "%s is alive: only a member that was not heard of for %d s can be "
+             "replaced; or remove it first: SELECT quorate_remove('%s')",
+             old->name, SILENT_MS / 1000, old->name);
+    return ANSWER_REFUSED;
+  case MEMBER_UNSURE:
+    text_set(why, "waits to hear from %s", old->name);
+    return ANSWER_AGAIN;
+  default:
+    return member_may_lose(node, old, clock_monotonic_ms() - join->begun,
+                           "replacing", why);
+  }
+}
+
 /* Another one with the same token is proposed, but not yet that it has served. */
 static bool is_contested(const struct node *node, const struct join *join)
 {
@@ -200,58 +253,83 @@ static bool is_contested(const struct node *node, const struct join *join)
   return false;
 }
 
-/* Proposes the new member, in the place of the one before if there is one. */
-static void propose_member(struct node *node, struct join *join)
+/* One change: the new one comes, and the old one goes, should there be one. */
+static int propose_join(struct node *node, struct join *join, struct text *why)
 {
+  struct raft_change changes[2];
   raft_index index;
-  if (is_contested(node, join)) return;
-  if (join->removed) {
-    int rc =
-        cluster_propose_change(node, RAFT_REMOVE, join->removed, NULL, &index);
-    if (rc == 0 || rc == RAFT_ENOTFOUND) join->removed = 0;
-  } else if (cluster_propose_change(node, RAFT_ADD_LEARNER, 0, &join->member,
-                                    &index) == 0) {
-    join->index = index;
-  } /* else another change is under way */
+  unsigned n = 0;
+  /* Meanwhile its token may have served another one, or been withdrawn. */
+  if (!invite_holds(node, join->member.name, &join->invitation, why))
+    return ANSWER_REFUSED;
+  int status =
+      is_contested(node, join) ? ANSWER_AGAIN : may_replace(node, join, why);
+  if (status != ANSWER_OK) return status;
+  const struct raft_member *old = raft_configuration_find(
+      raft_configuration(node->raft, NULL), join->removed);
+  if (old)
+    changes[n++] = (struct raft_change){.type = RAFT_REMOVE, .id = old->id};
+  changes[n++] =
+      (struct raft_change){.type = RAFT_ADD_LEARNER, .member = &join->member};
+  int rc = cluster_propose_changes(node, n, changes, &index);
+  if (rc == RAFT_EINVAL) {
+    text_set(why, "there are %u members, and no more can be", RAFT_MEMBERS_MAX);
+    return ANSWER_REFUSED;
+  }
+  if (rc) return ANSWER_AGAIN; /* another change is under way */
+  join->index = index;
+  return ANSWER_OK;
+}
+
+/* What must be known with a new member: that it stays a learner, if it does, and
+   that its invitation is used. It has its certificate, and can do anything, only
+   after that. */
+static bool propose_rest(struct node *node, struct join *join)
+{
+  if (join->cert == NULL || join->spent) return true;
+  if (!join->stays && join->invitation.role == RAFT_LEARNER) {
+    if (member_stay(node, join->member.id) != 0) return false;
+    join->stays = true;
+  }
+  join->spent = invite_spend(node, join->member.name, &join->index) == 0;
+  return join->spent;
 }
 
 /* Takes the next step of a join. True: it is over. */
 static bool join_step(struct node *node, struct join *join)
 {
+  struct answer_to to = {join->request, NULL};
+  struct text why;
   raft_term term;
   bool leads;
-  struct text why = {"not agreed on in time: try again"};
   raft_state(node->raft, &term, &leads);
-  bool over = !leads || term != join->term || node->closing ||
-              clock_monotonic_ms() > join->deadline;
-  /* Meanwhile its token may have served another one, or been withdrawn. */
-  if (!over && join->index == 0 &&
-      !invite_holds(node, join->member.name, &join->invitation, &why)) {
-    invite_refused(node, net_request_remote(join->request), join->member.name,
-                   why.s);
-    over = true;
-  }
-  if (over) {
-    net_reply(join->request, ANSWER_REFUSED, why.s, strlen(why.s));
+  if (!leads || term != join->term || node->closing ||
+      clock_monotonic_ms() - join->begun > JOIN_MS) {
+    cluster_refuse(to, "not agreed on in time: try again");
     return true;
   }
-  if (join->index == 0) propose_member(node, join);
-  if (join->index == 0) return false;
-  if (join->cert && !join->spent)
-    join->spent = invite_spend(node, join->member.name, &join->index) == 0;
-  if ((join->cert && !join->spent) || node->applied < join->index) return false;
+  if (join->index == 0 && propose_join(node, join, &why) == ANSWER_REFUSED) {
+    refuse_join(node, join->member.name, to, why.s);
+    return true;
+  }
+  if (join->index == 0 || !propose_rest(node, join) ||
+      node->applied < join->index ||
+      raft_configuration_joint(raft_configuration(node->raft, NULL)))
+    return false;
   join_answer(node, join);
   return true;
 }
 
 void cluster_pack_join(struct packer *p, const struct tls_token *token,
-                       const char *address, const char *csr)
+                       const char *address, const char *csr,
+                       const char *replaces)
 {
   pack_u8(p, ASK_JOIN);
   pack_blob(p, token->secret, sizeof(token->secret));
   pack_text(p, token->name);
   pack_text(p, address);
   pack_text(p, csr);
+  pack_text(p, replaces);
 }
 
 /* ---- a node that is rebuilt -------------------------- */
@@ -310,6 +388,11 @@ static void handle_replace(struct node *node, raft_id from, struct parser *p,
     cluster_refuse(to, not_a_member);
     return;
   }
+  if (member_stays(node, from) && !member_stays(node, fresh.id)) {
+    int failed = member_stay(node, fresh.id);
+    cluster_again(to, failed ? raft_strerror(failed) : "waits for agreement");
+    return;
+  }
   fresh.priority = old->priority;
   memcpy(fresh.name, old->name, sizeof(fresh.name));
   snprintf(fresh.address, sizeof(fresh.address), "%s", address);
@@ -365,13 +448,14 @@ bool admit_rebuild(struct node *node, raft_id from, struct parser p,
 
 static void promote_learners(struct node *node)
 {
-  const struct raft_configuration *c = raft_configuration(node->raft, NULL);
+  raft_index index;
+  const struct raft_configuration *c = raft_configuration(node->raft, &index);
+  if (index > node->applied) return; /* and what was to be known before it */
   for (unsigned i = 0; i < c->n; i++) {
     struct raft_progress progress;
-    raft_index index;
     struct raft_member m = c->members[i];
-    if (m.role != RAFT_LEARNER || !raft_progress(node->raft, m.id, &progress) ||
-        !progress.caught_up)
+    if (m.role != RAFT_LEARNER || member_stays(node, m.id) ||
+        !raft_progress(node->raft, m.id, &progress) || !progress.caught_up)
       continue;
     if (cluster_propose_change(node, RAFT_PROMOTE, m.id, NULL, &index) == 0)
       events_add(&node->events, "%s has caught up and becomes a voter", m.name);

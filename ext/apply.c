@@ -390,13 +390,14 @@ static int note_configuration(struct node *node, const struct raft_entry *entry)
   }
   a->index = entry->index;
   pthread_mutex_lock(&node->mutex);
+  int rc = member_apply(node, &a->configuration, a->index);
   node->configuration = a->configuration;
   node->configuration_index = a->index;
   while (*at)
     at = &(*at)->next;
   *at = a;
   pthread_mutex_unlock(&node->mutex);
-  return 0;
+  return rc;
 }
 
 static int note_setting(struct node *node, const struct raft_entry *entry)
@@ -444,6 +445,7 @@ static void want_checkpoint(struct node *node, uint64_t now)
 
 static void after_apply(struct node *node)
 {
+  member_look(node);
   node_progressed(node);
   if (node->wal && wal_frames(node->wal, NULL) >=
                        checkpoint_bound(node, node_limits.checkpoint_frames))

@@ -7,6 +7,7 @@
 */
 #include "call.h"
 #include "attach.h"
+#include "cluster.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -93,8 +94,7 @@ static void refuse(struct answer *answer, const char *why)
   text_set(&answer->error, "%s", why);
 }
 
-/* Of what gives 0 or a negated errno value, -EINTR among them, and a line. */
-static void answer_line(struct answer *answer, int rc, const struct text *line)
+void answer_line(struct answer *answer, int rc, const struct text *line)
 {
   if (rc == 0)
     cells_text(&answer->cells, line->s);
@@ -220,6 +220,7 @@ static void run_status(struct node *node, const struct call *call,
                        const struct interrupt *interrupt, struct answer *answer)
 {
   struct cells *row = &answer->cells;
+  struct text warning = {""};
   struct wal_pinner pinned = {""};
   struct store_stats stats = {0};
   char leader[RAFT_NAME_MAX] = "";
@@ -230,6 +231,8 @@ static void run_status(struct node *node, const struct call *call,
   raft_index applied = node->applied;
   struct text reason = node->reason;
   bool writable = writer_refusal(node) == NULL;
+  if (view.voters == 2 && node->out.s[0] == 0)
+    member_sum(&warning, view.voters, MEMBERS_ARE);
   const struct raft_member *m = node_member(node, view.leader);
   if (m) memcpy(leader, m->name, sizeof(leader));
   if (node->store) store_stats(node->store, &stats);
@@ -257,6 +260,7 @@ static void run_status(struct node *node, const struct call *call,
   cells_integer(row, atomic_load(&node->shared->serving));
   cells_integer(row, writable);
   cells_text(row, reason.s[0] ? reason.s : NULL);
+  cells_text(row, warning.s[0] ? warning.s : NULL);
   cells_text(row, progress_describe(node, &reason) ? reason.s : NULL);
 }
 
@@ -342,9 +346,14 @@ static const struct kind {
     [CALL_TERM] = {0, 0, 1, false, run_term},
     [CALL_INDEX] = {0, 0, 1, false, run_index},
     [CALL_FOLLOW_WRITER] = {0, 1, 1, false, run_follow_writer},
-    [CALL_STATUS] = {0, 0, 20, true, run_status},
+    [CALL_STATUS] = {0, 0, 21, true, run_status},
     [CALL_MEMBERS] = {0, 0, 10, true, run_members},
     [CALL_EVENTS] = {0, 0, 2, true, run_events},
+    [CALL_PROMOTE] = {1, 1, 1, false, member_run_promote},
+    [CALL_DEMOTE] = {1, 1, 1, false, member_run_demote},
+    [CALL_REMOVE] = {1, 1, 1, false, member_run_remove},
+    [CALL_TRANSFER] = {0, 1, 1, false, member_run_transfer},
+    [CALL_ADVERTISE] = {0, 1, 1, false, member_run_advertise},
     [CALL_UNINVITE] = {1, 1, 1, false, invite_run_withdraw},
     [CALL_INVITATIONS] = {0, 0, 8, true, invite_run_list},
     [CALL_METRICS] = {0, 0, 4, true, metrics_run},
@@ -389,6 +398,9 @@ static const char *find_fault(const struct call *call)
   if (kind == NULL) return "no such function";
   if (n < kind->least || n > kind->most) return "wrong number of arguments";
   switch (call->what) {
+  case CALL_PROMOTE:
+  case CALL_DEMOTE:
+  case CALL_REMOVE: return has_text(&a[0]) ? NULL : "the name is missing";
   case CALL_UNINVITE:
   case CALL_INVITE:
     if (!has_text(&a[0])) return "the name is missing";
@@ -400,6 +412,12 @@ static const char *find_fault(const struct call *call)
                    has_number(&a[2], ENTRIES_MOST) && has_number(&a[3], 1)
                ? NULL
                : "malformed range";
+  case CALL_TRANSFER:
+    return n == 0 || has_text(&a[0]) ? NULL : "the name is missing";
+  case CALL_ADVERTISE:
+    if (n > 0 && !(has_text(&a[0]) && cluster_address_ok(a[0].text, true)))
+      return "must be HOST:PORT, or [IPv6]:PORT";
+    return NULL;
   case CALL_BACKUP: return has_text(&a[0]) ? NULL : "the file is missing";
   case CALL_WAIT:
     if (!has_number(&a[0], INT64_MAX))
@@ -455,6 +473,14 @@ static int complete(struct call *call, struct answer *answer)
   return SQLITE_OK;
 }
 
+/* What does something may have been done by the host before. To ask again for
+   what is to be so does no harm, but whoever leads now may be the one that
+   leadership went to. */
+static bool happens_once(uint8_t what)
+{
+  return what < CALL_WAIT || what == CALL_TRANSFER;
+}
+
 int call_do(struct connection *connection, struct call *call,
             const struct interrupt *interrupt, struct answer *answer)
 {
@@ -473,8 +499,7 @@ int call_do(struct connection *connection, struct call *call,
     vfs_locate(connection);
     rc = connection->node ? call_run(connection->node, call, interrupt, answer)
                           : attach_call(connection, call, interrupt, answer);
-    /* What does something may have been done by the one before. */
-    if (rc == VFS_MOVED && call->what < CALL_WAIT) break;
+    if (rc == VFS_MOVED && happens_once(call->what)) break;
   }
   if (connection->node) return rc;
   if (rc == SQLITE_OK) {

@@ -67,6 +67,11 @@ enum {
   CALL_STATUS = 11,        /* tables */
   CALL_MEMBERS = 12,
   CALL_EVENTS = 13,
+  CALL_PROMOTE = 14, /* name: a line that says what is so now; these four */
+  CALL_DEMOTE = 15,
+  CALL_REMOVE = 16,
+  CALL_TRANSFER = 17,    /* [name] */
+  CALL_ADVERTISE = 18,   /* [address]: the address, and whether it is told */
   CALL_UNINVITE = 20,    /* name: a line */
   CALL_INVITATIONS = 21, /* tables */
   CALL_METRICS = 22,
@@ -109,6 +114,26 @@ int call_run(struct node *node, const struct call *call,
 int call_do(struct connection *connection, struct call *call,
             const struct interrupt *interrupt, struct answer *answer);
 void answer_clear(struct answer *answer);
+/* Of what gives 0 or a negated errno value, -EINTR among them, and a line. */
+void answer_line(struct answer *answer, int rc, const struct text *line);
+
+/* ---- change.c to call.c ------------------------------------------------- */
+
+void member_run_promote(struct node *node, const struct call *call,
+                        const struct interrupt *interrupt,
+                        struct answer *answer);
+void member_run_demote(struct node *node, const struct call *call,
+                       const struct interrupt *interrupt,
+                       struct answer *answer);
+void member_run_remove(struct node *node, const struct call *call,
+                       const struct interrupt *interrupt,
+                       struct answer *answer);
+void member_run_transfer(struct node *node, const struct call *call,
+                         const struct interrupt *interrupt,
+                         struct answer *answer);
+void member_run_advertise(struct node *node, const struct call *call,
+                          const struct interrupt *interrupt,
+                          struct answer *answer);
 
 /* ---- rooms that carry some of them out -------------------------------- */
 

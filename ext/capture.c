@@ -733,6 +733,7 @@ static void say_unknown(struct connection *c, enum tx_state state)
   const char *why = state == TX_UNKNOWN     ? "the node was stopped"
                     : node->failed          ? "the node has failed"
                     : node_log_failed(node) ? NODE_LOG_FAILED
+                    : node->out.s[0]        ? node->out.s
                                             : "no quorum answered in 30 s";
   pthread_mutex_unlock(&node->mutex);
   text_set(&c->reason,

@@ -77,7 +77,13 @@ void cluster_refuse(struct answer_to to, const char *text)
   cluster_answer(to, ANSWER_REFUSED, text, strlen(text));
 }
 
-static void handle(struct node *node, struct parser p, struct answer_to to);
+void cluster_again(struct answer_to to, const char *text)
+{
+  cluster_answer(to, ANSWER_AGAIN, text, strlen(text));
+}
+
+static void handle(struct node *node, raft_id from, struct parser p,
+                   struct answer_to to);
 
 static void got_answer(void *ctx, int status, const uint8_t *body, size_t len)
 {
@@ -94,9 +100,9 @@ static void run_question(struct task *task)
   if (node->closing)
     cluster_refuse(to, "the node is stopping");
   else if (whom == node->identity.id)
-    handle(node, parser_of(q->body.data, q->body.len), to);
+    handle(node, whom, parser_of(q->body.data, q->body.len), to);
   else if (whom == 0)
-    cluster_refuse(to, "no leader: no quorum, or an election");
+    cluster_again(to, NO_LEADER);
   else
     net_call(node->net, whom, q->body.data, q->body.len, q->ms, got_answer, q);
 }
@@ -124,13 +130,21 @@ struct question *cluster_post(struct node *node, raft_id peer,
 int cluster_collect(struct node *node, struct question *q, uint8_t **data,
                     size_t *len)
 {
+  return cluster_collect_until(node, q, NULL, data, len);
+}
+
+int cluster_collect_until(struct node *node, struct question *q,
+                          const struct interrupt *interrupt, uint8_t **data,
+                          size_t *len)
+{
+  int rc = 0;
   *data = NULL;
   *len = 0;
   if (q == NULL) return -1;
   pthread_mutex_lock(&node->mutex);
-  while (q->refs == 2 && !q->answered && !node->stopping)
-    if (pthread_cond_timedwait(&q->cond, &node->mutex, &q->end) != 0) break;
-  int status = q->answered ? q->status : -1;
+  while (rc == 0 && q->refs == 2 && !q->answered && !node->stopping)
+    rc = node_wait(node, &q->cond, &q->end, interrupt);
+  int status = q->answered ? q->status : rc == -EINTR ? rc : -1;
   if (q->answered) {
     *data = q->answer;
     *len = q->answer_len;
@@ -164,6 +178,10 @@ void cluster_propose_setting(struct node *node, const char *key,
                              const void *value, size_t len, struct answer_to to)
 {
   raft_index index = 0;
+  if (value && !settings_room(&node->settings, key)) {
+    cluster_refuse(to, "too many invitations and other settings");
+    return;
+  }
   struct raft_body *body = settings_encode_change(key, value, len);
   int rc = body ? node_propose(node, RAFT_SETTING, body, &index) : RAFT_ENOMEM;
   raft_body_unref(body);
@@ -394,7 +412,9 @@ static void handle_checksum(struct node *node, struct parser *p,
   free(told.data);
 }
 
-static void handle(struct node *node, struct parser p, struct answer_to to)
+/* Requests of members, this node among them. */
+static void handle(struct node *node, raft_id from, struct parser p,
+                   struct answer_to to)
 {
   switch (parse_u8(&p)) {
   case ASK_INVITE: invite_handle(node, &p, to); break;
@@ -403,6 +423,8 @@ static void handle(struct node *node, struct parser p, struct answer_to to)
   case ASK_VERIFY: handle_verify(node, to); break;
   case ASK_CHECKSUM: handle_checksum(node, &p, to); break;
   case ASK_FOLLOW: handle_follow(node, &p, to); break;
+  case ASK_CHANGE: member_change(node, &p, to); break;
+  case ASK_ADVERTISE: member_move(node, from, &p, to); break;
   default: cluster_refuse(to, "unknown request"); break;
   }
 }
@@ -416,7 +438,7 @@ void cluster_request(void *ctx, raft_id from, const uint8_t *body, size_t len,
   if (snapshot_request(node, from, body, len, request)) return;
   raft_id leader = raft_leader(node->raft);
   if (from != 0 && len > 0 && body[0] == ASK_CHECKSUM) {
-    handle(node, p, to);
+    handle(node, from, p, to);
     return;
   }
   if (leader != node->identity.id) {
@@ -425,12 +447,12 @@ void cluster_request(void *ctx, raft_id from, const uint8_t *body, size_t len,
     if (m)
       cluster_answer(to, ANSWER_REDIRECT, m->address, strlen(m->address));
     else
-      cluster_refuse(to, "no leader: no quorum, or an election");
+      cluster_again(to, NO_LEADER);
     return;
   }
   /* Whoever has no certificate yet may only ask to join. */
   if (from != 0) {
-    if (!admit_rebuild(node, from, p, to)) handle(node, p, to);
+    if (!admit_rebuild(node, from, p, to)) handle(node, from, p, to);
   } else if (parse_u8(&p) == ASK_JOIN) {
     admit_join(node, &p, to);
   } else {
@@ -442,6 +464,7 @@ void cluster_tick(struct node *node)
 {
   admit_tick(node);
   invite_tick(node);
+  member_tick(node);
 }
 
 void cluster_close(struct node *node)

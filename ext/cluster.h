@@ -1,19 +1,27 @@
 /*
-** cluster.h: the interfaces of cluster.c, invite.c, admit.c, join.c, rebuild.c,
-** verify.c, directory.c and detach.c to each other.
+** cluster.h: the interfaces of cluster.c, invite.c, admit.c, member.c, change.c,
+** join.c, rebuild.c, verify.c, directory.c and detach.c to each other.
 */
 #ifndef EXT_CLUSTER_H
 #define EXT_CLUSTER_H
 
 #include "node.h"
 
-#define CERT_DAYS 365 /* life of a node's certificate */
+#define CERT_DAYS 365  /* life of a node's certificate */
+#define SILENT_MS 3000 /* without a sign of life */
 
-/* Status of an answer between nodes. */
-enum { ANSWER_OK = 0, ANSWER_REFUSED = 1, ANSWER_REDIRECT = 2 };
+/* Status of an answer between nodes. AGAIN: not now, and a text says what is
+   waited for: who asks again in a moment may get another answer. */
+enum {
+  ANSWER_OK = 0,
+  ANSWER_REFUSED = 1,
+  ANSWER_REDIRECT = 2,
+  ANSWER_AGAIN = 3
+};
+#define NO_LEADER "no leader: no quorum, or an election"
 
-/* What is asked; ASK_CHECKSUM of any node, the others of the leader. ASK_RENEW
-   to ASK_ADMITTED by a node that does not run: see rebuild.c. */
+/* What is asked; ASK_CHECKSUM of any node, the others of the leader. RENEW,
+   REPLACE and ADMITTED by a node that does not run: see rebuild.c. */
 enum {
   ASK_JOIN = 1,
   ASK_INVITE = 2,
@@ -24,6 +32,8 @@ enum {
   ASK_REPLACE = 7,
   ASK_ADMITTED = 8,
   ASK_FOLLOW = 9,
+  ASK_CHANGE = 10,
+  ASK_ADVERTISE = 11,
   ASK_UNINVITE = 12
 };
 
@@ -56,6 +66,10 @@ struct question *cluster_post(struct node *node, raft_id peer,
                               struct packer body, unsigned ms);
 int cluster_collect(struct node *node, struct question *q, uint8_t **data,
                     size_t *len);
+/* The same; -EINTR when it was interrupted. */
+int cluster_collect_until(struct node *node, struct question *q,
+                          const struct interrupt *interrupt, uint8_t **data,
+                          size_t *len);
 
 /* Loop thread: whom an answer goes to: another node, or a thread of this
    process; and the answer, exactly one. */
@@ -66,6 +80,7 @@ struct answer_to {
 void cluster_answer(struct answer_to to, int status, const void *body,
                     size_t len);
 void cluster_refuse(struct answer_to to, const char *text);
+void cluster_again(struct answer_to to, const char *text);
 
 /* Loop thread, of a leader. A change of a setting, answered with its index (8
    bytes); value NULL deletes. */
@@ -164,6 +179,58 @@ bool admit_replaceable(struct node *node, const struct raft_member *m);
    promoted. */
 void admit_tick(struct node *node);
 
+/* ---- member.c ----------------------------------------------------------- */
+
+/* Whether a learner stays one: it is not promoted by itself. Loop thread, or with
+   the node's mutex. */
+bool member_stays(const struct node *node, raft_id id);
+/* Loop thread of the leader, as all below. Proposes that, which may come before
+   it is a member. 0 or RAFT_E... */
+int member_stay(struct node *node, raft_id id);
+/* Whether it can be reached: it was heard from in the last `since` ms (a moment
+   at most), or less than SILENT_MS ago, or this leader is new; or not. */
+enum member_reach { MEMBER_REACHED, MEMBER_UNSURE, MEMBER_SILENT };
+enum member_reach member_reach(struct node *node, raft_id id, uint64_t since);
+/* Appends to *why who the members are. */
+void member_list(const struct raft_configuration *c, struct text *why);
+/* Whether a quorum of the other voters can be reached, and was in the last `since`
+   ms, should a member lose its vote. ANSWER_OK; ANSWER_REFUSED, ANSWER_AGAIN and *why: who is "doing" that
+   ("removing"), and the arithmetic, or what is waited for. */
+int member_may_lose(struct node *node, const struct raft_member *m,
+                    uint64_t since, const char *doing, struct text *why);
+/* ASK_CHANGE and ASK_ADVERTISE. */
+void member_change(struct node *node, struct parser *p, struct answer_to to);
+void member_move(struct node *node, raft_id from, struct parser *p,
+                 struct answer_to to);
+/* Now and then, on every node. */
+void member_tick(struct node *node);
+
+/* What so many voters mean. */
+enum member_tense { MEMBERS_ARE, MEMBERS_LEFT, MEMBERS_NOW };
+void member_sum(struct text *text, unsigned voters, enum member_tense tense);
+
+/* A request, of a member by name or (not 0) by id. since: ms since a leader has
+   taken it up; 0: none has. The answer is a text, its closing zero, and 8 bytes: the id (AGAIN), or
+   the index from which on all is as wanted (OK). */
+enum member_change_kind {
+  MEMBER_PROMOTE = 1,
+  MEMBER_DEMOTE = 2,
+  MEMBER_REMOVE = 3,
+  MEMBER_TRANSFER = 4 /* the name "": to anybody else */
+};
+void member_pack_change(struct packer *p, uint8_t what, uint32_t since,
+                        raft_id id, const char *name);
+
+/* Any thread: what the others are told. */
+void member_address(struct node *node, char out[RAFT_ADDRESS_MAX]);
+
+/* ---- change.c to sql.c --------------------------------------------------- */
+
+/* quorate_leave(), where the node runs. 0, -EINTR, or another negated errno
+   value and *answer says why. */
+int member_leave(struct node *node, const struct interrupt *interrupt,
+                 struct text *answer);
+
 /* ---- join.c to detach.c and rebuild.c ---------------------------------- */
 
 #define JOIN_TIMEOUT_MS 15000 /* for the leader's answer */
@@ -177,10 +244,11 @@ bool cluster_address_ok(const char *address, bool port_needed);
 /* Whether it can be listened on: to be known before anything is made. */
 bool cluster_address_free(const char *address, struct text *error);
 /* Starts a node whose identity says `joining`, and waits until it has the
-   database and is a voter. *took: how much came, and how long that took. */
+   database and is a voter, or a learner that stays one. *voters: how many there
+   are then; *took: how much came, and how long that took. */
 bool cluster_first_run(const char *path,
                        const struct raft_configuration *members,
-                       struct text *took, struct text *error);
+                       unsigned *voters, struct text *took, struct text *error);
 
 /* ---- peers.c ----------------------------------------------------------- */
 
@@ -209,6 +277,8 @@ int detach_wait(struct node *node, const struct interrupt *interrupt);
 int detach_node(struct node *node, struct text *answer);
 /* The same without the node, which cannot start: `why`. */
 int detach_files(const char *path, const struct text *why, struct text *answer);
+/* Would it be refused because of who uses the file, or for what is in flight? */
+int detach_check(struct node *node, struct text *error);
 /* Who else has the file open; `db` is a descriptor of it. */
 int detach_check_others(int db, const char *path, struct text *error);
 /* detach_files() where the directory is gone; the second also ends what an earlier
@@ -216,8 +286,9 @@ int detach_check_others(int db, const char *path, struct text *error);
 int detach_orphan(const char *path, struct text *error);
 int detach_rest(const char *path, struct text *answer);
 
-/* The joining side's request (admit.c). */
+/* The joining side's request (admit.c). replaces: a member's name, or "". */
 void cluster_pack_join(struct packer *p, const struct tls_token *token,
-                       const char *address, const char *csr);
+                       const char *address, const char *csr,
+                       const char *replaces);
 
 #endif

@@ -212,7 +212,7 @@ static bool is_used(struct node *node)
   return used;
 }
 
-static int check_use(struct node *node, struct text *error)
+int detach_check(struct node *node, struct text *error)
 {
   const char *why = why_unsettled(node);
   bool used = is_used(node);
@@ -234,7 +234,7 @@ static void say_detached(struct node *node, raft_index index,
                          struct text *answer)
 {
   pthread_mutex_lock(&node->mutex);
-  bool alone = node->members.n < 2;
+  bool alone = node->members.n < 2 || node->out.s[0];
   pthread_mutex_unlock(&node->mutex);
   text_set(answer,
            alone ? "detached at index %llu: an ordinary database now"
@@ -246,7 +246,7 @@ static void say_detached(struct node *node, raft_index index,
 
 int detach_node(struct node *node, struct text *answer)
 {
-  int rc = node->wal ? check_use(node, answer)
+  int rc = node->wal ? detach_check(node, answer)
                      : refuse(answer, node->path, "the node is still joining");
   if (rc) return rc;
   node_stop(node, true);

@@ -748,6 +748,7 @@ static int enter(struct fetch *f)
     free(first);
   }
   node->applied = f->cp.index;
+  node->reconfigured = true;
   pthread_mutex_unlock(&node->mutex);
   atomic_store(&node->shown_checkpoint, f->cp.index);
   atomic_store(&node->settled, true); /* whatever there was in -wal */

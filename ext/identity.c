@@ -44,8 +44,8 @@ static int write_one(const char *dir, const char *file, const char *text,
   return rc;
 }
 
-int identity_write(const char *dir, const struct identity *i,
-                   struct text *error)
+int identity_write_node(const char *dir, const struct identity *i,
+                        struct text *error)
 {
   char text[2048];
   snprintf(text, sizeof(text),
@@ -60,11 +60,16 @@ int identity_write(const char *dir, const struct identity *i,
   size_t n = strlen(text);
   snprintf(text + n, sizeof(text) - n, CHECKSUM "%016llx\n",
            (unsigned long long)XXH3_64bits(text, n));
+  return write_one(dir, "node", text, error);
+}
+
+int identity_write(const char *dir, const struct identity *i,
+                   struct text *error)
+{
   int rc = write_one(dir, "ca.pem", i->ca, error);
   if (rc == 0) rc = write_one(dir, "cert.pem", i->cert, error);
   if (rc == 0) rc = write_one(dir, "key.pem", i->key, error);
-  if (rc == 0) rc = write_one(dir, "node", text, error);
-  return rc;
+  return rc ? rc : identity_write_node(dir, i, error);
 }
 
 static int read_one(const char *dir, const char *file, char **text,

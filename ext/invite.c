@@ -176,6 +176,10 @@ static int propose(struct node *node, const char *name,
   struct change *c = calloc(1, sizeof(*c));
   struct packer value = {0};
   struct raft_body *body = NULL;
+  if (i && !settings_room(&node->settings, key_of(name).s)) {
+    free(c);
+    return RAFT_EBUSY;
+  }
   if (i) invite_pack(&value, i);
   if (c && !value.bad) {
     snprintf(c->name, sizeof(c->name), "%s", name);
@@ -494,7 +498,7 @@ int cluster_invite(struct node *node, const char *name, uint8_t role,
   struct packer body = {0};
   if (!valid_name(name, error)) return -1;
   snprintf(t.name, sizeof(t.name), "%s", name);
-  snprintf(t.address, sizeof(t.address), "%s", node->identity.advertise);
+  member_address(node, t.address);
   if (tls_random(t.secret, sizeof(t.secret), &tls_error) != 0 ||
       tls_digest(t.secret, sizeof(t.secret), digest, &tls_error) != 0 ||
       tls_fingerprint(node->identity.ca, t.ca_fingerprint, &tls_error) != 0) {

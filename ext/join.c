@@ -56,10 +56,11 @@ static bool take_switch(const char *value, bool *out)
   return *out || strcmp(value, "off") == 0;
 }
 
+/* replaces: of a member, RAFT_NAME_MAX bytes; NULL: a bootstrap. */
 static bool take_option(struct identity *i, const char *name, const char *value,
-                        bool bootstrap, struct text *error)
+                        char *replaces, struct text *error)
 {
-  bool ok = true;
+  bool ok = true, bootstrap = replaces == NULL;
   if (strcmp(name, "listen") == 0) {
     ok = cluster_address_ok(value, true);
     if (ok) snprintf(i->listen, sizeof(i->listen), "%s", value);
@@ -75,6 +76,9 @@ static bool take_option(struct identity *i, const char *name, const char *value,
     ok = take_ms(value, &i->election_timeout_ms);
   } else if (bootstrap && strcmp(name, "lease") == 0) {
     ok = take_switch(value, &i->lease);
+  } else if (replaces && strcmp(name, "replaces") == 0) {
+    ok = identity_valid_name(value);
+    if (ok) snprintf(replaces, RAFT_NAME_MAX, "%s", value);
   } else if (strcmp(name, "log_keep_kib") == 0) {
     ok = take_kib(value, &i->log_keep_kib);
   } else if (strcmp(name, "snapshot_rate_kib") == 0) {
@@ -88,7 +92,7 @@ static bool take_option(struct identity *i, const char *name, const char *value,
 }
 
 static bool take_options(struct identity *i, int n, const char *const *options,
-                         bool bootstrap, struct text *error)
+                         char *replaces, struct text *error)
 {
   /* What an idle leader costs is its heartbeats; five may be lost before an
      election. */
@@ -104,7 +108,7 @@ static bool take_options(struct identity *i, int n, const char *const *options,
       text_set(error, "an option is NULL");
       return false;
     }
-    if (!take_option(i, options[k], options[k + 1], bootstrap, error))
+    if (!take_option(i, options[k], options[k + 1], replaces, error))
       return false;
   }
   if (i->listen[0] == 0) {
@@ -117,7 +121,8 @@ static bool take_options(struct identity *i, int n, const char *const *options,
   }
   if (i->advertise[0] == 0)
     memcpy(i->advertise, i->listen, sizeof(i->advertise));
-  if (bootstrap && i->name[0] == 0) snprintf(i->name, sizeof(i->name), "n1");
+  if (replaces == NULL && i->name[0] == 0)
+    snprintf(i->name, sizeof(i->name), "n1");
   return true;
 }
 
@@ -400,7 +405,7 @@ int cluster_bootstrap(const char *file, int n, const char *const *options,
   struct database *database = NULL;
   char *ca_key = NULL;
   bool begun = false;
-  bool ok = take_options(&identity, n, options, true, answer) &&
+  bool ok = take_options(&identity, n, options, NULL, answer) &&
             place_find(file, &place, answer) &&
             cluster_address_free(identity.listen, answer);
   if (ok) {
@@ -455,6 +460,7 @@ static bool take_admission(const uint8_t *body, size_t len, struct identity *i,
 
 /* Asks the member in the token, and the leader that it names. */
 static bool ask_to_join(const struct tls_token *token, struct identity *i,
+                        const char *replaces,
                         struct raft_configuration *members, struct text *error)
 {
   struct tls_context *tls = NULL;
@@ -471,7 +477,7 @@ static bool ask_to_join(const struct tls_token *token, struct identity *i,
     tls_free_text(csr);
     return false;
   }
-  cluster_pack_join(&request, token, i->advertise, csr);
+  cluster_pack_join(&request, token, i->advertise, csr, replaces);
   snprintf(address, sizeof(address), "%s", token->address);
   for (int tries = 0; tries < REDIRECTS; tries++) {
     uint8_t *body = NULL;
@@ -500,25 +506,27 @@ static bool ask_to_join(const struct tls_token *token, struct identity *i,
   return ok;
 }
 
-static bool is_voter(struct node *node)
+static bool is_settled(struct node *node)
 {
   pthread_mutex_lock(&node->mutex);
   const struct raft_member *m = node_member(node, node->identity.id);
-  bool yes = m && m->role == RAFT_VOTER && node->wal;
+  bool yes = m && node->wal &&
+             (m->role == RAFT_VOTER || member_stays(node, node->identity.id));
   pthread_mutex_unlock(&node->mutex);
   return yes;
 }
 
-/* Waits until the node is a voter; gives up when nothing moves any more. */
+/* Waits until the node is what it is to be; gives up when nothing moves any
+   more. */
 static bool wait_for_admission(struct node *node, struct text *error)
 {
   uint64_t seen = 0, last = clock_monotonic_ms();
   struct timespec pause = {0, 5000000};
-  while (!is_voter(node)) {
+  while (!is_settled(node)) {
     uint64_t progress = atomic_load(&node->fetched_pages);
     pthread_mutex_lock(&node->mutex);
     progress += node->applied;
-    bool failed = node->failed;
+    bool failed = node->failed || node->out.s[0];
     struct text reason = node->reason;
     pthread_mutex_unlock(&node->mutex);
     if (!failed && node_log_failed(node)) {
@@ -543,18 +551,20 @@ static bool wait_for_admission(struct node *node, struct text *error)
 
 bool cluster_first_run(const char *path,
                        const struct raft_configuration *members,
-                       struct text *took, struct text *error)
+                       unsigned *voters, struct text *took, struct text *error)
 {
   struct database *database = NULL;
   struct text ignored;
   uint64_t began = clock_monotonic_ms();
   if (registry_start(path, members, &database, error) != 0) return false;
-  bool ok = wait_for_admission(database->node, error);
-  text_set(
-      took, "%s in %s",
-      progress_size((double)atomic_load(&database->node->counters.taken_bytes))
-          .s,
-      progress_time((double)(clock_monotonic_ms() - began) / 1e3).s);
+  struct node *node = database->node;
+  bool ok = wait_for_admission(node, error);
+  pthread_mutex_lock(&node->mutex);
+  *voters = node->view.voters;
+  pthread_mutex_unlock(&node->mutex);
+  text_set(took, "%s in %s",
+           progress_size((double)atomic_load(&node->counters.taken_bytes)).s,
+           progress_time((double)(clock_monotonic_ms() - began) / 1e3).s);
   registry_release(database);
   if (!ok) registry_stop(path, false, &ignored);
   return ok;
@@ -568,13 +578,15 @@ int cluster_join(const char *file, const char *text, int n,
   struct tls_token token;
   struct tls_error tls_error;
   struct place place = {0};
-  struct text took = {""};
+  struct text warning = {""}, took = {""};
+  char replaces[RAFT_NAME_MAX] = "";
+  unsigned voters = 0;
   bool begun = false;
   if (tls_token_decode(text, &token, &tls_error) != 0) {
     text_set(answer, "%s", tls_error.text);
     return SQLITE_ERROR;
   }
-  bool ok = take_options(&identity, n, options, false, answer) &&
+  bool ok = take_options(&identity, n, options, replaces, answer) &&
             place_find(file, &place, answer);
   if (ok && place.existed) {
     text_set(answer, "%s exists: a joining node begins without a file",
@@ -588,15 +600,16 @@ int cluster_join(const char *file, const char *text, int n,
     identity.joining = true;
     snprintf(identity.name, sizeof(identity.name), "%s", token.name);
     ok = begin_directory(&place, answer) &&
-         ask_to_join(&token, &identity, &members, answer) &&
+         ask_to_join(&token, &identity, replaces, &members, answer) &&
          identity_write(place.fresh, &identity, answer) == 0 &&
          finish_directory(&place, answer) &&
-         cluster_first_run(place.path, &members, &took, answer);
+         cluster_first_run(place.path, &members, &voters, &took, answer);
   }
   if (ok) {
-    text_set(answer, "node %s of cluster %016llx, listening on %s: %s",
+    if (voters == 2) member_sum(&warning, voters, MEMBERS_NOW);
+    text_set(answer, "node %s of cluster %016llx, listening on %s: %s%s%s",
              identity.name, (unsigned long long)identity.cluster,
-             identity.listen, took.s);
+             identity.listen, took.s, warning.s[0] ? "; " : "", warning.s);
   } else if (begun) {
     cluster_remove_directory(place.fresh);
     cluster_remove_directory(place.dir);

@@ -423,6 +423,7 @@ const char *node_role_name(struct node *node)
   const struct raft_member *self = node_member(node, node->identity.id);
   const char *name = node->stopping                       ? "stopped"
                      : node->failed                       ? "failed"
+                     : node->out.s[0]                     ? "removed"
                      : self && self->role == RAFT_LEARNER ? "learner"
                                                           : role_name(role);
   pthread_mutex_unlock(&node->mutex);
@@ -513,7 +514,7 @@ void node_progressed(struct node *node)
 {
   raft_index from;
   bool can = lock_held(node, &from) && node->applied >= from && !node->failed &&
-             node->wal;
+             node->wal && node->out.s[0] == 0;
   if (node->serve_from && node->applied >= node->serve_from &&
       !atomic_load(&node->shared->serving) && !node->failed) {
     atomic_store(&node->shared->serving, true);
@@ -901,35 +902,6 @@ static void on_down(void *ctx, raft_id peer)
   go_on(node);
 }
 
-/* The leader knows all members. A follower may not have heard of the newest
-   yet, whom it must hear, or never learn of it: there a certificate of this
-   cluster is enough. */
-static enum net_verdict on_allowed(void *ctx, raft_id peer, char *why,
-                                   size_t size)
-{
-  struct node *node = ctx;
-  char name[40];
-  size_t len;
-  snprintf(name, sizeof(name), "revoked/%016llx", (unsigned long long)peer);
-  if (settings_get(&node->settings, name, &len)) {
-    snprintf(why, size, "removed from the cluster");
-    return NET_REVOKED;
-  }
-  if (raft_role(node->raft) != RAFT_LEADER ||
-      raft_configuration_find(raft_configuration(node->raft, NULL), peer))
-    return NET_ALLOWED;
-  snprintf(why, size, "not a member");
-  return NET_STRANGER;
-}
-
-static void on_refused(void *ctx, raft_id peer, unsigned code, const char *text)
-{
-  struct node *node = ctx;
-  (void)code;
-  events_add(&node->events, "node %016llx does not want this node: %s",
-             (unsigned long long)peer, text);
-}
-
 static void on_event(void *ctx, const char *line)
 {
   struct node *node = ctx;
@@ -944,8 +916,8 @@ void node_callbacks(struct node *node, struct net_callbacks *callbacks)
       .posted = on_posted,
       .up = on_up,
       .down = on_down,
-      .allowed = on_allowed,
-      .refused = on_refused,
+      .allowed = member_verdict,
+      .refused = member_refused,
       .request = cluster_request,
       .event = on_event,
   };
@@ -954,6 +926,7 @@ void node_callbacks(struct node *node, struct net_callbacks *callbacks)
 void node_conditions(struct node *node)
 {
   pthread_mutex_init(&node->mutex, NULL);
+  pthread_mutex_init(&node->identity_mutex, NULL);
   clock_condition(&node->changed);
   clock_condition(&node->worker_cond);
   clock_condition(&node->verifier.cond);

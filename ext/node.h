@@ -97,6 +97,9 @@ struct identity {
 bool identity_valid_name(const char *name);
 int identity_write(const char *dir, const struct identity *identity,
                    struct text *error);
+/* The file `node` alone. */
+int identity_write_node(const char *dir, const struct identity *identity,
+                        struct text *error);
 int identity_read(const char *dir, struct identity *identity,
                   struct text *error);
 void identity_clear(struct identity *identity);
@@ -331,7 +334,10 @@ struct node_view {
 struct node {
   struct node *next; /* those of a database that were stopped: registry.c */
   char *path, *dir;
+  /* What of it changes while the node runs (`advertise`) is guarded by mutex;
+     identity_mutex, taken before it, is held while its files are written. */
   struct identity identity;
+  pthread_mutex_t identity_mutex;
   const struct io *io;
   int lock_fd;
   struct control_map *map;
@@ -351,6 +357,8 @@ struct node {
   pthread_cond_t worker_cond;
   struct node_view view;
   struct text reason; /* why the last thing was refused */
+  struct text out;    /* not "": this node was removed, and what to do */
+  bool reconfigured;  /* a configuration was applied; the loop is to look */
   bool stopping, failed;
   bool draining;  /* about to stop: nobody has a turn any more */
   bool looping;   /* the loop may be woken */
@@ -438,6 +446,8 @@ struct node {
   uint64_t reads_before[3]; /* by level; of hosts before this one */
   uint64_t now;             /* ms: of the newest step of raft */
   uint64_t since;           /* ms of the monotonic clock: its start */
+  bool telling;             /* member.c: its address, and not before then */
+  uint64_t tell_at;
   struct lock lock;
   struct host *host; /* sessions with attached processes */
   struct parking parking;
@@ -528,7 +538,8 @@ void node_close(struct node *node);
 /* Releases everything of a node that is stopped and not in use. */
 void node_free(struct node *node);
 
-/* "leader", "follower", "candidate", "learner", "stopped", "failed". */
+/* "leader", "follower", "candidate", "learner", "removed", "stopped",
+   "failed". */
 const char *node_role_name(struct node *node);
 
 /* Says why something was refused: kept for quorate_last_error(). */
@@ -807,10 +818,26 @@ int cluster_follow_writer(struct node *node, bool follow, struct text *error);
 bool cluster_follows_writer(const struct node *node);
 void cluster_request(void *node, raft_id from, const uint8_t *body, size_t len,
                      struct net_request *request);
-/* Loop thread, now and then: promotes learners that have caught up. */
+/* Loop thread, now and then: joins, promotions, addresses. */
 void cluster_tick(struct node *node);
 /* Loop thread, at the end: answers what still waits. */
 void cluster_close(struct node *node);
+
+/* ---- who belongs to the cluster: member.c ------------------------------- */
+
+/* A configuration is applied, in the place of node->configuration, by whoever
+   has the mutex: who is not in it is revoked. 0, or -ENOMEM. */
+int member_apply(struct node *node, const struct raft_configuration *next,
+                 raft_index index);
+/* Loop thread: what was applied since takes effect on connections, and on this
+   node, should it be out. */
+void member_look(struct node *node);
+/* At start: the settings may tell that this node was removed. */
+void member_begin(struct node *node);
+/* For net/. */
+enum net_verdict member_verdict(void *node, raft_id peer, char *why,
+                                size_t size);
+void member_refused(void *node, raft_id peer, unsigned code, const char *text);
 
 struct member_row {
   char name[RAFT_NAME_MAX], address[RAFT_ADDRESS_MAX];

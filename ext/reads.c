@@ -172,6 +172,7 @@ static int wait_for(struct node *node, raft_index *index, bool lease,
   int rc = 0;
   if (node->stopping) return -ESHUTDOWN;
   if (w.index && w.index <= node->applied) return 0;
+  if (node->out.s[0]) return -ESHUTDOWN; /* nobody tells it anything more */
   clock_condition(&w.cond);
   if (w.index) {
     put(&node->waiting, place(node, w.index), &w);
@@ -195,6 +196,7 @@ static const char *in_vain(const struct node *node, raft_index index)
   if (node->stopping) return "the node is stopped";
   if (node->failed) return "the node has failed: see quorate_events";
   if (node_log_failed(node)) return NODE_LOG_FAILED;
+  if (node->out.s[0]) return node->out.s;
   if (node->view.leader == 0) return "no leader: no quorum, or an election";
   return index ? "this node has not caught up" : "the leader does not answer";
 }
@@ -207,7 +209,7 @@ int node_barrier(struct node *node, enum read_level level, uint64_t wait_ms,
   int rc = 0;
   pthread_mutex_lock(&node->mutex);
   while (rc == 0 && !atomic_load(&node->shared->serving) && !node->stopping &&
-         !node->failed)
+         !node->failed && node->out.s[0] == 0)
     rc = node_wait(node, &node->changed, &end, interrupt);
   if (!atomic_load(&node->shared->serving)) {
     rc = rc ? rc : -ESHUTDOWN;

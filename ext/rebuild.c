@@ -62,6 +62,8 @@ struct rebuild {
   struct raft_configuration members;
   struct text why;  /* nobody gave what was asked for */
   struct text took; /* how much, how long */
+  bool unwanted;    /* because this node is no member, says who should know */
+  bool revoked;     /* and never will be again */
 };
 
 static void append(struct text *text, const char *more)
@@ -241,7 +243,7 @@ static int ask_at(struct rebuild *r, struct tls_context *as,
   int status = ANSWER_REDIRECT;
   snprintf(at, sizeof(at), "%s", address);
   for (int tries = 0; tries < REDIRECTS && status == ANSWER_REDIRECT; tries++) {
-    struct net_error error = {""};
+    struct net_error error = {"", 0};
     *body = NULL;
     status = net_call_once(as, &self, at, request->data, request->len, ms, body,
                            len, &error);
@@ -251,11 +253,15 @@ static int ask_at(struct rebuild *r, struct tls_context *as,
     }
     if (status == ANSWER_REDIRECT && *len > 0 && *len < sizeof(at))
       snprintf(at, sizeof(at), "%s", (const char *)*body);
-    else if (status == ANSWER_REFUSED)
+    else if (status == ANSWER_REFUSED || status == ANSWER_AGAIN)
       text_set(&r->why, "%s: %s", at, (const char *)*body);
     else if (!*answered)
       text_set(&r->why, "%s", error.text[0] ? error.text : at);
-    if (status == ANSWER_REFUSED) *answered = true;
+    bool answers = status == ANSWER_REFUSED || status == ANSWER_AGAIN;
+    if (error.goodbye == NET_GOODBYE_REVOKED) r->revoked = true;
+    if (answers || !*answered)
+      r->unwanted = error.goodbye == NET_GOODBYE_STRANGER;
+    if (answers) *answered = true;
     free(*body);
     *body = NULL;
   }
@@ -372,6 +378,7 @@ static bool admitted(struct rebuild *r)
   uint8_t *body = NULL;
   size_t len = 0;
   struct text why = r->why;
+  bool unwanted = r->unwanted;
   if (r->as_next == NULL) r->as_next = context_of(&r->next, &r->why);
   if (r->as_next == NULL) return false;
   pack_u8(&request, ASK_ADMITTED);
@@ -379,7 +386,10 @@ static bool admitted(struct rebuild *r)
             take_admission(r, body, len);
   free(body);
   /* What is said to the old self tells more, if that is still asked for. */
-  if (!ok && !r->begun && why.s[0]) r->why = why;
+  if (!ok && !r->begun && why.s[0]) {
+    r->why = why;
+    r->unwanted = unwanted;
+  }
   return ok;
 }
 
@@ -398,13 +408,12 @@ static bool be_admitted(struct rebuild *r, struct text *error)
   }
   while (1) {
     if (r->drafted && admitted(r)) return true;
-    if (clock_monotonic_ms() > r->until) break;
+    if (clock_monotonic_ms() > r->until || (r->revoked && !r->drafted)) break;
     if (!r->as_old || !(r->drafted || renew(r)) || !replace(r))
       nanosleep(&pause, NULL);
   }
   text_set(error, "the other nodes did not take it back: %s", r->why.s);
-  /* A leader hangs up on who is no member. */
-  if (strstr(r->why.s, "closed by the other side"))
+  if (r->unwanted || r->revoked)
     node_advise(r->path, r->old.name, false, error);
   else
     append(error, "; nothing was given up here: call it again when they have a "
@@ -496,11 +505,13 @@ static bool change(struct rebuild *r, struct text *error)
 static bool run(struct rebuild *r, struct text *error)
 {
   struct text why;
+  unsigned voters;
   if (r->db >= 0) close(r->db);
   r->db = -1;
   node_unlock(r->lock);
   r->lock = -1;
-  if (cluster_first_run(r->path, &r->members, &r->took, &why)) return true;
+  if (cluster_first_run(r->path, &r->members, &voters, &r->took, &why))
+    return true;
   *error = why;
   append(error, ": call it again to finish");
   return false;

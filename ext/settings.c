@@ -49,6 +49,13 @@ const uint8_t *settings_get(const struct settings *settings, const char *name,
   return found ? settings->items[i].value : NULL;
 }
 
+bool settings_room(const struct settings *settings, const char *name)
+{
+  bool found = false;
+  if (settings->n >= SETTINGS_PROPOSED) position(settings, name, &found);
+  return found || settings->n < SETTINGS_PROPOSED;
+}
+
 static void remove_at(struct settings *settings, unsigned i)
 {
   item_clear(&settings->items[i]);

@@ -3,7 +3,8 @@
 ** names to bytes. One SETTING entry sets or deletes one name. Belongs to the
 ** loop thread of a node.
 **
-** Names in use: "ca-cert", "ca-key" (PEM); "invite/<name>" (see invite.c);
+** Names in use: "ca-cert", "ca-key" (PEM); "invite/<name>" (invite.c);
+** "revoked/<id>", "stay/<id>" (member.c); "follow-writer" (cluster.c);
 ** "verify" (verify.c).
 */
 #ifndef EXT_SETTINGS_H
@@ -11,10 +12,14 @@
 
 #include "raft.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 #define SETTINGS_VALUE_MAX (64u * 1024u)
 #define SETTINGS_MAX 4096u
+/* So many may be proposed: one that does not fit when it is applied would be
+   the end of all nodes, and some come without being proposed. */
+#define SETTINGS_PROPOSED (SETTINGS_MAX - 1280u)
 
 struct setting {
   char *name;
@@ -33,6 +38,9 @@ const uint8_t *settings_get(const struct settings *settings, const char *name,
 /* value NULL deletes. 0, or -1: no memory or too many. */
 int settings_set(struct settings *settings, const char *name, const void *value,
                  size_t len);
+
+/* Whether it may be proposed to set this one. */
+bool settings_room(const struct settings *settings, const char *name);
 
 /* The body of a SETTING entry, sealed. NULL: no memory. */
 struct raft_body *settings_encode_change(const char *name, const void *value,

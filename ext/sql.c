@@ -8,6 +8,7 @@
 */
 #include "sql.h"
 #include "call.h"
+#include "cluster.h"
 #include "vfs.h"
 
 #include <errno.h>
@@ -205,6 +206,38 @@ static void sql_detach(sqlite3_context *ctx, int n, sqlite3_value **values)
     finish(ctx, rc ? SQLITE_ERROR : SQLITE_OK, &answer);
 }
 
+/* A node that is left is detached, which is its own process's to do. */
+static void sql_leave(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  (void)n;
+  (void)values;
+  struct text answer = {""};
+  struct connection *c = here(ctx);
+  if (c == NULL) return;
+  if (vfs_inherited(c)) {
+    vfs_refuse_inherited(c);
+    fail(ctx, name_of(ctx), c->reason.s);
+    return;
+  }
+  vfs_locate(c);
+  if (c->node == NULL) {
+    text_set(&answer,
+             "the node runs in process %d: call it there, when no "
+             "other process has the file open",
+             node_lock_holder(c->database->dir));
+    fail(ctx, name_of(ctx), answer.s);
+    return;
+  }
+  struct probe probe;
+  struct interrupt interrupt = begin_probe(ctx, &probe);
+  int rc = member_leave(c->node, &interrupt, &answer);
+  sqlite3_finalize(probe.stmt);
+  if (rc == -EINTR)
+    sqlite3_result_error_code(ctx, SQLITE_INTERRUPT);
+  else
+    finish(ctx, rc ? SQLITE_ERROR : SQLITE_OK, &answer);
+}
+
 static void sql_version(sqlite3_context *ctx, int n, sqlite3_value **values)
 {
   (void)n;
@@ -243,7 +276,9 @@ void sql_result(sqlite3_context *ctx, const struct cell *cell)
 
 static bool takes_long(uint8_t call)
 {
-  return call == CALL_CHECKPOINT || call == CALL_BACKUP || call == CALL_VERIFY;
+  return call == CALL_CHECKPOINT || call == CALL_BACKUP ||
+         call == CALL_VERIFY || call == CALL_PROMOTE || call == CALL_DEMOTE ||
+         call == CALL_REMOVE || call == CALL_TRANSFER;
 }
 
 static void carry_out(sqlite3_context *ctx, struct connection *c,
@@ -307,6 +342,12 @@ static struct function functions[] = {
     {"quorate_checkpoint", 0, true, sql_call, CALL_CHECKPOINT},
     {"quorate_backup", 1, true, sql_call, CALL_BACKUP},
     {"quorate_verify", 0, true, sql_call, CALL_VERIFY},
+    {"quorate_promote", 1, true, sql_call, CALL_PROMOTE},
+    {"quorate_demote", 1, true, sql_call, CALL_DEMOTE},
+    {"quorate_remove", 1, true, sql_call, CALL_REMOVE},
+    {"quorate_transfer", 0, true, sql_call, CALL_TRANSFER},
+    {"quorate_transfer", 1, true, sql_call, CALL_TRANSFER},
+    {"quorate_leave", 0, true, sql_leave, 0},
     {"quorate_wait", 1, true, sql_call, CALL_WAIT},
     {"quorate_wait", 2, true, sql_call, CALL_WAIT},
     {"quorate_version", 0, false, sql_version, 0},

@@ -6,7 +6,10 @@
 
 #include <sqlite3ext.h>
 
-#define QUORATE_VERSION "0.1.0"
+#ifndef QUORATE_VARIANT /* of a build that never ships: see the Makefile */
+#define QUORATE_VARIANT ""
+#endif
+#define QUORATE_VERSION "0.1.0" QUORATE_VARIANT
 
 /* Registers everything on one connection. */
 int sql_register(sqlite3 *db);

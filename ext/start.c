@@ -427,6 +427,7 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
   if (rc == 0 && !node->identity.joining)
     rc =
         recover_database(node, &node->checkpoint, &recovered, confirmed, error);
+  member_begin(node);
   if (rc == 0) rc = start_raft(node, &recovered, error);
   if (rc == -EBADMSG || rc == -ENOENT)
     node_advise(node->path, node->identity.name, true, error);
@@ -678,6 +679,7 @@ void node_free(struct node *node)
   progress_free(node->progress);
   host_free(node);
   pthread_mutex_destroy(&node->events.mutex);
+  pthread_mutex_destroy(&node->identity_mutex);
   pthread_mutex_destroy(&node->mutex);
   pthread_cond_destroy(&node->changed);
   pthread_cond_destroy(&node->worker_cond);

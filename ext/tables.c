@@ -27,8 +27,8 @@ static const struct table {
      "applied_index INTEGER, last_index INTEGER, checkpoint_index INTEGER, "
      "voters INTEGER, wal_frames INTEGER, wal_backfilled INTEGER, "
      "wal_pinned TEXT, log_first INTEGER, log_bytes INTEGER, "
-     "serving INTEGER, writable INTEGER, reason TEXT, progress TEXT, "
-     "schema HIDDEN)",
+     "serving INTEGER, writable INTEGER, reason TEXT, warning TEXT, "
+     "progress TEXT, schema HIDDEN)",
      CALL_STATUS},
     {"quorate_members",
      "CREATE TABLE x(name TEXT, id TEXT, address TEXT, role TEXT, "

@@ -241,17 +241,18 @@ static int answer(char **args, int rc, const char *text)
   return args[0] ? rc : SQLITE_NOMEM;
 }
 
-static int follow_writer(struct connection *c, char **args)
+/* A PRAGMA that the node answers. */
+static int call_pragma(struct connection *c, uint8_t what, char **args)
 {
   const struct interrupt interrupt = {vfs_interrupted, c};
-  struct call call = {.what = CALL_FOLLOW_WRITER};
+  struct call call = {.what = what};
   struct answer told = {0};
   if (args[2]) cells_text(&call.arguments, args[2]);
   int rc = call_do(c, &call, &interrupt, &told);
   if (rc == SQLITE_OK)
     rc = answer(args, SQLITE_OK, told.cells.at[0].text);
   else if (rc == SQLITE_ERROR)
-    args[0] = sqlite3_mprintf("quorate_follow_writer: %s", told.error.s);
+    args[0] = sqlite3_mprintf("%s: %s", args[1], told.error.s);
   cells_clear(&call.arguments);
   answer_clear(&told);
   return rc;
@@ -279,7 +280,9 @@ static int db_pragma(struct connection *c, char **args)
     return answer(args, SQLITE_OK, level_names[c->level]);
   }
   if (sqlite3_stricmp(name, "quorate_follow_writer") == 0)
-    return follow_writer(c, args);
+    return call_pragma(c, CALL_FOLLOW_WRITER, args);
+  if (sqlite3_stricmp(name, "quorate_advertise") == 0)
+    return call_pragma(c, CALL_ADVERTISE, args);
   if (sqlite3_stricmp(name, "quorate_write_wait") == 0) {
     if (value && !parse_ms(value, &c->write_wait))
       return answer(args, SQLITE_ERROR,

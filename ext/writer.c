@@ -57,6 +57,7 @@ const char *writer_refusal(const struct node *node)
   if (node->stopping) return "the node is stopping";
   if (node->failed) return "the node has failed: see quorate_events";
   if (node_log_failed(node)) return NODE_LOG_FAILED;
+  if (node->out.s[0]) return node->out.s;
   if (node->can_write) return NULL;
   if (node->view.leader == 0) return "no leader: no quorum, or an election";
   if (node->view.role == RAFT_LEADER && node->applied < node->lead_from)
@@ -275,7 +276,8 @@ static const char *wait_for_turn(struct connection *c)
   bool asked = false, in_time = true;
   while (!place->granted && !vfs_interrupted(c)) {
     if (may_not_write(node)) {
-      if (!in_time || node->stopping) return writer_refusal(node);
+      if (!in_time || node->stopping || node->out.s[0])
+        return writer_refusal(node);
       in_time = wait_here(node, place, &end, may_not_write);
       continue;
     }
@@ -425,7 +427,7 @@ static const char *wait_to_upgrade(struct connection *c)
   const char *why = NULL;
   node->upgrading++;
   if (!node->can_write) node_wake_held(node);
-  while (!node->can_write && !node->stopping) {
+  while (!node->can_write && !node->stopping && node->out.s[0] == 0) {
     why = writer_refusal(node);
     if (node_wait(node, &node->changed, why ? &end : &asked, &interrupt) != 0)
       break;

@@ -24,6 +24,7 @@ int net_fail(struct net_error *error, const char *format, ...)
   va_start(args, format);
   vsnprintf(error->text, sizeof error->text, format, args);
   va_end(args);
+  error->goodbye = 0;
   return -1;
 }
 

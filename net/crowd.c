@@ -4,9 +4,10 @@
 ** Until a connection has shown to be a member's it counts as unverified. Of
 ** these there are at most unverified_max. When all places are taken, the
 ** newest connection of the address that has most of them makes room; unless
-** the new one's own address has most, which then gets no more. So one address
-** with many connections cannot keep out another with few, and many addresses
-** get a fair share each.
+** the new one's own address has as many, which then gets no more. So one address
+** with many connections cannot keep out another with few, many addresses get a
+** fair share each, and when there are more addresses than places, those that
+** came first make room for the others.
 **
 ** Handshakes cost this node a millisecond or so of its loop. What each address
 ** may have of them in a second is bounded, and what all have together.
@@ -81,7 +82,8 @@ static bool is_safe(const struct net *net, const struct net_source *source)
   return source->member && source->n <= net->hub.limits.member_places;
 }
 
-/* The one with most connections, peers' apart as long as they are few. */
+/* The one with most connections, peers' apart as long as they are few; of those
+   with as many, the one from which none came for the longest time. */
 static struct net_source *largest(struct net *net)
 {
   struct net_source *most = NULL;
@@ -89,7 +91,9 @@ static struct net_source *largest(struct net *net)
   for (unsigned i = 0; i < NET_SOURCES; i++) {
     struct net_source *s = &net->crowd.sources[i];
 
-    if (s->n && !is_safe(net, s) && (!most || s->n > most->n)) most = s;
+    if (!s->n || is_safe(net, s)) continue;
+    if (!most || s->n > most->n || (s->n == most->n && s->last < most->last))
+      most = s;
   }
   return most;
 }
@@ -146,7 +150,7 @@ struct net_source *net_crowd_admit(struct net *net,
   struct net_source *source = find(net, address);
 
   if (!source) return NULL;
-  source->last = uv_now(net->hub.loop);
+  source->last = ++net->crowd.last;
   source->member = net_peer_at(net, address);
   if (net->crowd.n < net->hub.limits.unverified_max) return source;
   return make_room(net, source) ? source : NULL;

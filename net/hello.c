@@ -80,9 +80,13 @@ unsigned net_hello_check(const struct net_hello *hello,
   }
   if (hello->is.id != certificate) {
     *refusal = NET_REFUSED_IDENTITY;
-    snprintf(why, NET_TEXT,
-             "node %016" PRIx64 " with the certificate of node %016" PRIx64,
-             hello->is.id, certificate);
+    if (certificate)
+      snprintf(why, NET_TEXT,
+               "node %016" PRIx64 " with the certificate of node %016" PRIx64,
+               hello->is.id, certificate);
+    else
+      snprintf(why, NET_TEXT, "node %016" PRIx64 " without a certificate",
+               hello->is.id);
     return NET_GOODBYE_IDENTITY;
   }
   return 0;

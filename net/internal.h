@@ -362,12 +362,13 @@ struct net_source {
   bool member;       /* as of its last connection: a peer is there */
   unsigned n;        /* unverified connections */
   uint64_t spent_at; /* us: when its handshakes are paid for */
-  uint64_t last;     /* when one came from there */
+  uint64_t last;     /* which connection the last one from there was */
 };
 
 struct net_crowd {
   struct net_source sources[NET_SOURCES];
-  unsigned n; /* unverified connections of all */
+  unsigned n;    /* unverified connections of all */
+  uint64_t last; /* how many connections there were */
   uint64_t spent_at;
 };
 
@@ -511,6 +512,8 @@ bool net_peer_greeted(struct net_peer *peer, struct net_connection *connection,
 unsigned net_peer_goodbye(struct net_peer *peer,
                           struct net_connection *connection,
                           const struct net_frame *frame);
+/* Asks the owner again about a dialled connection; ends it if need be. */
+void net_peer_recheck(struct net_connection *connection);
 /* Its certificate has expired: for the handler of what was dialled. */
 void net_peer_expired(struct net_connection *connection);
 /* Does one of the peers that we want have this address? */

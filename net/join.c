@@ -27,6 +27,7 @@ struct join {
   int status;
   uint8_t *body;
   size_t body_len;
+  unsigned goodbye;
   struct net_error error;
 };
 
@@ -116,13 +117,12 @@ static void hello_frame(struct join *join, struct net_connection *c,
   }
 }
 
-static void goodbye_frame(struct net_connection *c,
+static void goodbye_frame(struct join *join, struct net_connection *c,
                           const struct net_frame *frame)
 {
   char why[NET_TEXT];
-  unsigned code;
 
-  if (net_goodbye_read(frame, &code, why))
+  if (net_goodbye_read(frame, &join->goodbye, why))
     net_connection_end(c, NET_CUT, "refused: %s", why);
   else
     net_connection_end(c, NET_FAILED, "a malformed goodbye");
@@ -157,7 +157,7 @@ static void join_frame(struct net_connection *c, const struct net_frame *frame)
 
   switch (frame->type) {
   case NET_FRAME_HELLO: hello_frame(join, c, frame); break;
-  case NET_FRAME_GOODBYE: goodbye_frame(c, frame); break;
+  case NET_FRAME_GOODBYE: goodbye_frame(join, c, frame); break;
   case NET_FRAME_ANSWER: answer_frame(join, c, frame); break;
   default: break; /* a raft message */
   }
@@ -230,7 +230,11 @@ static int join_with(struct join *join, struct tls_context *tls,
   if (rc) return net_fail(error, "no event loop: %s", uv_strerror(rc));
   run(join, &loop, tls, &candidates, until);
   uv_loop_close(&loop);
-  if (join->status < 0) return net_fail(error, "%s", join->error.text);
+  if (join->status < 0) {
+    net_fail(error, "%s", join->error.text);
+    if (error) error->goodbye = join->goodbye;
+    return -1;
+  }
   return join->status;
 }
 

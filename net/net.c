@@ -121,7 +121,6 @@ static uint64_t net_tick(struct net_hub *hub, uint64_t now)
 static void recheck(struct net *net)
 {
   struct net_connection *c, *next;
-  char why[NET_TEXT];
 
   net->recheck = false;
   for (c = net->hub.connections; c; c = next) {
@@ -129,9 +128,8 @@ static void recheck(struct net *net)
     if (!net_usable(c) || !c->peer) continue;
     if (net_is_inbound(c))
       net_inbound_recheck(c);
-    else if (net->callbacks.allowed(net->callbacks.ctx, c->peer, why,
-                                    sizeof why) != NET_ALLOWED)
-      net_connection_end(c, NET_CUT, "no longer a member");
+    else
+      net_peer_recheck(c);
   }
   for (struct net_peer *peer = net->peers; peer; peer = peer->next)
     peer->cut = false;

@@ -47,6 +47,7 @@ struct net;
 
 struct net_error {
   char text[256];
+  unsigned goodbye; /* enum net_goodbye, if the other side said so; or 0 */
 };
 
 /* A request that waits for its answer; lives until net_reply(), which must

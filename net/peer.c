@@ -234,6 +234,20 @@ unsigned net_peer_goodbye(struct net_peer *peer, struct net_connection *c,
   return code;
 }
 
+void net_peer_recheck(struct net_connection *c)
+{
+  struct net_peer *peer = c->owner;
+  struct net *net = peer->net;
+  char why[NET_TEXT] = "";
+  enum net_verdict verdict =
+      net->callbacks.allowed(net->callbacks.ctx, c->peer, why, sizeof why);
+
+  if (verdict != NET_ALLOWED)
+    net_connection_part(
+        c, verdict == NET_REVOKED ? NET_GOODBYE_REVOKED : NET_GOODBYE_STRANGER,
+        why[0] ? why : "not a member");
+}
+
 void net_peer_expired(struct net_connection *c)
 {
   net_connection_part(c, NET_GOODBYE_EXPIRED, "its certificate has expired");

@@ -25,10 +25,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* What a peer may send us of certificates: bounds the memory that a client
-   gets from a server that does not know it yet. */
-#define CERT_LIST_MAX (16L * 1024)
+#include <time.h>
 
 static const unsigned char alpn[] = "\x09quorate/1";
 #define ALPN_LEN (sizeof alpn - 1)
@@ -82,7 +79,7 @@ static int on_alpn(SSL *ssl, const unsigned char **out, unsigned char *outlen,
   return SSL_TLSEXT_ERR_OK;
 }
 
-/* ---- verification ------------------------------------------------------ */
+/* ---- the anchor of a joiner --------------------------------------------- */
 
 /* Ends a verification: the alert that goes out is "bad certificate". */
 static int reject(X509_STORE_CTX *store)
@@ -132,67 +129,93 @@ int tls_refuse(struct tls_peer *peer, enum tls_cause cause, const char *format,
   return -1;
 }
 
-/* The kind of what X509_verify_cert found; *what is in words of ours where
-   those of OpenSSL are for people who know how it searches. */
-static enum tls_cause judge(int error, int depth, const char **what)
+/* With the times, since it may be a clock that is wrong. */
+static void refuse_time(X509_STORE_CTX *store, struct tls_peer *peer)
 {
-  *what = X509_verify_cert_error_string(error);
-  switch (error) {
-  case X509_V_ERR_CERT_HAS_EXPIRED:
-    if (depth > 0) *what = "the certificate of its CA has expired";
-    return TLS_CAUSE_EXPIRED;
-  case X509_V_ERR_CERT_NOT_YET_VALID:
-    if (depth > 0) *what = "the certificate of its CA is not yet valid";
-    return TLS_CAUSE_EARLY;
-  case X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT:
-    *what = "self-signed, not signed by a CA of this cluster";
-    return TLS_CAUSE_FOREIGN;
-  case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT:
-  case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY:
-  case X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE:
-  case X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN:
-  case X509_V_ERR_CERT_UNTRUSTED:
-    *what = "not signed by a CA of this cluster";
-    return TLS_CAUSE_FOREIGN;
-  case X509_V_ERR_CERT_SIGNATURE_FAILURE:
-    *what = "its signature is not of the CA that it names";
-    return TLS_CAUSE_FOREIGN;
-  default: return TLS_CAUSE_OTHER;
-  }
+  bool early = X509_STORE_CTX_get_error(store) == X509_V_ERR_CERT_NOT_YET_VALID;
+  bool ca = X509_STORE_CTX_get_error_depth(store) > 0;
+  X509 *cert = X509_STORE_CTX_get_current_cert(store);
+  const ASN1_TIME *limit =
+      early ? X509_get0_notBefore(cert) : X509_get0_notAfter(cert);
+  char then[32] = "?", now[32] = "?";
+  time_t seconds = time(NULL);
+  struct tm tm;
+
+  if (ASN1_TIME_to_tm(limit, &tm))
+    strftime(then, sizeof then, "%Y-%m-%d %H:%M:%SZ", &tm);
+  if (gmtime_r(&seconds, &tm) != NULL)
+    strftime(now, sizeof now, "%Y-%m-%d %H:%M:%SZ", &tm);
+  tls_refuse(peer, early ? TLS_CAUSE_EARLY : TLS_CAUSE_EXPIRED,
+             "certificate verify failed: %scertificate %s %s, by the clock "
+             "here it is %s",
+             ca ? "its CA's " : "",
+             early ? "is not yet valid: it begins" : "has expired: it ended",
+             then, now);
 }
 
-static void note_failure(X509_STORE_CTX *store, struct tls_peer *peer)
+/* In words of ours where those of OpenSSL are for people who know how it
+   searches. */
+static void refuse_chain(X509_STORE_CTX *store, struct tls_peer *peer)
 {
-  const char *what;
-  enum tls_cause cause = judge(X509_STORE_CTX_get_error(store),
-                               X509_STORE_CTX_get_error_depth(store), &what);
+  int error = X509_STORE_CTX_get_error(store);
+  const char *what = "not signed by a CA of this cluster";
 
-  tls_refuse(peer, cause, "certificate verify failed: %s", what);
+  switch (error) {
+  case X509_V_ERR_CERT_HAS_EXPIRED:
+  case X509_V_ERR_CERT_NOT_YET_VALID: refuse_time(store, peer); return;
+  case X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT:
+    what = "self-signed, not signed by a CA of this cluster";
+    break;
+  case X509_V_ERR_CERT_SIGNATURE_FAILURE:
+    what = "its signature is not of the CA that it names";
+    break;
+  default:
+    if (!tls_is_foreign(error)) what = X509_verify_cert_error_string(error);
+  }
+  tls_refuse(peer, tls_is_foreign(error) ? TLS_CAUSE_FOREIGN : TLS_CAUSE_OTHER,
+             "certificate verify failed: %s", what);
 }
 
 /* ---- verification of a peer -------------------------------------------- */
 
-static int verify_chain(const struct tls_context *context,
-                        X509_STORE_CTX *store, struct tls_peer *peer)
+/* The CAs that a peer's chain may end in; to be freed by the caller. NULL
+   with a reason. */
+static STACK_OF(X509) * choose_anchors(const struct tls_context *context,
+                                       X509_STORE_CTX *store,
+                                       struct tls_peer *peer)
 {
-  STACK_OF(X509) *anchors = context->anchors;
-  int ok;
+  STACK_OF(X509) * anchors;
 
-  X509_STORE_CTX_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN);
   if (context->joiner) {
     anchors = pin_anchor(context, store);
-    if (anchors == NULL) {
+    if (anchors == NULL)
       tls_refuse(peer, TLS_CAUSE_FOREIGN,
                  "a node of another cluster than the token's, or its CA has "
                  "changed since: its chain does not end in the token's CA");
-      return reject(store);
-    }
+    return anchors;
   }
+  if (context->namesakes)
+    anchors =
+        tls_bundle_for(context->anchors, X509_STORE_CTX_get0_untrusted(store));
+  else
+    anchors = X509_chain_up_ref(context->anchors);
+  if (anchors == NULL) tls_refuse(peer, TLS_CAUSE_OTHER, "out of memory");
+  return anchors;
+}
+
+static int verify_chain(const struct tls_context *context,
+                        X509_STORE_CTX *store, struct tls_peer *peer)
+{
+  STACK_OF(X509) *anchors = choose_anchors(context, store, peer);
+  int ok;
+
+  if (anchors == NULL) return reject(store);
+  X509_STORE_CTX_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN);
   X509_STORE_CTX_set0_trusted_stack(store, anchors);
   ok = X509_verify_cert(store) == 1;
   X509_STORE_CTX_set0_trusted_stack(store, NULL);
-  if (context->joiner) sk_X509_pop_free(anchors, X509_free);
-  if (!ok) note_failure(store, peer);
+  if (!ok) refuse_chain(store, peer);
+  sk_X509_pop_free(anchors, X509_free);
   return ok;
 }
 
@@ -224,6 +247,11 @@ static int verify_peer(X509_STORE_CTX *store, void *arg)
     return reject(store);
   }
   if (!verify_chain(context, store, peer)) return 0;
+  if (X509_check_ca(X509_STORE_CTX_get0_cert(store)) != 0) {
+    tls_refuse(peer, TLS_CAUSE_OTHER,
+               "certificate verify failed: it is one of a CA, not of a node");
+    return reject(store);
+  }
   why = tls_identity_of(context->lib, X509_STORE_CTX_get0_cert(store),
                         &context->names, &identity);
   if (why != NULL) {
@@ -262,7 +290,7 @@ static int set_protocol(SSL_CTX *ssl)
   SSL_CTX_set_security_level(ssl, TLS_SECURITY_LEVEL);
   SSL_CTX_set_session_cache_mode(ssl, SSL_SESS_CACHE_OFF);
   SSL_CTX_set_read_ahead(ssl, 0);
-  SSL_CTX_set_max_cert_list(ssl, CERT_LIST_MAX);
+  SSL_CTX_set_max_cert_list(ssl, TLS_CHAIN_MAX);
   SSL_CTX_set_client_CA_list(ssl, NULL);
   /* SSL_CTX_set_alpn_protos alone returns 0 for success. */
   return SSL_CTX_set_min_proto_version(ssl, TLS1_3_VERSION) &&
@@ -368,6 +396,7 @@ static int new_member(const char *ca, const char *cert, const char *key,
       use_papers(context->ssl, &p, error) != 0)
     goto out;
   context->anchors = p.ca;
+  context->namesakes = tls_has_namesakes(p.ca);
   p.ca = NULL;
   *out = context;
   context = NULL;

@@ -76,8 +76,19 @@ int tls_seconds_of(const ASN1_TIME *time, int64_t *seconds);
 /* ---- interface to the code in chain.c ---------------------------------- */
 
 #define TLS_SECURITY_LEVEL 2
+/* What a peer may send of certificates, in bytes: bounds the memory that it
+   gets from a server that does not know it yet. */
+#define TLS_CHAIN_MAX (16 * 1024)
 
 int tls_fingerprint_of(X509 *cert, uint8_t out[32]);
+
+/* Whether an error of X509_verify_cert means that no CA of ours signed it. */
+bool tls_is_foreign(int error);
+/* Whether two CAs of a bundle have one name. If so, tls_bundle_for() gives
+   those that may be used for what a peer has shown. NULL: no memory. */
+bool tls_has_namesakes(const STACK_OF(X509) * bundle);
+STACK_OF(X509) *
+    tls_bundle_for(const STACK_OF(X509) * bundle, const STACK_OF(X509) * shown);
 
 /* The three texts of a node, parsed. */
 struct tls_papers {
@@ -108,6 +119,7 @@ struct tls_context {
   uint64_t cluster;
   uint64_t rekey_bytes;
   bool joiner;
+  bool namesakes;          /* among the anchors, see chain.c */
   uint8_t fingerprint[32]; /* of the CA; joiner only */
 };
 

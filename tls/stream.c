@@ -11,18 +11,21 @@
 **
 ** OpenSSL reaches the two buffers through a BIO of ours. Its own memory BIO
 ** moves all that is left at each partial read, which is quadratic for large
-** buffers; ours only moves bytes when at least as many have been consumed, so
-** that each byte is moved less than twice, and gives its memory back whenever
-** it runs empty, so that an idle stream has none.
+** buffers; ours (buffer.c) does not.
 **
 ** The BIO never blocks and never ends: a read from an empty buffer asks to be
 ** retried, a write fails only for want of memory. SSL_write therefore either
 ** writes everything or kills the stream.
 **
+** A server has nothing of OpenSSL's (70 KB) before the first record is there as
+** a whole: whoever connects and is silent, or sends half of a hello, costs the
+** bytes that he sent and little more.
+**
 ** States. A stream is born shaking hands; it becomes `ready` once, and `dead`
 ** once, from anywhere and for good. `ended` (the peer sent close_notify) and
 ** `closed` (we did) are of the two directions, and independent.
 */
+#include "buffer.h"
 #include "internal.h"
 
 #include <openssl/bio.h>
@@ -34,85 +37,30 @@
 #define RECORD_MAX ((size_t)SSL3_RT_MAX_PLAIN_LENGTH) /* 16 KiB */
 /* Header, content type and tag of a TLS 1.3 record (RFC 8446, section 5.2). */
 #define RECORD_OVERHEAD 22
-#define BUFFER_MIN 2048
-/* A handshake takes about 3 KB each way, with CERT_LIST_MAX of context.c 20.
+/* A handshake takes about 3 KB each way, with TLS_CHAIN_MAX 20.
    A peer that needs more is playing for time. */
 #define HANDSHAKE_MAX ((size_t)64 * 1024)
-
-struct buffer {
-  uint8_t *data;
-  size_t start, end; /* the bytes in it */
-  size_t size;
-};
+/* The first record, with a hello that is some hundred bytes long. */
+#define HELLO_MAX ((size_t)4 * 1024)
+#define HEADER_LEN ((size_t)SSL3_RT_HEADER_LENGTH)
 
 struct tls_stream {
-  SSL *ssl;
+  SSL *ssl; /* NULL: a server that waits for the first record */
   struct tls_context *context;
-  struct buffer in, out;
+  struct tls_buffer in, out;
   struct tls_peer peer; /* its reason is the stream's error as well */
   uint64_t written;     /* bytes since the key was last replaced */
   size_t shaken;        /* bytes that the handshake has consumed */
-  bool ready, dead, ended, closed;
+  unsigned looked;      /* of the first bytes, see looks_like_tls() */
+  bool server, ready, dead, ended, closed;
 };
-
-/* ---- buffers ----------------------------------------------------------- */
-
-static size_t buffer_len(const struct buffer *b)
-{
-  return b->end - b->start;
-}
-
-static void buffer_free(struct buffer *b)
-{
-  free(b->data);
-  *b = (struct buffer){0};
-}
-
-/* Makes room for n bytes at the end. */
-static int buffer_reserve(struct buffer *b, size_t n)
-{
-  size_t len = buffer_len(b), size;
-  uint8_t *data;
-
-  if (b->size - b->end >= n) return 0;
-  if (b->start >= len && b->size - len >= n) {
-    memcpy(b->data, b->data + b->start, len);
-    b->start = 0;
-    b->end = len;
-    return 0;
-  }
-  if (n > SIZE_MAX / 4 - len) return -1;
-  size = len + (n > len ? n : len);
-  if (size < BUFFER_MIN) size = BUFFER_MIN;
-  data = malloc(size);
-  if (data == NULL) return -1;
-  if (len > 0) memcpy(data, b->data + b->start, len);
-  free(b->data);
-  *b = (struct buffer){.data = data, .end = len, .size = size};
-  return 0;
-}
-
-static int buffer_add(struct buffer *b, const void *data, size_t n)
-{
-  if (n == 0) return 0;
-  if (buffer_reserve(b, n) != 0) return -1;
-  memcpy(b->data + b->end, data, n);
-  b->end += n;
-  return 0;
-}
-
-static void buffer_drop(struct buffer *b, size_t n)
-{
-  b->start += n;
-  if (b->start == b->end) buffer_free(b);
-}
 
 /* ---- the BIO ----------------------------------------------------------- */
 
 static int bio_read(BIO *bio, char *data, size_t n, size_t *got)
 {
   struct tls_stream *stream = BIO_get_data(bio);
-  size_t len = buffer_len(&stream->in);
+  size_t len = tls_buffer_len(&stream->in);
 
   BIO_clear_retry_flags(bio);
   *got = 0;
@@ -122,7 +70,7 @@ static int bio_read(BIO *bio, char *data, size_t n, size_t *got)
   }
   if (n > len) n = len;
   memcpy(data, stream->in.data + stream->in.start, n);
-  buffer_drop(&stream->in, n);
+  tls_buffer_drop(&stream->in, n);
   if (!stream->ready) stream->shaken += n;
   *got = n;
   return 1;
@@ -134,7 +82,7 @@ static int bio_write(BIO *bio, const char *data, size_t n, size_t *put)
 
   BIO_clear_retry_flags(bio);
   *put = 0;
-  if (buffer_add(&stream->out, data, n) != 0) return 0;
+  if (tls_buffer_add(&stream->out, data, n) != 0) return 0;
   *put = n;
   return 1;
 }
@@ -195,22 +143,19 @@ static int die_of_openssl(struct tls_stream *stream)
   int number = ERR_GET_REASON(code);
   const char *text = code == 0 ? NULL : ERR_reason_error_string(code);
 
-  if (text == NULL) return die(stream, TLS_CAUSE_OTHER, "out of memory");
-  if (ERR_GET_LIB(code) != ERR_LIB_SSL)
-    return die(stream, TLS_CAUSE_OTHER, text);
+  if (text == NULL || number == ERR_R_MALLOC_FAILURE)
+    return die(stream, TLS_CAUSE_OTHER, "out of memory");
   stream->dead = true;
-  if (number > SSL_AD_REASON_OFFSET)
-    return tls_refuse(
-        &stream->peer, TLS_CAUSE_PROTOCOL, "peer sent alert: %s",
-        SSL_alert_desc_string_long(number - SSL_AD_REASON_OFFSET));
-  switch (number) {
-  case SSL_R_UNSUPPORTED_PROTOCOL:
-  case SSL_R_WRONG_SSL_VERSION: text = "peer speaks no TLS 1.3"; break;
-  case SSL_R_WRONG_VERSION_NUMBER:
-  case SSL_R_HTTP_REQUEST:
-  case SSL_R_HTTPS_PROXY_REQUEST: text = "peer does not speak TLS"; break;
+  if (ERR_GET_LIB(code) == ERR_LIB_SSL) {
+    if (number > SSL_AD_REASON_OFFSET)
+      return tls_refuse(
+          &stream->peer, TLS_CAUSE_PROTOCOL, "peer sent alert: %s",
+          SSL_alert_desc_string_long(number - SSL_AD_REASON_OFFSET));
+    if (number == SSL_R_UNSUPPORTED_PROTOCOL)
+      return die(stream, TLS_CAUSE_PROTOCOL, "peer speaks no TLS 1.3");
   }
-  return die(stream, TLS_CAUSE_PROTOCOL, text);
+  return tls_refuse(&stream->peer, TLS_CAUSE_PROTOCOL, "%s%s",
+                    stream->ready ? "" : "handshake failed: ", text);
 }
 
 const char *tls_stream_error(const struct tls_stream *stream)
@@ -232,7 +177,7 @@ static int check_handshake(struct tls_stream *stream)
     return die(stream, TLS_CAUSE_PROTOCOL, "peer speaks no TLS 1.3");
   if (!tls_speaks_quorate(stream->ssl))
     return die(stream, TLS_CAUSE_PROTOCOL, "peer speaks no quorate/1");
-  if (!SSL_is_server(stream->ssl) && stream->peer.node == 0)
+  if (!stream->server && stream->peer.node == 0)
     return die(stream, TLS_CAUSE_PROTOCOL, "server showed no certificate");
   return 0;
 }
@@ -256,31 +201,42 @@ static int shake_hands(struct tls_stream *stream)
   }
 }
 
-struct tls_stream *tls_stream_new(struct tls_context *context, bool server)
+/* Brings OpenSSL in. -1: no memory. */
+static int start(struct tls_stream *stream)
 {
-  OSSL_LIB_CTX *lib = tls_enter(NULL);
-  struct tls_stream *stream;
   BIO *bio = NULL;
 
-  if (lib == NULL) return NULL;
-  stream = calloc(1, sizeof *stream);
-  if (stream == NULL) return NULL;
-  stream->ssl = SSL_new(context->ssl);
-  if (stream->ssl != NULL) bio = new_bio(lib, stream);
+  stream->ssl = SSL_new(stream->context->ssl);
+  if (stream->ssl != NULL) bio = new_bio(stream->context->lib, stream);
   if (bio == NULL || !SSL_set_app_data(stream->ssl, &stream->peer)) {
     BIO_free(bio);
     SSL_free(stream->ssl);
-    free(stream);
-    tls_leave(0);
-    return NULL;
+    stream->ssl = NULL;
+    return -1;
   }
   SSL_set_bio(stream->ssl, bio, bio);
-  stream->context = tls_context_ref(context);
-  if (server) {
+  if (stream->server)
     SSL_set_accept_state(stream->ssl);
-  } else {
+  else
     SSL_set_connect_state(stream->ssl);
+  return 0;
+}
+
+struct tls_stream *tls_stream_new(struct tls_context *context, bool server)
+{
+  struct tls_stream *stream = calloc(1, sizeof *stream);
+
+  if (stream == NULL) return NULL;
+  stream->context = tls_context_ref(context);
+  stream->server = server;
+  if (server) return stream; /* the rest comes with the client's hello */
+  tls_enter(NULL);
+  if (start(stream) == 0) {
     (void)shake_hands(stream);
+  } else {
+    tls_context_unref(context);
+    free(stream);
+    stream = NULL;
   }
   tls_leave(0);
   return stream;
@@ -292,8 +248,8 @@ void tls_stream_free(struct tls_stream *stream)
   tls_enter(NULL);
   SSL_free(stream->ssl);
   tls_context_unref(stream->context);
-  buffer_free(&stream->in);
-  buffer_free(&stream->out);
+  tls_buffer_free(&stream->in);
+  tls_buffer_free(&stream->out);
   free(stream);
   tls_leave(0);
 }
@@ -315,21 +271,63 @@ int64_t tls_stream_peer_expires(const struct tls_stream *stream)
   return stream->ready ? stream->peer.expires : 0;
 }
 
+/* ---- the first bytes ---------------------------------------------------- */
+
+/* The first record is one of a handshake, or an alert, of version 3.x (RFC
+   8446, section 5.1). OpenSSL would also take the hello of SSL 2, and has many
+   words for what is no TLS at all. */
+static bool looks_like_tls(struct tls_stream *stream, const uint8_t *data,
+                           size_t n)
+{
+  for (; n > 0 && stream->looked < 3; data++, n--, stream->looked++) {
+    bool good = false;
+
+    switch (stream->looked) {
+    case 0: good = *data == SSL3_RT_HANDSHAKE || *data == SSL3_RT_ALERT; break;
+    case 1: good = *data == SSL3_VERSION_MAJOR; break;
+    case 2: good = *data <= (TLS1_3_VERSION & 0xff); break;
+    }
+    if (!good) return false;
+  }
+  return true;
+}
+
+/* 1: the first record is there; 0: not yet; -1: it is none of a hello. */
+static int first_record(struct tls_stream *stream)
+{
+  const uint8_t *at = stream->in.data + stream->in.start;
+  size_t n = tls_buffer_len(&stream->in), len;
+
+  if (n < HEADER_LEN) return 0;
+  len = (size_t)at[3] << 8 | at[4];
+  if (HEADER_LEN + len > HELLO_MAX)
+    return die(stream, TLS_CAUSE_PROTOCOL, "handshake failed: hello too long");
+  return n >= HEADER_LEN + len;
+}
+
 /* ---- data -------------------------------------------------------------- */
 
 int tls_stream_feed(struct tls_stream *stream, const void *data, size_t n)
 {
-  int rc = 0;
+  int rc;
 
   if (stream->dead) return -1;
   if (stream->ended) return 0; /* RFC 8446, section 6.1: it is ignored */
-  if (buffer_add(&stream->in, data, n) != 0)
+  if (!looks_like_tls(stream, data, n))
+    return die(stream, TLS_CAUSE_PROTOCOL, "peer does not speak TLS");
+  if (tls_buffer_add(&stream->in, data, n) != 0)
     return die(stream, TLS_CAUSE_OTHER, "out of memory");
-  if (!stream->ready) {
-    tls_enter(NULL);
-    rc = tls_leave(shake_hands(stream));
+  if (stream->ready) return 0;
+  if (stream->ssl == NULL) {
+    rc = first_record(stream);
+    if (rc <= 0) return rc;
   }
-  return rc;
+  tls_enter(NULL);
+  if (stream->ssl == NULL && start(stream) != 0)
+    rc = die(stream, TLS_CAUSE_OTHER, "out of memory");
+  else
+    rc = shake_hands(stream);
+  return tls_leave(rc);
 }
 
 ssize_t tls_stream_read(struct tls_stream *stream, void *buf, size_t n)
@@ -419,8 +417,8 @@ static int reserve_output(struct tls_stream *stream, const struct iovec *iov,
     if (iov[i].iov_len > SIZE_MAX / 8 - total) return -1;
     total += iov[i].iov_len;
   }
-  return buffer_reserve(&stream->out,
-                        total + (total / RECORD_MAX + 2) * RECORD_OVERHEAD);
+  return tls_buffer_reserve(&stream->out,
+                            total + (total / RECORD_MAX + 2) * RECORD_OVERHEAD);
 }
 
 int tls_stream_write(struct tls_stream *stream, const struct iovec *iov, int n)
@@ -450,7 +448,7 @@ void tls_stream_close(struct tls_stream *stream)
 
 size_t tls_stream_output(struct tls_stream *stream, const uint8_t **data)
 {
-  size_t len = buffer_len(&stream->out);
+  size_t len = tls_buffer_len(&stream->out);
 
   *data = len == 0 ? NULL : stream->out.data + stream->out.start;
   return len;
@@ -458,7 +456,7 @@ size_t tls_stream_output(struct tls_stream *stream, const uint8_t **data)
 
 void tls_stream_sent(struct tls_stream *stream, size_t n)
 {
-  size_t len = buffer_len(&stream->out);
+  size_t len = tls_buffer_len(&stream->out);
 
-  buffer_drop(&stream->out, n < len ? n : len);
+  tls_buffer_drop(&stream->out, n < len ? n : len);
 }

@@ -18,7 +18,7 @@
 /* Some numbers below that are not taken. */
 static bool is_known(unsigned what)
 {
-  return (what >= 1 && what <= 13) || (what >= 20 && what <= 22) ||
+  return (what >= 1 && what <= 18) || (what >= 20 && what <= 22) ||
          what == KINDS;
 }
 
@@ -549,6 +549,47 @@ static void test_arguments(void **state)
   assert_string_equal(error.s, "");
 }
 
+static void test_member_arguments(void **state)
+{
+  static const uint8_t named[] = {CALL_PROMOTE, CALL_DEMOTE, CALL_REMOVE,
+                                  CALL_TRANSFER};
+  static const char *const bad[] = {
+      "",        "host",  "host:0", ":7001",    "::1:7001",
+      "[::1]:0", "a b:1", "host:",  "[host]:1", "host:65536"};
+  static const char *const good[] = {"host:1", "127.0.0.1:65535", "[::1]:7001"};
+  struct call call = {.what = 0};
+  struct text error = {""};
+  (void)state;
+  for (unsigned i = 0; i < sizeof(named); i++) {
+    call.what = named[i];
+    if (call.what == CALL_TRANSFER)
+      assert_true(call_check(&call, &error));
+    else
+      refused(&call, "wrong number of arguments");
+    cells_null(&call.arguments);
+    refused(&call, "the name is missing");
+    cells_integer(&call.arguments, 7);
+    refused(&call, "the name is missing");
+    cells_text(&call.arguments, "");
+    refused(&call, "the name is missing");
+    cells_text(&call.arguments, "n1");
+    assert_true(call_check(&call, &error));
+    cells_text(&call.arguments, "n2");
+    refused(&call, "wrong number of arguments");
+  }
+  call.what = CALL_ADVERTISE;
+  assert_true(call_check(&call, &error));
+  for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+    cells_text(&call.arguments, bad[i]);
+    refused(&call, "must be HOST:PORT, or [IPv6]:PORT");
+  }
+  for (unsigned i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
+    cells_text(&call.arguments, good[i]);
+    assert_true(call_check(&call, &error));
+    cells_clear(&call.arguments);
+  }
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {
@@ -567,6 +608,7 @@ int main(void)
       cmocka_unit_test(test_random_bytes),
       cmocka_unit_test(test_damaged_samples),
       cmocka_unit_test(test_arguments),
+      cmocka_unit_test(test_member_arguments),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

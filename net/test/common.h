@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <netdb.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -152,6 +153,9 @@ HELPER struct tls_context *joiner(bool right)
 /* ---- nodes --------------------------------------------------------------- */
 
 #define NODE_IDS 16
+/* Who goes on talking to a node that others attack; what it says is counted
+   apart, and answered. */
+#define FRIEND 15
 
 struct node {
   uv_loop_t *loop;
@@ -162,6 +166,7 @@ struct node {
   unsigned refusals, refused_code; /* what peers said of this node */
   char refused[256];
   unsigned messages, by_type[16];
+  unsigned from_friend;
   struct raft_message last; /* owned */
   bool echo;                /* answers appends and heartbeats */
   unsigned requests;
@@ -184,6 +189,18 @@ HELPER void node_message(void *ctx, struct raft_message *message)
 {
   struct node *node = ctx;
 
+  if (message->from == FRIEND) {
+    struct raft_message answer = {.type = RAFT_HEARTBEAT_RESPONSE,
+                                  .from = node->id,
+                                  .to = FRIEND,
+                                  .incarnation = 1,
+                                  .term = message->term};
+
+    node->from_friend++;
+    net_send(node->net, &answer);
+    raft_message_clear(message);
+    return;
+  }
   node->messages++;
   node->by_type[message->type & 15]++;
   raft_message_clear(&node->last);
@@ -385,6 +402,44 @@ HELPER void introduce(struct node **nodes, unsigned n)
       if (i != j) UNTIL(nodes[0]->loop, connected(nodes[i], nodes[j]->id));
 }
 
+/* What a node is attacked beside: one that talks to it, and is answered. */
+HELPER void befriend(struct node *node, struct node *friend)
+{
+  struct node *both[] = {node, friend};
+
+  node_open(friend, node->loop, FRIEND);
+  introduce(both, 2);
+  UNTIL(node->loop, net_peer_find(node->net, FRIEND)->n_inbound == 1 &&
+                        net_peer_find(friend->net, node->id)->n_inbound == 1);
+}
+
+/* It still is: one message there and one back, and no connection was lost. */
+HELPER void still_friends(struct node *node, struct node *friend)
+{
+  struct raft_message m = {.type = RAFT_HEARTBEAT_REQUEST,
+                           .from = FRIEND,
+                           .to = node->id,
+                           .incarnation = 1,
+                           .term = friend->messages + 1};
+  unsigned before = friend->messages;
+
+  assert_true(net_send(friend->net, &m));
+  UNTIL(node->loop, friend->messages == before + 1);
+  assert_int_equal(friend->last.term, m.term);
+  assert_int_equal(node->down[FRIEND] + friend->down[node->id], 0);
+  assert_int_equal(node->up[FRIEND], 1);
+  assert_int_equal(friend->up[node->id], 1);
+}
+
+HELPER unsigned connections_of(const struct node *node)
+{
+  unsigned n = 0;
+
+  for (struct net_connection *c = node->net->hub.connections; c; c = c->next)
+    n++;
+  return n;
+}
+
 struct pair {
   uv_loop_t loop;
   struct node a, b; /* nodes 1 and 2 */
@@ -471,10 +526,11 @@ struct raw {
   size_t n_in;
 };
 
-HELPER void raw_open(struct raw *raw, const char *address,
-                     struct tls_context *tls)
+/* From an address of this machine: all of 127.0.0.0/8 are. NULL: from any. */
+HELPER void raw_open_from(struct raw *raw, const char *source,
+                          const char *address, struct tls_context *tls)
 {
-  struct sockaddr_in to;
+  struct sockaddr_in to, from;
   char host[64], port[8];
 
   memset(raw, 0, sizeof *raw);
@@ -482,9 +538,21 @@ HELPER void raw_open(struct raw *raw, const char *address,
   assert_int_equal(uv_ip4_addr(host, atoi(port), &to), 0);
   raw->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   assert_true(raw->fd >= 0);
+  assert_int_equal(
+      setsockopt(raw->fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int)), 0);
+  if (source) {
+    assert_int_equal(uv_ip4_addr(source, 0, &from), 0);
+    assert_int_equal(bind(raw->fd, (struct sockaddr *)&from, sizeof from), 0);
+  }
   assert_int_equal(connect(raw->fd, (struct sockaddr *)&to, sizeof to), 0);
   assert_int_equal(fcntl(raw->fd, F_SETFL, O_NONBLOCK), 0);
   if (tls) raw->tls = tls_stream_new(tls, false);
+}
+
+HELPER void raw_open(struct raw *raw, const char *address,
+                     struct tls_context *tls)
+{
+  raw_open_from(raw, NULL, address, tls);
 }
 
 HELPER void raw_end(struct raw *raw)

@@ -381,6 +381,7 @@ static void a_call_of_one_who_is_no_member(void **state)
   UNTIL(&p.loop, asker.over);
   assert_int_equal(asker.status, -1);
   assert_non_null(strstr(asker.error.text, "refused: not a member"));
+  assert_int_equal(asker.error.goodbye, NET_GOODBYE_STRANGER);
   assert_int_equal(p.a.requests, 0);
   asker_end(&asker);
   pair_close(&p);

@@ -1,25 +1,37 @@
 /*
 ** test_hostile.c: what strangers, and members gone mad, can do: refused with
-** a line, at a bounded price, while others go on undisturbed.
+** a line, at a bounded price, while others go on undisturbed. See also
+** test_hello.c and test_crowd.c.
 */
 #include "common.h"
 
 struct one {
   uv_loop_t loop;
-  struct node node;
+  struct node node, friend;
+  unsigned connections; /* with its friend */
 };
 
 static void one_open(struct one *one)
 {
   loop_open(&one->loop);
   node_open(&one->node, &one->loop, 1);
+  befriend(&one->node, &one->friend);
+  one->connections = connections_of(&one->node);
+}
+
+/* Nobody is there but its friend, who goes on talking to it. */
+static bool alone(const struct one *one)
+{
+  return connections_of(&one->node) == one->connections;
 }
 
 static void one_close(struct one *one)
 {
-  UNTIL(&one->loop, one->node.net->hub.connections == NULL);
+  UNTIL(&one->loop, alone(one));
   assert_int_equal(unverified(&one->node), 0);
+  still_friends(&one->node, &one->friend);
   node_close(&one->node);
+  node_close(&one->friend);
   loop_end(&one->loop);
 }
 
@@ -40,7 +52,8 @@ static void dial_as(struct one *one, struct raw *raw, struct tls_context *tls,
 static void until_refused(struct one *one, struct raw *raw, const char *why)
 {
   UNTIL(&one->loop, raw_pump(raw) && raw->closed);
-  UNTIL(&one->loop, one->node.net->hub.connections == NULL);
+  UNTIL(&one->loop, alone(one));
+  still_friends(&one->node, &one->friend);
   if (why && !heard_of(&one->node, why))
     fail_msg("not \"%s\" but \"%s\"", why, one->node.event);
   one->node.events_all[0] = 0;
@@ -254,7 +267,7 @@ static void a_joiner_hangs_up(void **state)
   raw_frame(&raw, NET_FRAME_JOIN, "one", 3);
   UNTIL(&one.loop, one.node.held);
   raw_end(&raw);
-  UNTIL(&one.loop, one.node.net->hub.connections == NULL);
+  UNTIL(&one.loop, alone(&one));
   net_reply(one.node.held, 0, "gone", 4);
   one.node.held = NULL;
   tls_context_unref(tls);
@@ -508,7 +521,7 @@ static void a_fetcher_that_does_not_read(void **state)
       tls_stream_sent(raw.tls, (size_t)n);
     }
     turn(&one.loop);
-    if (!one.node.net->hub.connections) break;
+    if (alone(&one)) break;
     assert_true(net_connection_unsent(one.node.net->hub.connections) <=
                 9u * 1024u * 1024u);
   }
@@ -549,7 +562,7 @@ static void too_many_requests(void **state)
   }
   assert_int_equal(one.node.requests, 1024);
   raw_end(&raw);
-  UNTIL(&one.loop, one.node.net->hub.connections == NULL);
+  UNTIL(&one.loop, alone(&one));
   while (n > 0)
     net_reply(all[--n], 0, NULL, 0);
   one_close(&one);
@@ -606,7 +619,7 @@ static void rubbish_in_frames(void **state)
       raw_pump(&raw);
     }
     raw_end(&raw);
-    UNTIL(&one.loop, one.node.net->hub.connections == NULL);
+    UNTIL(&one.loop, alone(&one));
   }
   assert_int_equal(one.node.messages, 0);
   one_close(&one);
@@ -614,8 +627,10 @@ static void rubbish_in_frames(void **state)
 
 /* ---- a server gone mad --------------------------------------------------- */
 
-static int listen_raw(char *address, size_t size)
+/* A socket at which the node will look for node 2, and the node's peers. */
+static int listen_raw(struct one *one, struct raft_configuration *peers)
 {
+  struct node *both[] = {&one->friend, &one->node};
   struct sockaddr_storage at = {0};
   struct sockaddr_in *in = (struct sockaddr_in *)&at;
   socklen_t len = sizeof at;
@@ -626,7 +641,10 @@ static int listen_raw(char *address, size_t size)
   assert_int_equal(bind(fd, (struct sockaddr *)&at, sizeof *in), 0);
   assert_int_equal(listen(fd, 10), 0);
   assert_int_equal(getsockname(fd, (struct sockaddr *)&at, &len), 0);
-  net_format(&at, address, size);
+  *peers = configuration_of(both, 2);
+  peers->members[1].id = 2;
+  net_format(&at, peers->members[1].address, RAFT_ADDRESS_MAX);
+  net_set_peers(one->node.net, peers);
   return fd;
 }
 
@@ -644,7 +662,7 @@ static void accept_raw(struct raw *raw, int listener, uv_loop_t *loop,
 
 static void servers_gone_mad(void **state)
 {
-  struct raft_configuration peers = {.n = 1};
+  struct raft_configuration peers;
   struct outcome done = {0};
   uint8_t answer[20] = {0};
   struct one one;
@@ -653,9 +671,7 @@ static void servers_gone_mad(void **state)
 
   (void)state;
   one_open(&one);
-  listener = listen_raw(peers.members[0].address, RAFT_ADDRESS_MAX);
-  peers.members[0].id = 2;
-  net_set_peers(one.node.net, &peers);
+  listener = listen_raw(&one, &peers);
   for (unsigned round = 0; round < 5; round++) {
     accept_raw(&raw, listener, &one.loop, identity(2));
     UNTIL(&one.loop, raw_pump(&raw) && connected(&one.node, 2));
@@ -686,7 +702,7 @@ static void servers_gone_mad(void **state)
   assert_string_equal(done.text, "no answer in time");
   assert_true(connected(&one.node, 2));
   raw_end(&raw);
-  peers.n = 0;
+  peers.n--;
   net_set_peers(one.node.net, &peers);
   close(listener);
   one_close(&one);
@@ -729,7 +745,7 @@ static void answerers_gone_mad(void **state)
       "the connection was lost: a frame was not completed in time",
       "the connection was lost: closed by the other side",
       "good"};
-  struct raft_configuration peers = {.n = 1};
+  struct raft_configuration peers;
   struct raw raw, member;
   struct one one;
   int listener;
@@ -737,9 +753,7 @@ static void answerers_gone_mad(void **state)
   (void)state;
   one_open(&one);
   net_limits(one.node.net)->frame_ms = 100;
-  listener = listen_raw(peers.members[0].address, RAFT_ADDRESS_MAX);
-  peers.members[0].id = 2;
-  net_set_peers(one.node.net, &peers);
+  listener = listen_raw(&one, &peers);
   accept_raw(&member, listener, &one.loop, identity(2));
   UNTIL(&one.loop, raw_pump(&member) && connected(&one.node, 2));
   for (unsigned round = 0; round < 7; round++) {
@@ -758,7 +772,7 @@ static void answerers_gone_mad(void **state)
   assert_true(connected(&one.node, 2));
   assert_int_equal(one.node.down[2] + one.node.messages, 0);
   raw_end(&member);
-  peers.n = 0;
+  peers.n--;
   net_set_peers(one.node.net, &peers);
   close(listener);
   one_close(&one);

@@ -404,7 +404,7 @@ static void try_listen(const char *listen, const char *complaint)
   struct net_callbacks callbacks = {0};
   struct net_options options = {
       .self = 1, .tls = identity(1), .listen = listen};
-  struct net_error error = {{0}};
+  struct net_error error = {{0}, 0};
   struct net *net = NULL;
   uv_loop_t loop;
 

@@ -1,9 +1,15 @@
 /*
 ** test_speed.c: prints what messages, appends and fetches cost over TLS on
 ** loopback, both ends in one process and one loop (so each figure holds the
-** work of both). It asserts that things arrive, never how fast.
+** work of both); and what strangers cost: handshakes, made by another process,
+** and memory. It asserts that things arrive, never how fast.
 */
 #include "common.h"
+
+#include <malloc.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 
 static int by_value(const void *a, const void *b)
 {
@@ -134,9 +140,143 @@ static void figures(void **state)
   pair_close(&p);
 }
 
+/* ---- strangers ----------------------------------------------------------- */
+
+/* In a process of its own: handshakes and HELLO, one after the other, of four
+   connections at a time. */
+static void shake_hands(const char *address, struct tls_context *tls,
+                        raft_id id, uint64_t until)
+{
+  struct raw raws[4];
+  bool said[4];
+
+  for (unsigned i = 0; i < 4; i++) {
+    raw_open(&raws[i], address, tls);
+    said[i] = false;
+  }
+  while (net_now() < until) {
+    struct pollfd polled[4];
+
+    for (unsigned i = 0; i < 4; i++) {
+      raw_pump(&raws[i]);
+      if (!said[i] && tls_stream_ready(raws[i].tls)) {
+        raw_hello_of(&raws[i], CLUSTER, id,
+                     id ? NET_PURPOSE_PEER : NET_PURPOSE_JOIN);
+        said[i] = true;
+      }
+      if (raws[i].closed || raw_was_greeted(&raws[i])) {
+        raw_end(&raws[i]);
+        raw_open(&raws[i], address, tls);
+        said[i] = false;
+        raw_pump(&raws[i]);
+      }
+      polled[i] = (struct pollfd){.fd = raws[i].fd, .events = POLLIN};
+    }
+    poll(polled, 4, 1);
+  }
+}
+
+static uint64_t cpu_us(void)
+{
+  struct timespec t;
+
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
+}
+
+static void handshakes(const char *what, struct tls_context *tls, raft_id id)
+{
+  struct net_counters before, after;
+  uint64_t begin, cpu;
+  struct node node;
+  uv_loop_t loop;
+  int status = 0;
+  pid_t child;
+  double n, s;
+
+  loop_open(&loop);
+  node_open(&node, &loop, 1);
+  child = fork();
+  assert_true(child >= 0);
+  if (child == 0) {
+    shake_hands(net_listening(node.net), tls, id, net_now() + 2500);
+    _exit(0);
+  }
+  MEANWHILE(&loop, 300);
+  net_counters(node.net, &before);
+  begin = net_now();
+  cpu = cpu_us();
+  MEANWHILE(&loop, 2000);
+  cpu = cpu_us() - cpu;
+  s = (double)(net_now() - begin) / 1e3;
+  net_counters(node.net, &after);
+  while (waitpid(child, &status, WNOHANG) == 0)
+    turn(&loop);
+  assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  n = (double)(after.handshakes - before.handshakes);
+  assert_true(n > 0);
+  print_message("  handshakes %s: %6.0f/s, %4.0f us of the node each\n", what,
+                n / s, (double)cpu / n);
+  UNTIL(&loop, unverified(&node) == 0);
+  node_close(&node);
+  loop_end(&loop);
+}
+
+#define STRANGERS 400
+
+/* Memory that a node has for each of many who have said so much. */
+static void memory_each(struct node *node, const char *what,
+                        const uint8_t *said, size_t n)
+{
+  static struct raw crowd[STRANGERS];
+  size_t before = mallinfo2().uordblks, after;
+
+  for (unsigned i = 0; i < STRANGERS; i++) {
+    raw_open(&crowd[i], net_listening(node->net), NULL);
+    if (n) raw_put(&crowd[i], said, n);
+    turn(node->loop);
+  }
+  UNTIL(node->loop, unverified(node) == STRANGERS);
+  MEANWHILE(node->loop, 200);
+  after = mallinfo2().uordblks;
+  print_message("  memory of a stranger %s: %zu bytes\n", what,
+                (after - before) / STRANGERS);
+  for (unsigned i = 0; i < STRANGERS; i++)
+    raw_end(&crowd[i]);
+  UNTIL(node->loop, unverified(node) == 0);
+}
+
+static void strangers(void **state)
+{
+  struct tls_stream *stream = tls_stream_new(identity(2), false);
+  struct tls_context *tls = joiner(true);
+  const uint8_t *hello;
+  struct node node;
+  uv_loop_t loop;
+  size_t n;
+
+  (void)state;
+  handshakes("with a certificate", identity(2), 2);
+  handshakes("without one       ", tls, 0);
+  loop_open(&loop);
+  node_open(&node, &loop, 1);
+  net_limits(node.net)->unverified_max = STRANGERS;
+  net_limits(node.net)->handshake_ms = 60000;
+  n = tls_stream_output(stream, &hello);
+  memory_each(&node, "to warm up", hello, n);
+  memory_each(&node, "that says nothing", NULL, 0);
+  memory_each(&node, "with half of its hello", hello, n / 2);
+  memory_each(&node, "that was answered and goes on no further", hello, n);
+  tls_stream_free(stream);
+  tls_context_unref(tls);
+  node_close(&node);
+  loop_end(&loop);
+}
+
 int main(void)
 {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(figures)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(figures),
+                                     cmocka_unit_test(strangers)};
 
   block_signals();
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -132,6 +132,8 @@ struct spec {
   const char *eku;  /* NULL: both; "": none */
   long from, to;    /* seconds from now; 0, 0: yesterday to tomorrow */
   bool is_ca;
+  const char *usage;  /* of its key; NULL: as befits it */
+  const char *name;   /* of the subject; NULL: a new one */
   const char *digest; /* NULL: SHA256 */
   EVP_PKEY *key;      /* NULL: a new one on P-256 */
 };
@@ -164,7 +166,10 @@ static inline struct cred build_unsigned(const struct cred *issuer,
   else
     EVP_PKEY_up_ref(out.key);
   ca = issuer == NULL ? cert : issuer->cert;
-  snprintf(name, sizeof name, "test %08" PRIx32, random_u32());
+  if (spec->name != NULL)
+    snprintf(name, sizeof name, "%s", spec->name);
+  else
+    snprintf(name, sizeof name, "test %08" PRIx32, random_u32());
   X509_set_version(cert, X509_VERSION_3);
   ASN1_INTEGER_set_uint64(X509_get_serialNumber(cert), random_u32() + 1u);
   X509_gmtime_adj(X509_getm_notBefore(cert), any_time ? -DAY : spec->from);
@@ -175,8 +180,12 @@ static inline struct cred build_unsigned(const struct cred *issuer,
   X509_set_pubkey(cert, out.key);
   spec_add(cert, ca, NID_basic_constraints,
            spec->is_ca ? "critical,CA:TRUE" : "critical,CA:FALSE");
-  spec_add(cert, ca, NID_key_usage,
-           spec->is_ca ? "critical,keyCertSign" : "critical,digitalSignature");
+  if (spec->usage != NULL)
+    spec_add(cert, ca, NID_key_usage, spec->usage);
+  else
+    spec_add(cert, ca, NID_key_usage,
+             spec->is_ca ? "critical,keyCertSign"
+                         : "critical,digitalSignature");
   spec_add(cert, ca, NID_subject_key_identifier, "hash");
   if (!spec->is_ca && (spec->eku == NULL || spec->eku[0] != '\0'))
     spec_add(cert, ca, NID_ext_key_usage,
@@ -245,6 +254,20 @@ static inline char *join_texts(const char *a, const char *b)
 
   snprintf(text, size, "%s%s", a, b);
   return text;
+}
+
+/* A context that shows what tls_context_new() would refuse. */
+static inline struct tls_context *make_bad(const struct ca *ca,
+                                           const struct cred *shown, X509 *next)
+{
+  struct tls_context *context = make_member(ca, CLUSTER, 99);
+
+  SSL_CTX_set_security_level(context->ssl, 0);
+  SSL_CTX_clear_chain_certs(context->ssl);
+  assert_int_equal(SSL_CTX_use_certificate(context->ssl, shown->cert), 1);
+  assert_int_equal(SSL_CTX_use_PrivateKey(context->ssl, shown->key), 1);
+  if (next != NULL) SSL_CTX_add1_chain_cert(context->ssl, next);
+  return context;
 }
 
 static inline void free_cred(struct cred *cred)

@@ -339,9 +339,8 @@ static char *make_invitation(struct run *r, unsigned node)
   unsigned leader = world_leader(&r->world, LEADER_MS);
   char name[8];
   snprintf(name, sizeof(name), "n%u", node);
-  if (leader == 0 ||
-      cluster_invite(world_node(&r->world, leader), name, RAFT_VOTER, &token,
-                     &error) != 0)
+  if (leader == 0 || cluster_invite(world_node(&r->world, leader), name,
+                                    RAFT_VOTER, &token, &error) != 0)
     give_up("no invitation: %s", leader ? error.s : "no leader");
   return token;
 }
