@@ -278,8 +278,8 @@ static void run_members(struct node *node, const struct call *call,
   struct member_row *rows = NULL;
   unsigned n = 0;
   (void)call;
-  (void)interrupt;
-  if (cluster_members(node, &rows, &n) != 0) answer->status = SQLITE_NOMEM;
+  int rc = cluster_members(node, interrupt, &rows, &n);
+  if (rc) answer->status = rc == -EINTR ? SQLITE_INTERRUPT : SQLITE_NOMEM;
   for (unsigned i = 0; i < n; i++) {
     const struct member_row *r = &rows[i];
     cells_text(row, r->name);

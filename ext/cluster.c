@@ -371,18 +371,23 @@ static int local_members(struct node *node, struct member_row **rows,
     snprintf(r->state, sizeof(r->state), "unknown");
   }
   pthread_mutex_unlock(&node->mutex);
-  return *rows ? 0 : -1;
+  return *rows ? 0 : -ENOMEM;
 }
 
-int cluster_members(struct node *node, struct member_row **rows, unsigned *n)
+int cluster_members(struct node *node, const struct interrupt *interrupt,
+                    struct member_row **rows, unsigned *n)
 {
   struct packer body = {0};
   uint8_t *data;
   size_t len;
+  *rows = NULL;
+  *n = 0;
   pack_u8(&body, ASK_MEMBERS);
-  int status = cluster_ask(node, body, &data, &len);
+  struct question *q = cluster_post(node, 0, body, ASK_MS);
+  int status = cluster_collect_until(node, q, interrupt, &data, &len);
   bool ok = status == ANSWER_OK && parse_members(data, len, rows, n);
   free(data);
+  if (status == -EINTR) return -EINTR;
   return ok ? 0 : local_members(node, rows, n);
 }
 

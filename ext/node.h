@@ -851,7 +851,9 @@ struct member_row {
   uint64_t lag_ms;        /* for how long it has lacked entries */
   uint32_t round_trip_us; /* from the leader; 0: unknown */
 };
-/* The members, as the leader sees them if it answers in time. */
-int cluster_members(struct node *node, struct member_row **rows, unsigned *n);
+/* The members, as the leader sees them if it answers in time. 0, -EINTR,
+   -ENOMEM. */
+int cluster_members(struct node *node, const struct interrupt *interrupt,
+                    struct member_row **rows, unsigned *n);
 
 #endif
