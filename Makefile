@@ -85,7 +85,8 @@ OBJ_tls        := $(filter-out %/context.o %/stream.o,$(OBJ_tls)) \
 endif
 OBJ_net        := $(call objs,net)
 # Without the program, which is more than the extension.
-OBJ_ext        := $(filter-out %/quorated.o,$(call objs,ext))
+OBJ_quorated   := $(addprefix $(B)/ext/,quorated.o http.o report.o watch.o)
+OBJ_ext        := $(filter-out $(OBJ_quorated),$(call objs,ext))
 
 # What the tests of a room are linked with.
 NEED_raft       := $(OBJ_raft)
@@ -103,8 +104,9 @@ $(B)/quorate.so: $(NEED_ext) ext/exports.map
 	  -Wl,--version-script=ext/exports.map -Wl,-z,defs,-z,now,-z,nodelete
 
 # It has the extension in itself and needs no quorate.so beside it.
-$(B)/quorated: $(B)/ext/quorated.o $(NEED_ext)
-	$(CC) -o $@ $^ $(LDFLAGS) $(LIBS) $(LIBS_ext)
+$(B)/quorated: $(OBJ_quorated) $(NEED_ext)
+	$(CC) -o $@ $^ $(LDFLAGS) $(LIBS) $(LIBS_ext) -lmicrohttpd
+$(B)/ext/http.o: ext/page.html
 
 define room
 $$(B)/$(1)/%.o: $(1)/%.c
