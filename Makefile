@@ -84,9 +84,10 @@ OBJ_tls        := $(filter-out %/context.o %/stream.o,$(OBJ_tls)) \
                   $(B)/tls/test/plain.o
 endif
 OBJ_net        := $(call objs,net)
-# Without the program, which is more than the extension.
 OBJ_quorated   := $(addprefix $(B)/ext/,quorated.o http.o report.o watch.o)
-OBJ_ext        := $(filter-out $(OBJ_quorated),$(call objs,ext))
+# Without the program, which is more than the extension, and without what only
+# the library may have.
+OBJ_ext        := $(filter-out $(OBJ_quorated) %/preload.o,$(call objs,ext))
 
 # What the tests of a room are linked with.
 NEED_raft       := $(OBJ_raft)
@@ -99,8 +100,8 @@ NEED_ext        := $(OBJ_raft) $(OBJ_raft/store) $(OBJ_tls) $(OBJ_net) \
 
 all: $(B)/quorate.so $(B)/quorated
 
-$(B)/quorate.so: $(NEED_ext) ext/exports.map
-	$(CC) -shared -o $@ $(NEED_ext) $(LDFLAGS) $(LIBS) \
+$(B)/quorate.so: $(NEED_ext) $(B)/ext/preload.o ext/exports.map
+	$(CC) -shared -o $@ $(NEED_ext) $(B)/ext/preload.o $(LDFLAGS) $(LIBS) \
 	  -Wl,--version-script=ext/exports.map -Wl,-z,defs,-z,now,-z,nodelete
 
 # It has the extension in itself and needs no quorate.so beside it.

@@ -10,6 +10,12 @@
 BUILD_PACKAGES='make gcc libc6-dev libsqlite3-dev libuv1-dev libssl-dev
   libxxhash-dev libmicrohttpd-dev sqlite3'
 TEST_PACKAGES='libcmocka-dev openssl tcl libsqlite3-tcl python3'
+# Programs that the library is preloaded into as they are. PowerDNS would start
+# to serve where it is installed on a running system.
+PROGRAM_PACKAGES='php-cli php-sqlite3 libdbd-sqlite3-perl fossil'
+[ -d /run/systemd/system ] ||
+  PROGRAM_PACKAGES="$PROGRAM_PACKAGES pdns-server pdns-backend-sqlite3
+    bind9-dnsutils"
 STYLE_PACKAGES='clang clang-format'
 
 need_missing() {

@@ -3,6 +3,7 @@
 ** of rebuilding (rebuild.c), and learners that have caught up.
 */
 #include "cluster.h"
+#include "trust.h"
 
 #include <stdio.h>
 
@@ -20,8 +21,9 @@ struct join {
   raft_id removed;  /* by the same change; 0: nobody */
   uint64_t begun;   /* ms */
   struct raft_member member;
-  char *cert; /* NULL: it has one, and is proposed already (rebuild.c) */
-  struct invitation invitation; /* else: by which it comes */
+  char *cert;                   /* NULL: it has one */
+  struct invitation invitation; /* by which it comes */
+  bool rebuilt;                 /* or it is proposed already: rebuild.c */
   bool stays;                   /* a learner that does is known to be one */
   bool spent;                   /* its invitation serves no more */
 };
@@ -47,31 +49,27 @@ static void join_free(struct join *join)
   free(join);
 }
 
+/* own: the id in the certificate that the joiner has, with an outside PKI; else
+   it gets one of a new id. */
 static struct join *make_join(struct node *node, const char *name,
-                              const char *address, const char *csr,
+                              const char *address, raft_id own, const char *csr,
                               struct tls_error *error)
 {
   struct join *join = calloc(1, sizeof(*join));
-  size_t n_cert, n_key;
-  const char *cert =
-      (const char *)settings_get(&node->settings, "ca-cert", &n_cert);
-  const char *key =
-      (const char *)settings_get(&node->settings, "ca-key", &n_key);
   snprintf(error->text, sizeof(error->text), "out of memory");
   if (join == NULL) return NULL;
-  if (cert == NULL || key == NULL) {
-    snprintf(error->text, sizeof(error->text), "this cluster has no CA key");
-    join_free(join);
-    return NULL;
-  }
   struct raft_member *m = &join->member;
   m->role = RAFT_LEARNER;
   snprintf(m->name, sizeof(m->name), "%s", name);
   snprintf(m->address, sizeof(m->address), "%s", address);
-  if (tls_random(&m->id, sizeof(m->id), error) != 0 ||
-      tls_random(&m->incarnation, sizeof(m->incarnation), error) != 0 ||
-      tls_sign_request(cert, key, csr, node->identity.cluster, m->id | 1,
-                       CERT_DAYS, &join->cert, error) != 0) {
+  m->id = own;
+  if ((own == 0 && tls_random(&m->id, sizeof(m->id), error) != 0) ||
+      tls_random(&m->incarnation, sizeof(m->incarnation), error) != 0) {
+    join_free(join);
+    return NULL;
+  }
+  if (own) return join;
+  if (trust_sign(node, m->id | 1, csr, &join->cert, error) != 0) {
     join_free(join);
     return NULL;
   }
@@ -128,6 +126,23 @@ static const char *find_old(struct node *node, const char *name,
   return taken;
 }
 
+/* Why a joiner cannot have the id of its certificate, 0: it shows none, in the
+   place of the member `old`, 0: in nobody's. NULL: it can. */
+static const char *id_in_the_way(struct node *node, raft_id own,
+                                 const char *csr, raft_id old)
+{
+  bool outside = trust_is_outside(&node->identity);
+  if (own == 0 && outside)
+    return "this cluster's certificates come from outside: name the files with "
+           "the options ca, cert and key";
+  if (own && (!outside || csr[0]))
+    return "this cluster makes certificates itself: join without one";
+  if (own && own != old &&
+      raft_configuration_find(raft_configuration(node->raft, NULL), own))
+    return "its certificate is that of another member";
+  return NULL;
+}
+
 void admit_join(struct node *node, struct parser *p, struct answer_to to)
 {
   size_t n;
@@ -135,7 +150,7 @@ void admit_join(struct node *node, struct parser *p, struct answer_to to)
   struct text line;
   struct tls_error error = {""};
   struct invitation invitation;
-  raft_id old = 0;
+  raft_id old = 0, own = net_request_identity(to.request);
   const uint8_t *secret = parse_blob(p, &n);
   const char *name = parse_text(p), *address = parse_text(p);
   const char *csr = parse_text(p), *replaces = parse_text(p);
@@ -148,7 +163,9 @@ void admit_join(struct node *node, struct parser *p, struct answer_to to)
   if (!invite_admits(node, remote, name, secret, n, &invitation, &line))
     why = line.s;
   if (why == NULL) why = find_old(node, name, replaces, &old, &line);
-  struct join *join = why ? NULL : make_join(node, name, address, csr, &error);
+  if (why == NULL) why = id_in_the_way(node, own, csr, old);
+  struct join *join =
+      why ? NULL : make_join(node, name, address, own, csr, &error);
   if (why == NULL && join == NULL) why = error.text;
   if (why) {
     refuse_join(node, name, to, why);
@@ -198,23 +215,25 @@ bool cluster_parse_admission(const uint8_t *body, size_t len,
 static void join_answer(struct node *node, struct join *join)
 {
   struct packer p = {0};
+  char *ca = trust_begin(node);
   struct admission a = {
       .id = join->member.id,
       .incarnation = join->member.incarnation,
       .cert = join->cert ? join->cert : "", /* rebuilt: it has one */
-      .ca = node->identity.ca,
+      .ca = ca ? ca : "",
       .heartbeat_ms = node->identity.heartbeat_ms,
       .election_timeout_ms = node->identity.election_timeout_ms,
       .lease = node->identity.lease,
       .members = *raft_configuration(node->raft, NULL)};
   cluster_pack_admission(&p, &a);
-  if (p.bad)
+  if (p.bad || ca == NULL)
     net_reply(join->request, ANSWER_REFUSED, "out of memory", 13);
   else
     net_reply(join->request, ANSWER_OK, p.data, p.len);
   free(p.data);
+  free(ca);
   events_add(&node->events,
-             join->cert ? "%s joined from %s" : "%s is rebuilt at %s",
+             join->rebuilt ? "%s is rebuilt at %s" : "%s joined from %s",
              join->member.name, join->member.address);
 }
 
@@ -247,7 +266,7 @@ static int may_replace(struct node *node, const struct join *join,
 static bool is_contested(const struct node *node, const struct join *join)
 {
   for (const struct join *j = node->joins; j; j = j->next)
-    if (j != join && j->cert && j->index && !j->spent &&
+    if (j != join && !j->rebuilt && j->index && !j->spent &&
         strcmp(j->member.name, join->member.name) == 0)
       return true;
   return false;
@@ -269,14 +288,17 @@ static int propose_join(struct node *node, struct join *join, struct text *why)
       raft_configuration(node->raft, NULL), join->removed);
   if (old)
     changes[n++] = (struct raft_change){.type = RAFT_REMOVE, .id = old->id};
-  changes[n++] =
-      (struct raft_change){.type = RAFT_ADD_LEARNER, .member = &join->member};
+  /* With a certificate that both have, one after the other. */
+  bool first = old && old->id == join->member.id;
+  if (!first)
+    changes[n++] =
+        (struct raft_change){.type = RAFT_ADD_LEARNER, .member = &join->member};
   int rc = cluster_propose_changes(node, n, changes, &index);
   if (rc == RAFT_EINVAL) {
     text_set(why, "there are %u members, and no more can be", RAFT_MEMBERS_MAX);
     return ANSWER_REFUSED;
   }
-  if (rc) return ANSWER_AGAIN; /* another change is under way */
+  if (rc || first) return ANSWER_AGAIN; /* a change is under way */
   join->index = index;
   return ANSWER_OK;
 }
@@ -286,7 +308,7 @@ static int propose_join(struct node *node, struct join *join, struct text *why)
    after that. */
 static bool propose_rest(struct node *node, struct join *join)
 {
-  if (join->cert == NULL || join->spent) return true;
+  if (join->rebuilt || join->spent) return true;
   if (!join->stays && join->invitation.role == RAFT_LEARNER) {
     if (member_stay(node, join->member.id) != 0) return false;
     join->stays = true;
@@ -347,7 +369,7 @@ static void handle_renew(struct node *node, raft_id from, struct parser *p,
     cluster_refuse(to, old ? "malformed request" : not_a_member);
     return;
   }
-  struct join *join = make_join(node, old->name, old->address, csr, &error);
+  struct join *join = make_join(node, old->name, old->address, 0, csr, &error);
   struct packer packed = {0};
   if (join) {
     pack_u64(&packed, join->member.id);
@@ -430,6 +452,7 @@ static void handle_admitted(struct node *node, raft_id from, struct parser *p,
   }
   join->member = *m;
   join->index = index;
+  join->rebuilt = true;
   begin_join(node, join, to);
 }
 

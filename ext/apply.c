@@ -708,22 +708,57 @@ static int fold_append(struct node *node, struct fold *fold)
   return rc;
 }
 
+int apply_collect(struct node *node, raft_index to, struct fold **out,
+                  struct text *error)
+{
+  struct fold *fold = calloc(1, sizeof(*fold));
+  int rc = fold ? 0 : -ENOMEM;
+  if (fold) {
+    fold->to = node->checkpoint.index;
+    rc = fold_collect(node, fold, fold->to, to);
+    fold_reduce(fold);
+  }
+  *out = fold;
+  if (rc == 0) return 0;
+  text_set(error, "%s: applying the log: %s", node->path, errno_text(-rc).s);
+  apply_drop(fold);
+  *out = NULL;
+  return rc;
+}
+
+int apply_collected(struct node *node, struct fold *fold, struct text *error)
+{
+  int rc = 0;
+  error->s[0] = 0;
+  if (fold->n) qsort(fold->images, fold->n, sizeof(*fold->images), by_entry);
+  wal_append_start(node->wal);
+  if (node->checkpoint.incoming) rc = fetch_append(node, &fold->n_page, error);
+  if (rc == 0) rc = fold_append(node, fold);
+  /* Without any page it only moves the index. */
+  if (rc == 0) rc = wal_append_commit(node->wal, fold->n_page, fold->to);
+  if (rc && error->s[0] == 0)
+    text_set(error, "%s: applying the log: %s", node->path, errno_text(-rc).s);
+  return rc;
+}
+
+raft_index apply_reaches(const struct fold *fold)
+{
+  return fold->to;
+}
+
+void apply_drop(struct fold *fold)
+{
+  if (fold == NULL) return;
+  free(fold->images);
+  free(fold);
+}
+
 int apply_fold(struct node *node, raft_index *to, struct text *error)
 {
-  struct fold fold = {.to = node->checkpoint.index};
-  int rc = fold_collect(node, &fold, fold.to, *to);
-  fold_reduce(&fold);
-  error->s[0] = 0;
-  wal_append_start(node->wal);
-  if (rc == 0 && node->checkpoint.incoming)
-    rc = fetch_append(node, &fold.n_page, error);
-  if (rc == 0) rc = fold_append(node, &fold);
-  /* Without any page it only moves the index. */
-  if (rc == 0) rc = wal_append_commit(node->wal, fold.n_page, fold.to);
-  if (rc == 0)
-    *to = fold.to;
-  else if (error->s[0] == 0)
-    text_set(error, "%s: applying the log: %s", node->path, errno_text(-rc).s);
-  free(fold.images);
+  struct fold *fold;
+  int rc = apply_collect(node, *to, &fold, error);
+  if (rc == 0) rc = apply_collected(node, fold, error);
+  if (rc == 0) *to = fold->to;
+  apply_drop(fold);
   return rc;
 }

@@ -8,6 +8,7 @@
 #include "call.h"
 #include "attach.h"
 #include "cluster.h"
+#include "trust.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -261,6 +262,7 @@ static void run_status(struct node *node, const struct call *call,
   cells_integer(row, writable);
   cells_text(row, reason.s[0] ? reason.s : NULL);
   cells_text(row, warning.s[0] ? warning.s : NULL);
+  cells_text(row, trust_time(trust_expires(node)).s);
   cells_text(row, progress_describe(node, &reason) ? reason.s : NULL);
 }
 
@@ -298,6 +300,7 @@ static void run_members(struct node *node, const struct call *call,
       cells_integer(row, (uint64_t)r->contact_ms);
     else
       cells_null(row);
+    cells_text(row, r->expires ? trust_time(r->expires).s : NULL);
     if (r->known)
       cells_integer(row, r->lag_ms);
     else
@@ -346,8 +349,8 @@ static const struct kind {
     [CALL_TERM] = {0, 0, 1, false, run_term},
     [CALL_INDEX] = {0, 0, 1, false, run_index},
     [CALL_FOLLOW_WRITER] = {0, 1, 1, false, run_follow_writer},
-    [CALL_STATUS] = {0, 0, 21, true, run_status},
-    [CALL_MEMBERS] = {0, 0, 10, true, run_members},
+    [CALL_STATUS] = {0, 0, 22, true, run_status},
+    [CALL_MEMBERS] = {0, 0, 11, true, run_members},
     [CALL_EVENTS] = {0, 0, 2, true, run_events},
     [CALL_PROMOTE] = {1, 1, 1, false, member_run_promote},
     [CALL_DEMOTE] = {1, 1, 1, false, member_run_demote},
@@ -357,6 +360,7 @@ static const struct kind {
     [CALL_UNINVITE] = {1, 1, 1, false, invite_run_withdraw},
     [CALL_INVITATIONS] = {0, 0, 8, true, invite_run_list},
     [CALL_METRICS] = {0, 0, 4, true, metrics_run},
+    [CALL_ROTATE_CA] = {0, 1, 1, false, trust_run_rotate},
     [CALL_LOG] = {4, 4, 7, true, entries_run},
 };
 
@@ -423,6 +427,10 @@ static const char *find_fault(const struct call *call)
     if (!has_number(&a[0], INT64_MAX))
       return "the index must be an integer, 0 or more";
     if (n > 1 && !has_number(&a[1], WAIT_MAX_MS))
+      return "the wait must be 0 to 3600000 ms";
+    return NULL;
+  case CALL_ROTATE_CA:
+    if (n > 0 && !has_number(&a[0], WAIT_MAX_MS))
       return "the wait must be 0 to 3600000 ms";
     return NULL;
   case CALL_FOLLOW_WRITER:

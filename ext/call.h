@@ -75,7 +75,8 @@ enum {
   CALL_UNINVITE = 20,    /* name: a line */
   CALL_INVITATIONS = 21, /* tables */
   CALL_METRICS = 22,
-  CALL_LOG = 30 /* a table: from, to, most, of the newest (0 or 1) */
+  CALL_ROTATE_CA = 23, /* [ms]: a line: what became of it */
+  CALL_LOG = 30        /* a table: from, to, most, of the newest (0 or 1) */
 };
 
 /* All zeros, and what it is; then its arguments are added, and at the end

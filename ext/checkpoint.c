@@ -18,6 +18,7 @@
 ** those that need more get a snapshot.
 */
 #include "node.h"
+#include "trust.h"
 
 #include <errno.h>
 #include <sqlite3ext.h>
@@ -457,6 +458,11 @@ void *worker_main(void *arg)
       node->worker_peers = false;
       pthread_mutex_unlock(&node->mutex);
       peers_keep(node);
+      pthread_mutex_lock(&node->mutex);
+    } else if (node->worker_trust) {
+      node->worker_trust = false;
+      pthread_mutex_unlock(&node->mutex);
+      trust_work(node);
       pthread_mutex_lock(&node->mutex);
     } else if (node->worker_wanted) {
       pthread_mutex_unlock(&node->mutex);

@@ -7,6 +7,7 @@
 ** own application threads (cluster_ask), and asks the leader for them.
 */
 #include "cluster.h"
+#include "trust.h"
 
 #include <errno.h>
 #include <sqlite3ext.h>
@@ -288,6 +289,7 @@ static void pack_member(struct node *node, struct packer *p,
   pack_u8(p, m->role);
   pack_text(p, m->name);
   pack_text(p, m->address);
+  pack_u64(p, (uint64_t)trust_expires_of(node, m->id));
   if (m->id == node->identity.id) {
     raft_index durable = raft_durable(node->raft);
     pack_text(p, "leader");
@@ -337,6 +339,7 @@ static bool parse_members(const uint8_t *data, size_t len,
     r->role = parse_u8(&p);
     snprintf(r->name, sizeof(r->name), "%s", parse_text(&p));
     snprintf(r->address, sizeof(r->address), "%s", parse_text(&p));
+    r->expires = (int64_t)parse_u64(&p);
     snprintf(r->state, sizeof(r->state), "%s", parse_text(&p));
     r->known = true;
     r->match = parse_u64(&p);
@@ -356,6 +359,7 @@ static bool parse_members(const uint8_t *data, size_t len,
 static int local_members(struct node *node, struct member_row **rows,
                          unsigned *n)
 {
+  int64_t expires = trust_expires(node);
   pthread_mutex_lock(&node->mutex);
   const struct raft_configuration *c = &node->members;
   *rows = calloc(c->n + 1, sizeof(**rows));
@@ -368,6 +372,7 @@ static int local_members(struct node *node, struct member_row **rows,
     r->id = m->id;
     r->role = m->role;
     r->contact_ms = -1;
+    if (m->id == node->identity.id) r->expires = expires;
     snprintf(r->state, sizeof(r->state), "unknown");
   }
   pthread_mutex_unlock(&node->mutex);
@@ -430,6 +435,7 @@ static void handle(struct node *node, raft_id from, struct parser p,
   case ASK_FOLLOW: handle_follow(node, &p, to); break;
   case ASK_CHANGE: member_change(node, &p, to); break;
   case ASK_ADVERTISE: member_move(node, from, &p, to); break;
+  case ASK_ROTATE: rotate_handle(node, &p, to); break;
   default: cluster_refuse(to, "unknown request"); break;
   }
 }
@@ -446,6 +452,9 @@ void cluster_request(void *ctx, raft_id from, const uint8_t *body, size_t len,
     handle(node, from, p, to);
     return;
   }
+  if (from != 0 &&
+      trust_request(node, from, leader == node->identity.id, p, to))
+    return;
   if (leader != node->identity.id) {
     const struct raft_member *m =
         raft_configuration_find(raft_configuration(node->raft, NULL), leader);
@@ -470,6 +479,7 @@ void cluster_tick(struct node *node)
   admit_tick(node);
   invite_tick(node);
   member_tick(node);
+  trust_tick(node);
 }
 
 void cluster_close(struct node *node)

@@ -20,8 +20,9 @@ enum {
 };
 #define NO_LEADER "no leader: no quorum, or an election"
 
-/* What is asked; ASK_CHECKSUM of any node, the others of the leader. RENEW,
-   REPLACE and ADMITTED by a node that does not run: see rebuild.c. */
+/* What is asked; ASK_CHECKSUM and ASK_TRUST of any node, the others of the
+   leader. RENEW, REPLACE and ADMITTED by a node that does not run: see
+   rebuild.c. */
 enum {
   ASK_JOIN = 1,
   ASK_INVITE = 2,
@@ -34,7 +35,10 @@ enum {
   ASK_FOLLOW = 9,
   ASK_CHANGE = 10,
   ASK_ADVERTISE = 11,
-  ASK_UNINVITE = 12
+  ASK_UNINVITE = 12,
+  ASK_CERTIFY = 13,
+  ASK_TRUST = 14,
+  ASK_ROTATE = 15
 };
 
 /* What the leader answers to who asks to JOIN, or whether it is ADMITTED. */
@@ -250,6 +254,41 @@ bool cluster_first_run(const char *path,
                        const struct raft_configuration *members,
                        unsigned *voters, struct text *took, struct text *error);
 
+/* One option of who makes a node. replaces: of a member, RAFT_NAME_MAX bytes;
+   NULL: not one that joins, which has some of the others from its cluster. */
+bool cluster_take_option(struct identity *i, const char *name,
+                         const char *value, char *replaces, struct text *error);
+/* The first node of a new cluster: its ids, the CA, and its certificate by it.
+   *ca_key: tls_free_text(). */
+bool cluster_make_identity(struct identity *i, char **ca_key,
+                           struct text *error);
+/* A node as others know it. */
+void cluster_describe(const struct identity *i, uint8_t role,
+                      struct raft_member *member);
+/* As whom a node that does not run asks others. NULL and why. */
+struct tls_context *cluster_context_of(const struct identity *i,
+                                       struct text *error);
+
+/* ---- recover.c to sql.c and registry.c --------------------------------- */
+
+/* A recovery that was asked for: the word as it was given, or NULL. What it has
+   to say is malloc'd, and NULL if there was no memory for it. */
+struct recover;
+struct recover *recover_new(const char *path, const char *word, int n,
+                            const char *const *options,
+                            const struct interrupt *interrupt);
+char *recover_end(struct recover *r);
+/* What is here and elsewhere, nothing changed; true: it may be carried out.
+   running: the node, if it runs in this process. May take some seconds. */
+bool recover_look(struct recover *r, struct node *running);
+/* Nothing of the node runs in this process any more: it is carried out. False:
+   not to the end; begun: there is no old node any more. */
+bool recover_carry_out(struct recover *r);
+bool recover_begun(const struct recover *r);
+/* The new node runs: this is the answer. */
+void recover_started(struct recover *r, struct node *node);
+bool recover_refuse(struct recover *r, const struct text *why); /* false */
+
 /* ---- peers.c ----------------------------------------------------------- */
 
 #define PEERS_MAX 64
@@ -281,6 +320,13 @@ int detach_files(const char *path, const struct text *why, struct text *answer);
 int detach_check(struct node *node, struct text *error);
 /* Who else has the file open; `db` is a descriptor of it. */
 int detach_check_others(int db, const char *path, struct text *error);
+/* A connection of this process is in a transaction, or copies it. */
+bool detach_is_used(struct node *node);
+/* The files are ours alone until they are closed: 0, or why not. Connections of
+   this process are refused from then on. The second before they are closed: a
+   forked child may hold copies. */
+int detach_exclude(struct wal *wal, struct text *error);
+void detach_release(struct wal *wal);
 /* detach_files() where the directory is gone; the second also ends what an earlier
    detach began. */
 int detach_orphan(const char *path, struct text *error);

@@ -266,16 +266,42 @@ static void read_boot_id(char out[40])
   close(fd);
 }
 
+/* Written since the machine booted. */
+static bool is_current(const char magic[16], const char boot[40])
+{
+  char now[40];
+  read_boot_id(now);
+  return memcmp(magic, CONTROL_MAGIC, 16) == 0 && now[0] &&
+         memcmp(boot, now, sizeof(now)) == 0;
+}
+
+#define AT(field) (head + offsetof(struct control, field))
+
+int control_peek(const struct io *io, const char *dir,
+                 struct control_peek *peek)
+{
+  char head[offsetof(struct control, slots)];
+  int fd, rc = open_file(io, dir, "control", false, &fd);
+  memset(peek, 0, sizeof(*peek));
+  if (rc) return rc;
+  ssize_t n = io->pread(io->ctx, fd, head, sizeof(head), 0);
+  io->close(io->ctx, fd);
+  if (n != (ssize_t)sizeof(head)) return n < 0 ? (int)n : -EBADMSG;
+  if (is_current(AT(magic), AT(boot)))
+    memcpy(&peek->confirmed, AT(confirmed), sizeof(peek->confirmed));
+  peek->led = *AT(led);
+  for (int i = 0; i < 2; i++)
+    memcpy(&peek->heard[i], AT(heard[i]), sizeof(peek->heard[i]));
+  return 0;
+}
+
 raft_index control_begin(struct control_map *map)
 {
   struct control *control = map->control;
-  char boot[40];
-  read_boot_id(boot);
-  if (memcmp(control->magic, CONTROL_MAGIC, 16) == 0 && boot[0] &&
-      memcmp(control->boot, boot, sizeof(boot)) == 0)
+  if (is_current(control->magic, control->boot))
     return atomic_load(&control->confirmed);
   atomic_store(&control->confirmed, 0);
-  memcpy(control->boot, boot, sizeof(boot));
+  read_boot_id(control->boot);
   memcpy(control->magic, CONTROL_MAGIC, 16);
   return 0;
 }

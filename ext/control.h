@@ -62,6 +62,18 @@ struct control_slot {
 };
 _Static_assert(sizeof(struct control_slot) == 128, "two lines of a cache");
 
+/* The newest entry that this node knows another one to have: heard.c. */
+struct control_heard {
+  uint64_t checksum; /* XXH3-64 of the rest; else it is torn */
+  uint64_t cluster;
+  raft_id id; /* who has it */
+  raft_index index;
+  raft_term term;
+  int64_t time_ms; /* of the calendar, when it was heard */
+  char name[RAFT_NAME_MAX];
+};
+_Static_assert(sizeof(struct control_heard) == 112, "no padding");
+
 /* The file "control". */
 struct control {
   char magic[16];
@@ -82,6 +94,10 @@ struct control {
   /* A lease of this node as the leader: until when, in ms of CLOCK_BOOTTIME, 0:
      none; and the commit index, known to nobody before it is here. */
   _Atomic uint64_t lease_until, lease_commit;
+  /* Of the host's loop alone, one after the other: one of them is whole. */
+  struct {
+    _Alignas(512) struct control_heard it;
+  } heard[2];
   _Alignas(4096) struct control_slot slots[CONTROL_SLOTS];
 };
 _Static_assert(offsetof(struct control, confirmed) == 56, "as it ever was");
@@ -115,6 +131,15 @@ void control_close(struct control_map *map); /* NULL: nothing */
 /* The newest entry that was confirmed since the machine booted; 0: none. For
    the host, before it shows anything. */
 raft_index control_begin(struct control_map *map);
+/* What the file tells who only looks, whether there is a host or not: nothing
+   is changed or locked. 0, or a negated errno value and all is zero. */
+struct control_peek {
+  raft_index confirmed; /* as control_begin() tells it */
+  bool led;             /* when the host last wrote it */
+  struct control_heard heard[2];
+};
+int control_peek(const struct io *io, const char *dir,
+                 struct control_peek *peek);
 
 /* ---- the view ---------------------------------------------------------- */
 

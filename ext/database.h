@@ -63,6 +63,10 @@ int registry_stop(const char *path, bool clean, struct text *answer);
    negated errno value and *answer says why. */
 int registry_detach(const char *path, const struct interrupt *interrupt,
                     struct text *answer);
+/* Carries a recovery out, a node without a leader that runs here stopped for it.
+   The answer is the recovery's. */
+struct recover;
+bool registry_recover(const char *path, struct recover *recover);
 /* Why the node of a path could not be opened here, or (path NULL) the newest
    such reason; false: no reason known. */
 bool registry_refusal(const char *path, struct text *reason);

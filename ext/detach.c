@@ -70,8 +70,7 @@ int detach_check_others(int db, const char *path, struct text *error)
   return -EBUSY;
 }
 
-/* The file is ours alone until wal_close() or release(). */
-static int exclude(struct wal *wal, struct text *error)
+int detach_exclude(struct wal *wal, struct text *error)
 {
   int rc = detach_check_others(wal->db, wal->path, error);
   if (rc) return rc;
@@ -83,9 +82,7 @@ static int exclude(struct wal *wal, struct text *error)
   return refuse(error, wal->path, "another process has it open");
 }
 
-/* A forked child may hold copies of the descriptors: closing alone would
-   release nothing. */
-static void release(struct wal *wal)
+void detach_release(struct wal *wal)
 {
   wal_lock(wal->db, F_UNLCK, WAL_DB_LOCKS, WAL_DB_LOCKS_SIZE);
   wal_lock(wal->shm, F_UNLCK, 0, 0);
@@ -200,7 +197,7 @@ static const char *why_unsettled(struct node *node)
   return why;
 }
 
-static bool is_used(struct node *node)
+bool detach_is_used(struct node *node)
 {
   pthread_mutex_lock(&node->mutex);
   bool used = node->writer != NULL;
@@ -215,7 +212,7 @@ static bool is_used(struct node *node)
 int detach_check(struct node *node, struct text *error)
 {
   const char *why = why_unsettled(node);
-  bool used = is_used(node);
+  bool used = detach_is_used(node);
   if ((used || why) && node_log_failed(node)) /* what is in flight stays so */
     return refuse(error, node->path, NODE_LOG_FAILED);
   if (used)
@@ -261,12 +258,12 @@ int detach_node(struct node *node, struct text *answer)
     return -EBUSY;
   }
   raft_index index = node->wal->confirmed_index;
-  rc = exclude(node->wal, answer);
+  rc = detach_exclude(node->wal, answer);
   if (rc) return rc;
   rc = set_aside(node->path, DETACHED, answer);
   if (rc == 0) rc = make_ordinary(node->wal, answer);
   /* Connections that are open may keep the rest of the node for long. */
-  release(node->wal);
+  detach_release(node->wal);
   if (rc) return rc;
   drop_directory(node->path);
   say_detached(node, index, answer);
@@ -316,7 +313,7 @@ int detach_files(const char *path, const struct text *why, struct text *answer)
       confirmed <= node->checkpoint.index)
     rc = publish_incoming(node, answer);
   if (rc == 0) rc = held_index(node, confirmed, &index, &exact, answer);
-  if (rc == 0) rc = exclude(node->wal, answer);
+  if (rc == 0) rc = detach_exclude(node->wal, answer);
   if (rc == 0) rc = set_aside(path, KEPT, answer);
   if (rc == 0) rc = fold_and_make_ordinary(node->wal, answer);
   if (rc == 0)
@@ -325,7 +322,7 @@ int detach_files(const char *path, const struct text *why, struct text *answer)
              "of the node is kept in %s-quorate%s: it could not start: %s",
              (unsigned long long)index, exact ? "" : " or later",
              strrchr(path, '/') + 1, KEPT, why->s);
-  if (node && node->wal) release(node->wal);
+  if (node && node->wal) detach_release(node->wal);
   node_free(node);
   return rc;
 }
@@ -343,9 +340,9 @@ int detach_orphan(const char *path, struct text *error)
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
   free(line);
   if (rc) return rc;
-  rc = exclude(wal, error);
+  rc = detach_exclude(wal, error);
   if (rc == 0) rc = fold_and_make_ordinary(wal, error);
-  release(wal);
+  detach_release(wal);
   wal_free(wal);
   return rc;
 }

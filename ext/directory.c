@@ -18,7 +18,8 @@
 #include <unistd.h>
 
 /* Those that a node makes in its directory. */
-static const char *const folders[] = {"log", "incoming", "rebuild"};
+static const char *const folders[] = {"log", "incoming", "rebuild", "recover",
+                                      "recover.new"};
 
 static bool is_folder(const char *name)
 {

@@ -707,7 +707,7 @@ static int enter_database(struct fetch *f)
   if (rc) return rc;
   wal_advance(wal, f->cp.index);
   node->identity.joining = false;
-  rc = identity_write(node->dir, &node->identity, &error);
+  rc = identity_write_node(node->dir, &node->identity, &error);
   if (rc) {
     events_add(&node->events, "%s", error.s);
     wal_free(wal);

@@ -9,20 +9,33 @@
 **     heartbeat_ms = 75       election_timeout_ms = 500
 **     log_keep_kib = 262144   snapshot_rate_kib = 0
 **     lease = 0                joining = 0
+**     ca_file = /path         cert_file = /path    key_file = /path
+**     names = *.db.example
 **     checksum = <16 hex>     XXH3-64 of all before it; the last line
 **
-** It is replaced in one step, and read strictly: an unknown name, a missing or
-** a malformed value is damage. Certificates and keys are PEM files of 0600.
+** The four before the last are there where certificates come from outside;
+** `names` only if it is not empty. It is replaced in one step, and read
+** strictly: an unknown name, a missing or a malformed value is damage.
+**
+** Certificates and keys are PEM files of 0600 beside it, or those that it
+** names. ca.pem has all CAs that are trusted; cert.pem may be of any of them.
+** key.pem may have several keys while they are being replaced: one belongs to
+** cert.pem (trust.c).
 */
 #include "node.h"
+#include "trust.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 #define FILE_MAX 16384
+#define OUTSIDE_MAX (128 * 1024) /* a bundle of CAs may be long */
+#define NODE_MAX 8192
 #define NAMES 13 /* lines of DIR/node before the checksum */
+#define LINES 17 /* and those that need not be there */
 #define CHECKSUM "checksum = "
 
 bool identity_valid_name(const char *name)
@@ -44,10 +57,20 @@ static int write_one(const char *dir, const char *file, const char *text,
   return rc;
 }
 
+static void print_outside(char *text, size_t size, const struct identity *i)
+{
+  size_t n = strlen(text);
+  if (!trust_is_outside(i)) return;
+  snprintf(text + n, size - n,
+           "ca_file = %s\ncert_file = %s\nkey_file = %s\n%s%s%s", i->ca_file,
+           i->cert_file, i->key_file, i->names[0] ? "names = " : "", i->names,
+           i->names[0] ? "\n" : "");
+}
+
 int identity_write_node(const char *dir, const struct identity *i,
                         struct text *error)
 {
-  char text[2048];
+  char text[NODE_MAX];
   snprintf(text, sizeof(text),
            "version = 1\ncluster = %016llx\nnode = %016llx\n"
            "incarnation = %016llx\nname = %s\nlisten = %s\nadvertise = %s\n"
@@ -57,6 +80,7 @@ int identity_write_node(const char *dir, const struct identity *i,
            (unsigned long long)i->incarnation, i->name, i->listen, i->advertise,
            i->heartbeat_ms, i->election_timeout_ms, i->joining, i->log_keep_kib,
            i->snapshot_rate_kib, i->lease);
+  print_outside(text, sizeof(text), i);
   size_t n = strlen(text);
   snprintf(text + n, sizeof(text) - n, CHECKSUM "%016llx\n",
            (unsigned long long)XXH3_64bits(text, n));
@@ -66,26 +90,64 @@ int identity_write_node(const char *dir, const struct identity *i,
 int identity_write(const char *dir, const struct identity *i,
                    struct text *error)
 {
-  int rc = write_one(dir, "ca.pem", i->ca, error);
-  if (rc == 0) rc = write_one(dir, "cert.pem", i->cert, error);
-  if (rc == 0) rc = write_one(dir, "key.pem", i->key, error);
+  int rc = 0;
+  if (!trust_is_outside(i)) {
+    rc = write_one(dir, "ca.pem", i->ca, error);
+    if (rc == 0) rc = write_one(dir, "cert.pem", i->cert, error);
+    if (rc == 0) rc = write_one(dir, "key.pem", i->key, error);
+  }
   return rc ? rc : identity_write_node(dir, i, error);
+}
+
+/* ---- reading ------------------------------------------------------------- */
+
+int identity_private(const char *path, bool owner, struct text *error)
+{
+  struct stat st;
+  if (stat(path, &st) != 0) return 0; /* who reads it will say so */
+  if (st.st_mode & 077) {
+    text_set(error, "%s: others than its owner may use it: chmod %s '%s'", path,
+             S_ISDIR(st.st_mode) ? "700" : "600", path);
+    return -EACCES;
+  }
+  if (!owner || st.st_uid == geteuid() || st.st_uid == 0) return 0;
+  text_set(error, "%s: belongs to another user: chown %u '%s'", path,
+           (unsigned)geteuid(), path);
+  return -EACCES;
+}
+
+static int read_path(const char *path, size_t max, char **text,
+                     struct text *error)
+{
+  size_t len = 0;
+  int rc = io_read_file(&io_posix, path, max, (uint8_t **)text, &len);
+  if (rc == 0 && strlen(*text) != len) rc = -EBADMSG;
+  if (rc == -EBADMSG)
+    text_set(error, "%s: damaged", path);
+  else if (rc)
+    text_set(error, "%s: %s", path, errno_text(-rc).s);
+  return rc;
 }
 
 static int read_one(const char *dir, const char *file, char **text,
                     struct text *error)
 {
   char *path = NULL;
-  size_t len = 0;
   if (asprintf(&path, "%s/%s", dir, file) < 0) return -ENOMEM;
-  int rc = io_read_file(&io_posix, path, FILE_MAX, (uint8_t **)text, &len);
-  if (rc == 0 && strlen(*text) != len) rc = -EBADMSG;
-  if (rc == -EBADMSG)
-    text_set(error, "%s: damaged", path);
-  else if (rc)
-    text_set(error, "%s: %s", path, errno_text(-rc).s);
+  int rc = identity_private(path, false, error);
+  if (rc == 0) rc = read_path(path, FILE_MAX, text, error);
   free(path);
   return rc;
+}
+
+/* Nothing of it is damage of this node's: it is for who made it to put right. */
+int identity_read_outside(struct identity *i, struct text *error)
+{
+  int rc = identity_private(i->key_file, true, error);
+  if (rc == 0) rc = read_path(i->ca_file, OUTSIDE_MAX, &i->ca, error);
+  if (rc == 0) rc = read_path(i->cert_file, OUTSIDE_MAX, &i->cert, error);
+  if (rc == 0) rc = read_path(i->key_file, OUTSIDE_MAX, &i->key, error);
+  return rc ? -EACCES : 0;
 }
 
 static bool hex64(const char *value, uint64_t *out)
@@ -122,11 +184,12 @@ static bool take(struct identity *i, const char *name, const char *value,
       "incarnation", "name",         "listen",
       "advertise",   "heartbeat_ms", "election_timeout_ms",
       "joining",     "log_keep_kib", "snapshot_rate_kib",
-      "lease"};
+      "lease",       "ca_file",      "cert_file",
+      "key_file",    "names"};
   unsigned v = 0, k = 0;
-  while (k < NAMES && strcmp(names[k], name) != 0)
+  while (k < LINES && strcmp(names[k], name) != 0)
     k++;
-  if (k == NAMES || (*seen & 1u << k)) return false;
+  if (k == LINES || (*seen & 1u << k)) return false;
   *seen |= 1u << k;
   switch (k) {
   case 0: return number(value, 1, &v) && v == 1;
@@ -142,11 +205,24 @@ static bool take(struct identity *i, const char *name, const char *value,
   case 8: return number(value, 600000, &i->election_timeout_ms);
   case 10: return number(value, UINT32_MAX, &i->log_keep_kib);
   case 11: return number(value, UINT32_MAX, &i->snapshot_rate_kib);
+  case 13: return copy_text(value, i->ca_file, sizeof(i->ca_file));
+  case 14: return copy_text(value, i->cert_file, sizeof(i->cert_file));
+  case 15: return copy_text(value, i->key_file, sizeof(i->key_file));
+  case 16: return copy_text(value, i->names, sizeof(i->names));
   default:
     if (!number(value, 1, &v)) return false;
     *(k == 9 ? &i->joining : &i->lease) = v == 1;
     return true;
   }
+}
+
+/* All lines that must be there; of the others none, or those of an outside
+   PKI, of which the last may be missing. */
+static bool is_complete(unsigned seen)
+{
+  unsigned others = seen >> NAMES;
+  return (seen & ((1u << NAMES) - 1)) == (1u << NAMES) - 1 &&
+         (others == 0 || (others & 7) == 7);
 }
 
 static bool parse(struct identity *i, char *text)
@@ -169,7 +245,7 @@ static bool parse(struct identity *i, char *text)
     *mid = 0;
     if (!take(i, line, mid + 3, &seen)) return false;
   }
-  return seen == (1u << NAMES) - 1 && i->election_timeout_ms > i->heartbeat_ms;
+  return is_complete(seen) && i->election_timeout_ms > i->heartbeat_ms;
 }
 
 int identity_read(const char *dir, struct identity *i, struct text *error)
@@ -182,9 +258,13 @@ int identity_read(const char *dir, struct identity *i, struct text *error)
     rc = -EBADMSG;
   }
   free(text);
-  if (rc == 0) rc = read_one(dir, "ca.pem", &i->ca, error);
-  if (rc == 0) rc = read_one(dir, "cert.pem", &i->cert, error);
-  if (rc == 0) rc = read_one(dir, "key.pem", &i->key, error);
+  if (rc == 0 && trust_is_outside(i)) {
+    rc = identity_read_outside(i, error);
+  } else {
+    if (rc == 0) rc = read_one(dir, "ca.pem", &i->ca, error);
+    if (rc == 0) rc = read_one(dir, "cert.pem", &i->cert, error);
+    if (rc == 0) rc = read_one(dir, "key.pem", &i->key, error);
+  }
   if (rc) identity_clear(i);
   return rc;
 }

@@ -14,6 +14,7 @@
 #include "call.h"
 #include "cluster.h"
 #include "guesses.h"
+#include "trust.h"
 
 #include <sqlite3ext.h>
 #include <stdio.h>
@@ -500,8 +501,7 @@ int cluster_invite(struct node *node, const char *name, uint8_t role,
   snprintf(t.name, sizeof(t.name), "%s", name);
   member_address(node, t.address);
   if (tls_random(t.secret, sizeof(t.secret), &tls_error) != 0 ||
-      tls_digest(t.secret, sizeof(t.secret), digest, &tls_error) != 0 ||
-      tls_fingerprint(node->identity.ca, t.ca_fingerprint, &tls_error) != 0) {
+      tls_digest(t.secret, sizeof(t.secret), digest, &tls_error) != 0) {
     text_set(error, "%s", tls_error.text);
     return -1;
   }
@@ -512,7 +512,9 @@ int cluster_invite(struct node *node, const char *name, uint8_t role,
   pack_bytes(&body, digest, sizeof(digest));
   int rc = cluster_ask_and_wait(node, body, error);
   if (rc == 0 && !agreed(node, name, digest, 0, error)) rc = -1;
-  if (rc == 0 && tls_token_encode(&t, token, &tls_error) != 0) {
+  /* By now what is known here of CAs is as new as the invitation. */
+  if (rc == 0 && (trust_pin(node, t.ca_fingerprint, &tls_error) != 0 ||
+                  tls_token_encode(&t, token, &tls_error) != 0)) {
     text_set(error, "%s", tls_error.text);
     rc = -1;
   }

@@ -9,6 +9,7 @@
 */
 #include "cluster.h"
 #include "database.h"
+#include "trust.h"
 #include "vfs.h"
 
 #include <errno.h>
@@ -56,9 +57,8 @@ static bool take_switch(const char *value, bool *out)
   return *out || strcmp(value, "off") == 0;
 }
 
-/* replaces: of a member, RAFT_NAME_MAX bytes; NULL: a bootstrap. */
-static bool take_option(struct identity *i, const char *name, const char *value,
-                        char *replaces, struct text *error)
+bool cluster_take_option(struct identity *i, const char *name,
+                         const char *value, char *replaces, struct text *error)
 {
   bool ok = true, bootstrap = replaces == NULL;
   if (strcmp(name, "listen") == 0) {
@@ -83,6 +83,8 @@ static bool take_option(struct identity *i, const char *name, const char *value,
     ok = take_kib(value, &i->log_keep_kib);
   } else if (strcmp(name, "snapshot_rate_kib") == 0) {
     ok = take_kib(value, &i->snapshot_rate_kib);
+  } else if (outside_option(i, name, value, error)) {
+    return error->s[0] == 0;
   } else {
     text_set(error, "unknown option: %s", name);
     return false;
@@ -99,6 +101,7 @@ static bool take_options(struct identity *i, int n, const char *const *options,
   i->heartbeat_ms = 75;
   i->election_timeout_ms = 500;
   i->log_keep_kib = 256u << 10;
+  error->s[0] = 0;
   if (n % 2) {
     text_set(error, "options come in pairs: name, value");
     return false;
@@ -108,7 +111,7 @@ static bool take_options(struct identity *i, int n, const char *const *options,
       text_set(error, "an option is NULL");
       return false;
     }
-    if (!take_option(i, options[k], options[k + 1], replaces, error))
+    if (!cluster_take_option(i, options[k], options[k + 1], replaces, error))
       return false;
   }
   if (i->listen[0] == 0) {
@@ -121,7 +124,7 @@ static bool take_options(struct identity *i, int n, const char *const *options,
   }
   if (i->advertise[0] == 0)
     memcpy(i->advertise, i->listen, sizeof(i->advertise));
-  if (replaces == NULL && i->name[0] == 0)
+  if (replaces == NULL && i->name[0] == 0 && i->names[0] == 0)
     snprintf(i->name, sizeof(i->name), "n1");
   return true;
 }
@@ -336,11 +339,23 @@ static bool convert(struct place *place, struct text *error)
   return ok && no_journal(place, error);
 }
 
-static bool make_first_identity(struct identity *i, char **ca_key,
-                                struct text *error)
+/* Is there anything of an outside PKI among the options? */
+static bool has_outside(const struct identity *i)
+{
+  return i->ca_file[0] || i->cert_file[0] || i->key_file[0] || i->names[0];
+}
+
+bool cluster_make_identity(struct identity *i, char **ca_key,
+                           struct text *error)
 {
   struct tls_error e = {""};
   char *csr = NULL;
+  if (has_outside(i)) {
+    if (tls_random(&i->incarnation, 8, &e) == 0)
+      return outside_identify(i, error);
+    text_set(error, "%s", e.text);
+    return false;
+  }
   bool ok = tls_random(&i->cluster, 8, &e) == 0 &&
             tls_random(&i->id, 8, &e) == 0 &&
             tls_random(&i->incarnation, 8, &e) == 0;
@@ -354,6 +369,15 @@ static bool make_first_identity(struct identity *i, char **ca_key,
   return ok;
 }
 
+void cluster_describe(const struct identity *i, uint8_t role,
+                      struct raft_member *member)
+{
+  *member = (struct raft_member){
+      .id = i->id, .incarnation = i->incarnation, .role = role};
+  memcpy(member->name, i->name, sizeof(member->name));
+  memcpy(member->address, i->advertise, sizeof(member->address));
+}
+
 /* The checkpoint of a new cluster: entry 1 is what the file holds now. */
 static bool write_first_checkpoint(const char *dir, const struct identity *i,
                                    const char *ca_key, struct text *error)
@@ -362,15 +386,9 @@ static bool write_first_checkpoint(const char *dir, const struct identity *i,
       .index = 1, .term = 1, .floor = 1, .configuration_index = 1};
   struct settings settings = {0};
   char *line = NULL;
-  struct raft_member *m = &cp.configuration.members[0];
   cp.configuration.n = 1;
-  m->id = i->id;
-  m->incarnation = i->incarnation;
-  m->role = RAFT_VOTER;
-  memcpy(m->name, i->name, sizeof(m->name));
-  memcpy(m->address, i->advertise, sizeof(m->address));
-  int rc = settings_set(&settings, "ca-cert", i->ca, strlen(i->ca));
-  if (rc == 0) rc = settings_set(&settings, "ca-key", ca_key, strlen(ca_key));
+  cluster_describe(i, RAFT_VOTER, &cp.configuration.members[0]);
+  int rc = ca_key ? trust_put_ca(&settings, i->ca, ca_key) : 0;
   if (rc == 0) rc = settings_pack(&settings, &cp.settings, &cp.settings_len);
   rc = rc ? -ENOMEM : store_checkpoint_write(&io_posix, dir, &cp, &line);
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
@@ -410,7 +428,7 @@ int cluster_bootstrap(const char *file, int n, const char *const *options,
             cluster_address_free(identity.listen, answer);
   if (ok) {
     begun = true;
-    ok = make_first_identity(&identity, &ca_key, answer) &&
+    ok = cluster_make_identity(&identity, &ca_key, answer) &&
          begin_directory(&place, answer) &&
          identity_write(place.fresh, &identity, answer) == 0 &&
          write_first_checkpoint(place.fresh, &identity, ca_key, answer) &&
@@ -448,8 +466,15 @@ static bool take_admission(const uint8_t *body, size_t len, struct identity *i,
   }
   i->id = a.id;
   i->incarnation = a.incarnation;
-  i->cert = strdup(a.cert);
-  i->ca = strdup(a.ca);
+  if (trust_is_outside(i) ? a.id != i->id || a.cert[0] || a.ca[0]
+                          : !a.cert[0] || !a.ca[0]) {
+    text_set(error, MALFORMED_ADMISSION);
+    return false;
+  }
+  if (!trust_is_outside(i)) {
+    i->cert = strdup(a.cert);
+    i->ca = strdup(a.ca);
+  }
   i->heartbeat_ms = a.heartbeat_ms;
   i->election_timeout_ms = a.election_timeout_ms;
   i->lease = a.lease;
@@ -458,47 +483,94 @@ static bool take_admission(const uint8_t *body, size_t len, struct identity *i,
   return i->cert && i->ca;
 }
 
-/* Asks the member in the token, and the leader that it names. */
+/* A joiner without a certificate knows the cluster by the token's CA; one that
+   has a certificate knows it by its own CAs, and is known by it. *csr is "" in
+   that case. */
+static bool begin_asking(const struct tls_token *token, struct identity *i,
+                         struct tls_context **tls, char **csr,
+                         struct text *error)
+{
+  struct tls_error why;
+  struct trust_view view;
+  if (trust_is_outside(i)) {
+    *csr = strdup("");
+    if (trust_check("", i, tls, &view, error) != 0) return false;
+    if (*csr && trust_trusts(&view, token->ca_fingerprint)) return true;
+    text_set(error, "%s: the token's CA is not among those in it", i->ca_file);
+    return false;
+  }
+  if (tls_make_request(csr, &i->key, &why) == 0 &&
+      tls_context_new_joiner(token->cluster, token->ca_fingerprint, tls,
+                             &why) == 0)
+    return true;
+  text_set(error, "%s", why.text);
+  return false;
+}
+
+/* While a CA is being replaced, some nodes may still show a certificate of the
+   other one, for a moment. */
+#define PIN_MS 2500
+#define PIN_PAUSE_MS 500
+#define PIN_TEXT "the token's CA"
+
+static bool may_change(const char *why, uint64_t until)
+{
+  struct timespec pause = {0, PIN_PAUSE_MS * 1000000};
+  if (strstr(why, PIN_TEXT) == NULL || clock_monotonic_ms() > until)
+    return false;
+  nanosleep(&pause, NULL);
+  return true;
+}
+
+/* Asks the member in the token, and the leader that it names. The status, and
+   *body; or -1 and *error. */
+static int send_request(const struct tls_token *token, struct identity *i,
+                        struct tls_context *tls, const struct packer *request,
+                        uint8_t **body, size_t *len, struct net_error *error)
+{
+  struct net_identity self = {token->cluster, 0, 0};
+  char address[RAFT_ADDRESS_MAX];
+  uint64_t until = clock_monotonic_ms() + PIN_MS;
+  int status = -1, tries = 0;
+  if (trust_is_outside(i)) self.id = i->id;
+  snprintf(address, sizeof(address), "%s", token->address);
+  while (tries < REDIRECTS) {
+    *body = NULL;
+    *len = 0;
+    status = net_join(tls, &self, address, request->data, request->len,
+                      JOIN_TIMEOUT_MS, body, len, error);
+    if (status < 0 && may_change(error->text, until)) continue;
+    if (status != ANSWER_REDIRECT || *len >= sizeof(address)) break;
+    memcpy(address, *body, *len);
+    address[*len] = 0;
+    free(*body);
+    *body = NULL;
+    tries++;
+  }
+  return status;
+}
+
 static bool ask_to_join(const struct tls_token *token, struct identity *i,
                         const char *replaces,
                         struct raft_configuration *members, struct text *error)
 {
   struct tls_context *tls = NULL;
-  struct tls_error tls_error;
-  struct net_error net_error;
-  struct net_identity self = {.cluster = token->cluster};
+  struct net_error net_error = {"", 0};
   struct packer request = {0};
-  char *csr = NULL, address[RAFT_ADDRESS_MAX];
-  bool ok = false;
-  if (tls_make_request(&csr, &i->key, &tls_error) != 0 ||
-      tls_context_new_joiner(token->cluster, token->ca_fingerprint, &tls,
-                             &tls_error) != 0) {
-    text_set(error, "%s", tls_error.text);
-    tls_free_text(csr);
-    return false;
-  }
-  cluster_pack_join(&request, token, i->advertise, csr, replaces);
-  snprintf(address, sizeof(address), "%s", token->address);
-  for (int tries = 0; tries < REDIRECTS; tries++) {
-    uint8_t *body = NULL;
-    size_t len = 0;
-    int status = net_join(tls, &self, address, request.data, request.len,
-                          JOIN_TIMEOUT_MS, &body, &len, &net_error);
-    if (status == ANSWER_REDIRECT && len < sizeof(address)) {
-      memcpy(address, body, len);
-      address[len] = 0;
-      free(body);
-      continue;
-    }
-    if (status == ANSWER_OK)
-      ok = take_admission(body, len, i, members, error);
-    else if (status < 0)
+  char *csr = NULL;
+  uint8_t *body = NULL;
+  size_t len = 0;
+  bool ok = begin_asking(token, i, &tls, &csr, error);
+  if (ok) {
+    cluster_pack_join(&request, token, i->advertise, csr, replaces);
+    int status = send_request(token, i, tls, &request, &body, &len, &net_error);
+    ok = status == ANSWER_OK && take_admission(body, len, i, members, error);
+    if (status < 0)
       text_set(error, "%s", net_error.text);
-    else
+    else if (status != ANSWER_OK)
       text_set(error, "%.*s", (int)len, body ? (const char *)body : "");
-    free(body);
-    break;
   }
+  free(body);
   if (request.data) explicit_bzero(request.data, request.cap);
   free(request.data);
   tls_free_text(csr);
@@ -599,7 +671,8 @@ int cluster_join(const char *file, const char *text, int n,
     identity.cluster = token.cluster;
     identity.joining = true;
     snprintf(identity.name, sizeof(identity.name), "%s", token.name);
-    ok = begin_directory(&place, answer) &&
+    ok = (!has_outside(&identity) || outside_identify(&identity, answer)) &&
+         begin_directory(&place, answer) &&
          ask_to_join(&token, &identity, replaces, &members, answer) &&
          identity_write(place.fresh, &identity, answer) == 0 &&
          finish_directory(&place, answer) &&

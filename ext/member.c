@@ -145,6 +145,10 @@ int member_apply(struct node *node, const struct raft_configuration *next,
   for (unsigned i = 0; rc == 0 && i < was->n; i++)
     if (raft_configuration_find(next, was->members[i].id) == NULL)
       rc = revoke_node(&node->settings, &was->members[i], index);
+  /* A certificate from outside may say who joins again. */
+  for (unsigned i = 0; i < next->n; i++)
+    settings_set(&node->settings, key_of(REVOKED, next->members[i].id).s, NULL,
+                 0);
   node->reconfigured = true;
   pthread_cond_broadcast(&node->changed);
   return rc ? -ENOMEM : 0;

@@ -865,6 +865,7 @@ static void on_message(void *ctx, struct raft_message *message)
   struct node *node = ctx;
   struct raft_event event = {.type = RAFT_EVENT_MESSAGE};
   event.u.message = message;
+  heard_message(node, message);
   progress_heard(node, message);
   node_step(node, &event);
   raft_message_clear(message);

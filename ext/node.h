@@ -80,6 +80,8 @@ void bell_ring(struct bell *bell, uint32_t how);
 
 /* ---- identity: identity.c ---------------------------------------------- */
 
+#define IDENTITY_PATH_MAX 1024
+
 /* The file DIR/node and the certificates beside it. */
 struct identity {
   uint64_t cluster, id, incarnation;
@@ -92,16 +94,30 @@ struct identity {
   unsigned log_keep_kib;      /* log kept for slow followers, at most */
   unsigned snapshot_rate_kib; /* a second, of snapshots given; 0: no limit */
   bool joining;               /* the first snapshot has not arrived yet */
-  char *ca, *cert, *key;      /* PEM */
+  /* Certificates that come from outside: absolute paths; else empty. And which
+     of their DNS names is the node's; empty: their URI is. */
+  char ca_file[IDENTITY_PATH_MAX], cert_file[IDENTITY_PATH_MAX];
+  char key_file[IDENTITY_PATH_MAX], names[256];
+  /* PEM. In a node that runs, changed by the loop thread under the mutex. */
+  char *ca, *cert, *key;
 };
 bool identity_valid_name(const char *name);
+/* All files of DIR; the second only the file `node`: what is beside it is then
+   trust.c's. */
 int identity_write(const char *dir, const struct identity *identity,
                    struct text *error);
-/* The file `node` alone. */
 int identity_write_node(const char *dir, const struct identity *identity,
                         struct text *error);
+/* -EACCES: nothing is damaged, but others may use a file that they must not, or
+   the files from outside cannot be read. */
 int identity_read(const char *dir, struct identity *identity,
                   struct text *error);
+/* The three files that an outside PKI gives: -EACCES and why not. What was read
+   so far is to be cleared. */
+int identity_read_outside(struct identity *identity, struct text *error);
+/* -EACCES: others than the owner may use a file, or (owner) that is neither this
+   user nor root. 0: not so, or there is no such file. */
+int identity_private(const char *path, bool owner, struct text *error);
 void identity_clear(struct identity *identity);
 
 /* ---- the directory that they are in: directory.c ------------------------- */
@@ -385,7 +401,7 @@ struct node {
   uint64_t next_read, asked_read; /* numbers of read requests */
   raft_index applied;
   bool worker_wanted, worker_apply, worker_install, worker_reopen;
-  bool worker_peers;
+  bool worker_peers, worker_trust;
   uint64_t next_checkpoint; /* ms; not before, when one was in vain */
   unsigned in_vain;         /* that many times in a row */
   /* checkpoints that somebody asked for, and the last one's outcome */
@@ -435,10 +451,12 @@ struct node {
   struct snapshot_out *snapshots; /* that this node gives */
   struct fetch *fetch;            /* that it takes; NULL: none */
   uint64_t fetched, last_session;
-  raft_index compacted; /* the log need not go back further */
-  bool closing;         /* the loop is about to end */
-  uint64_t dice;        /* of void_one_in */
-  struct join *joins;   /* admit.c: requests that wait for agreement */
+  raft_index compacted;       /* the log need not go back further */
+  bool closing;               /* the loop is about to end */
+  uint64_t dice;              /* of void_one_in */
+  struct control_heard heard; /* as it was last noted: heard.c */
+  unsigned heard_at;
+  struct join *joins; /* admit.c: requests that wait for agreement */
   struct invites *invites;
   struct metrics *metrics; /* mutex */
   struct counters counters;
@@ -448,6 +466,7 @@ struct node {
   uint64_t since;           /* ms of the monotonic clock: its start */
   bool telling;             /* member.c: its address, and not before then */
   uint64_t tell_at;
+  struct trust *trust; /* trust.h */
   struct lock lock;
   struct host *host; /* sessions with attached processes */
   struct parking parking;
@@ -478,6 +497,18 @@ void node_stop(struct node *node, bool clean);
    be freed in any case. */
 int node_open_files(const char *path, struct node **out, raft_index *confirmed,
                     struct text *error);
+
+/* A node of nothing but its path, to be freed; NULL: no memory. */
+struct node *node_new(const char *path);
+/* Maps its control file. *confirmed is 0 when that tells nothing. */
+int node_open_control(struct node *node, raft_index *confirmed,
+                      struct text *error);
+/* A recovery was cut off between its steps 3 and 7 (recover.c): nothing else may
+   be done with the files; *error says what to do. dir: of the database at
+   path. */
+bool recover_under_way(const char *path, const char *dir, struct text *error);
+/* Removes what one that was cut off before or after them has left. */
+void recover_clean(const char *dir);
 
 /* The lock that says which process hosts the node of `path`: a descriptor, to
    be given back with node_unlock(); -EWOULDBLOCK and *pid: another has it; or
@@ -719,6 +750,16 @@ void apply_tick(struct node *node);
    last one before it that leaves no transaction open: newest image of each
    page. At start, or on the worker while nothing else is applied. */
 int apply_fold(struct node *node, raft_index *to, struct text *error);
+/* The same in two steps. The first only reads the log, and brings the node's
+   settings and configuration to `to`; the second puts the pages on top of the
+   database, at once. */
+struct fold;
+int apply_collect(struct node *node, raft_index to, struct fold **fold,
+                  struct text *error);
+int apply_collected(struct node *node, struct fold *fold, struct text *error);
+/* What is reached: no transaction is open after it. */
+raft_index apply_reaches(const struct fold *fold);
+void apply_drop(struct fold *fold); /* NULL: nothing */
 /* Decides the fate of in-flight transactions of terms before `term`; of those
    under a grant whose writes after `position` were not taken; of all. */
 void apply_reject_before(struct node *node, raft_term term);
@@ -796,6 +837,16 @@ void metrics_note(struct node *node, const struct node_view *was);
 /* The control file is there: reads are counted in it, by connections. */
 void metrics_begin(struct node *node);
 
+/* ---- what others have: heard.c ------------------------------------------ */
+
+/* At the start, when the control file is open. */
+void heard_begin(struct node *node);
+/* Loop thread: a message came in, which may tell it. */
+void heard_message(struct node *node, const struct raft_message *message);
+/* The newest that was noted, of nodes of this cluster; false: nothing was. */
+bool heard_newest(const struct control_heard heard[2], uint64_t cluster,
+                  struct control_heard *out);
+
 /* ---- membership and requests between nodes: cluster.c ------------------ */
 
 int cluster_bootstrap(const char *path, int argc, const char *const *options,
@@ -848,6 +899,7 @@ struct member_row {
   raft_index match;
   uint64_t lag_entries;
   int64_t contact_ms;     /* since the last contact; -1: unknown */
+  int64_t expires;        /* end of its certificate, s since 1970; 0: unknown */
   uint64_t lag_ms;        /* for how long it has lacked entries */
   uint32_t round_trip_us; /* from the leader; 0: unknown */
 };

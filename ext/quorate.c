@@ -72,13 +72,11 @@ static int init(sqlite3 *db, char **error, const sqlite3_api_routines *api)
   return rc == SQLITE_OK ? SQLITE_OK_LOAD_PERMANENTLY : rc;
 }
 
-VISIBLE int sqlite3_quorate_init(sqlite3 *db, char **error,
-                                 const sqlite3_api_routines *api);
 VISIBLE int sqlite3_extension_init(sqlite3 *db, char **error,
                                    const sqlite3_api_routines *api);
 
-int sqlite3_quorate_init(sqlite3 *db, char **error,
-                         const sqlite3_api_routines *api)
+VISIBLE int sqlite3_quorate_init(sqlite3 *db, char **error,
+                                 const sqlite3_api_routines *api)
 {
   return init(db, error, api);
 }

@@ -31,6 +31,7 @@
 ** before it is told the time.
 */
 #include "node.h"
+#include "trust.h"
 
 #include <errno.h>
 #include <sqlite3ext.h>
@@ -197,7 +198,7 @@ static const char *in_vain(const struct node *node, raft_index index)
   if (node->failed) return "the node has failed: see quorate_events";
   if (node_log_failed(node)) return NODE_LOG_FAILED;
   if (node->out.s[0]) return node->out.s;
-  if (node->view.leader == 0) return "no leader: no quorum, or an election";
+  if (node->view.leader == 0) return trust_no_leader(node);
   return index ? "this node has not caught up" : "the leader does not answer";
 }
 

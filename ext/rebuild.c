@@ -32,6 +32,7 @@
 ** with its id loses nothing.
 */
 #include "cluster.h"
+#include "trust.h"
 #include "vfs.h"
 
 #include <errno.h>
@@ -125,7 +126,9 @@ static bool find(struct rebuild *r, const char *path, struct text *error)
     text_set(error, "out of memory");
     return false;
   }
-  if (lstat(r->dir, &st) == 0) return directory_check(r->dir, error) == 0;
+  if (lstat(r->dir, &st) == 0)
+    return directory_check(r->dir, error) == 0 &&
+           !recover_under_way(path, r->dir, error);
   text_set(error, "%s: not a node: there is no %s-quorate", path,
            strrchr(path, '/') + 1);
   return false;
@@ -162,6 +165,15 @@ static bool read_identities(struct rebuild *r, struct text *error)
   int rc = identity_read(r->dir, &r->old, error);
   if (rc) {
     if (rc == -EBADMSG || rc == -ENOENT) node_advise(r->path, "", false, error);
+    return false;
+  }
+  if (trust_is_outside(&r->old)) {
+    text_set(
+        error,
+        "%s: its certificate comes from outside and says which node it is: "
+        "it cannot be another: delete %s and %s*, invite %s again, and "
+        "join with the same options and the new token",
+        r->path, r->dir, r->path, r->old.name);
     return false;
   }
   r->begun = r->old.joining;
@@ -211,8 +223,8 @@ static bool find_peers(struct rebuild *r, struct text *error)
   return false;
 }
 
-static struct tls_context *context_of(const struct identity *i,
-                                      struct text *error)
+struct tls_context *cluster_context_of(const struct identity *i,
+                                       struct text *error)
 {
   struct tls_context *context = NULL;
   struct tls_error why;
@@ -379,7 +391,7 @@ static bool admitted(struct rebuild *r)
   size_t len = 0;
   struct text why = r->why;
   bool unwanted = r->unwanted;
-  if (r->as_next == NULL) r->as_next = context_of(&r->next, &r->why);
+  if (r->as_next == NULL) r->as_next = cluster_context_of(&r->next, &r->why);
   if (r->as_next == NULL) return false;
   pack_u8(&request, ASK_ADMITTED);
   bool ok = ask(r, r->as_next, &request, JOIN_TIMEOUT_MS, &body, &len) &&
@@ -399,7 +411,7 @@ static bool be_admitted(struct rebuild *r, struct text *error)
   struct timespec pause = {0, PAUSE_MS * 1000000};
   r->until = clock_monotonic_ms() + ASKING_MS;
   /* Without an old certificate the new one may do. */
-  if (!r->begun) r->as_old = context_of(&r->old, error);
+  if (!r->begun) r->as_old = cluster_context_of(&r->old, error);
   if (r->as_old == NULL && !r->drafted) {
     struct text why = *error;
     text_set(error, "%s/cert.pem: %s", r->dir, why.s);

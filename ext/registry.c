@@ -504,6 +504,104 @@ int registry_detach(const char *path, const struct interrupt *interrupt,
   return rc;
 }
 
+/* ---- recovery ---------------------------------------------------------- */
+
+/* Has nothing of the node run here any more. Mutex held. */
+static bool make_way(struct database *d, struct node *was, struct recover *r)
+{
+  struct text why;
+  if (d == NULL) return true;
+  struct node *node = atomic_load(&d->node);
+  if (node != was || (node == NULL && d->live)) {
+    text_set(&why,
+             "%s: it was opened, started or stopped meanwhile: close its "
+             "connections, and call it again",
+             d->path);
+    return recover_refuse(r, &why);
+  }
+  if (node && detach_is_used(node)) {
+    text_set(&why,
+             "%s: a connection of this process is in a transaction, or copies "
+             "it",
+             d->path);
+    return recover_refuse(r, &why);
+  }
+  if (node) {
+    node_stop(node, true);
+    node_close(node);
+    atomic_store(&d->node, NULL);
+    node->next = d->former;
+    d->former = node;
+  }
+  attach_unfence(d);
+  return true;
+}
+
+/* Connections that are open are refused from here on. gone: for good, the files
+   are another node's. Mutex held. */
+static void leave_behind(struct database *d, bool gone)
+{
+  if (atomic_load(&d->node) || d->live) return;
+  if (d->refs == 0 || gone) unlist(d);
+  if (d->refs == 0) {
+    registry_free(d);
+  } else if (gone) {
+    d->next = detached;
+    detached = d;
+  } else {
+    attach_fence(d);
+  }
+}
+
+/* Starts the new node, with a reference. Mutex held. */
+static struct database *start_recovered(const char *path, struct recover *r)
+{
+  struct text why;
+  struct database *d = new_database(path);
+  int rc = d ? host(d, NULL, &why) : -ENOMEM;
+  if (rc == 0) {
+    d->refs++;
+    list(d);
+    recover_started(r, atomic_load(&d->node));
+    return d;
+  }
+  struct text said;
+  text_set(
+      &said,
+      "the new node is made, but does not start: %.500s; open the file when "
+      "that is mended",
+      d ? why.s : "out of memory");
+  registry_free(d);
+  recover_refuse(r, &said);
+  return NULL;
+}
+
+bool registry_recover(const char *path, struct recover *r)
+{
+  struct text ignored;
+  struct database *made = NULL;
+  enter();
+  struct database *d = find(path);
+  struct node *node = d ? atomic_load(&d->node) : NULL;
+  if (d) d->refs++;
+  pthread_mutex_unlock(&mutex);
+  bool ok = recover_look(r, node);
+  enter();
+  if (d) d->refs--;
+  ok = ok && make_way(d, node, r) && recover_carry_out(r);
+  if (d) leave_behind(d, recover_begun(r));
+  if (ok) made = start_recovered(path, r);
+  pthread_mutex_unlock(&mutex);
+  if (made == NULL) return false;
+  node = atomic_load(&made->node);
+  node_barrier(node, LEVEL_LINEARIZABLE,
+               5000 + node->identity.election_timeout_ms, NULL, &ignored);
+  registry_release(made);
+  return true;
+}
+
+/* ---- the end of the process -------------------------------------------- */
+
 /* The process ends: its threads must not run into what exit() takes down. */
 __attribute__((destructor)) static void stop_all(void)
 {

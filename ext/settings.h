@@ -3,9 +3,8 @@
 ** names to bytes. One SETTING entry sets or deletes one name. Belongs to the
 ** loop thread of a node.
 **
-** Names in use: "ca-cert", "ca-key" (PEM); "invite/<name>" (invite.c);
-** "revoked/<id>", "stay/<id>" (member.c); "follow-writer" (cluster.c);
-** "verify" (verify.c).
+** Names in use: "ca" (rotate.c); "invite/<name>" (invite.c); "revoked/<id>",
+** "stay/<id>" (member.c); "follow-writer" (cluster.c); "verify" (verify.c).
 */
 #ifndef EXT_SETTINGS_H
 #define EXT_SETTINGS_H

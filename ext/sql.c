@@ -238,6 +238,41 @@ static void sql_leave(sqlite3_context *ctx, int n, sqlite3_value **values)
     finish(ctx, rc ? SQLITE_ERROR : SQLITE_OK, &answer);
 }
 
+static void sql_recover(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  const char *options[OPTIONS_MAX];
+  if (n < 1) {
+    fail(ctx, name_of(ctx), "the file is missing");
+    return;
+  }
+  char *path = path_argument(ctx, values[0]);
+  if (path == NULL) return;
+  int n_options = n < 2 ? 0 : n - 2;
+  if (!take_options(ctx, n_options, values + 2, options)) {
+    free(path);
+    return;
+  }
+  struct probe probe;
+  struct interrupt interrupt = begin_probe(ctx, &probe);
+  struct recover *r = recover_new(
+      path, n < 2 ? NULL : (const char *)sqlite3_value_text(values[1]),
+      n_options, options, &interrupt);
+  bool ok = r && registry_recover(path, r);
+  char *said = r ? recover_end(r) : NULL;
+  sqlite3_finalize(probe.stmt);
+  free(path);
+  if (said == NULL) {
+    sqlite3_result_error_nomem(ctx);
+  } else if (ok) {
+    sqlite3_result_text(ctx, said, -1, SQLITE_TRANSIENT);
+  } else {
+    char *line = sqlite3_mprintf("%s: %s", name_of(ctx), said);
+    sqlite3_result_error(ctx, line ? line : said, -1);
+    sqlite3_free(line);
+  }
+  free(said);
+}
+
 static void sql_version(sqlite3_context *ctx, int n, sqlite3_value **values)
 {
   (void)n;
@@ -278,7 +313,7 @@ static bool takes_long(uint8_t call)
 {
   return call == CALL_CHECKPOINT || call == CALL_BACKUP ||
          call == CALL_VERIFY || call == CALL_PROMOTE || call == CALL_DEMOTE ||
-         call == CALL_REMOVE || call == CALL_TRANSFER;
+         call == CALL_REMOVE || call == CALL_TRANSFER || call == CALL_ROTATE_CA;
 }
 
 static void carry_out(sqlite3_context *ctx, struct connection *c,
@@ -291,10 +326,10 @@ static void carry_out(sqlite3_context *ctx, struct connection *c,
   sqlite3_finalize(probe.stmt);
 }
 
-/* Texts, but for the numbers of a wait. */
+/* Texts, but for the numbers of who waits. */
 static void add_argument(struct call *call, sqlite3_value *value)
 {
-  if (call->what == CALL_WAIT &&
+  if ((call->what == CALL_WAIT || call->what == CALL_ROTATE_CA) &&
       sqlite3_value_numeric_type(value) == SQLITE_INTEGER)
     cells_integer(&call->arguments, (uint64_t)sqlite3_value_int64(value));
   else
@@ -337,6 +372,7 @@ static struct function functions[] = {
     {"quorate_invite", 2, true, sql_call, CALL_INVITE},
     {"quorate_uninvite", 1, true, sql_call, CALL_UNINVITE},
     {"quorate_rebuild", -1, true, sql_rebuild, 0},
+    {"quorate_recover", -1, true, sql_recover, 0},
     {"quorate_stop", 1, true, sql_stop, 0},
     {"quorate_detach", 1, true, sql_detach, 0},
     {"quorate_checkpoint", 0, true, sql_call, CALL_CHECKPOINT},
@@ -348,6 +384,8 @@ static struct function functions[] = {
     {"quorate_transfer", 0, true, sql_call, CALL_TRANSFER},
     {"quorate_transfer", 1, true, sql_call, CALL_TRANSFER},
     {"quorate_leave", 0, true, sql_leave, 0},
+    {"quorate_rotate_ca", 0, true, sql_call, CALL_ROTATE_CA},
+    {"quorate_rotate_ca", 1, true, sql_call, CALL_ROTATE_CA},
     {"quorate_wait", 1, true, sql_call, CALL_WAIT},
     {"quorate_wait", 2, true, sql_call, CALL_WAIT},
     {"quorate_version", 0, false, sql_version, 0},

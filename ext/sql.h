@@ -11,6 +11,9 @@
 #endif
 #define QUORATE_VERSION "0.1.0" QUORATE_VARIANT
 
+/* The entry point: quorate.c. */
+int sqlite3_quorate_init(sqlite3 *db, char **error,
+                         const sqlite3_api_routines *api);
 /* Registers everything on one connection. */
 int sql_register(sqlite3 *db);
 /* The same, as sqlite3_auto_extension wants it. */

@@ -22,6 +22,7 @@
 ** anything that they use is freed.
 */
 #include "cluster.h"
+#include "trust.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -56,9 +57,8 @@ static char *in_dir(const struct node *node, const char *name)
   return asprintf(&path, "%s/%s", node->dir, name) < 0 ? NULL : path;
 }
 
-/* Maps the control file. *confirmed is 0 when it tells nothing. */
-static int open_control(struct node *node, raft_index *confirmed,
-                        struct text *error)
+int node_open_control(struct node *node, raft_index *confirmed,
+                      struct text *error)
 {
   int rc = control_open(node->io, node->dir, true, &node->map);
   if (rc) {
@@ -74,6 +74,7 @@ static int open_control(struct node *node, raft_index *confirmed,
   atomic_store(&shared->crowded, true);
   atomic_store(&shared->solo, false);
   atomic_store(&shared->lease_until, 0);
+  heard_begin(node);
   metrics_begin(node);
   return 0;
 }
@@ -272,21 +273,11 @@ int start_raft(struct node *node, struct raft_recovered *recovered,
 
 static int open_network(struct node *node, struct text *error)
 {
-  struct tls_error tls_error;
   struct net_error net_error;
   struct net_callbacks callbacks;
-  uint64_t cluster, id;
-  int64_t expires;
   const struct identity *i = &node->identity;
-  if (tls_context_new(i->ca, i->cert, i->key, &node->tls, &tls_error) != 0 ||
-      tls_identity(i->cert, &cluster, &id, &expires, &tls_error) != 0) {
-    text_set(error, "%s: %s", node->dir, tls_error.text);
-    return -EBADMSG;
-  }
-  if (cluster != i->cluster || id != i->id) {
-    text_set(error, "%s/cert.pem: belongs to another node", node->dir);
-    return -EBADMSG;
-  }
+  int rc = trust_open(node, error);
+  if (rc) return rc;
   node_callbacks(node, &callbacks);
   struct net_options options = {.loop = &node->loop,
                                 .cluster = i->cluster,
@@ -339,7 +330,7 @@ static int init_loop(struct node *node, struct text *error)
   return rc;
 }
 
-static struct node *node_new(const char *path)
+struct node *node_new(const char *path)
 {
   struct node *node = calloc(1, sizeof(*node));
   if (node == NULL) return NULL;
@@ -410,17 +401,20 @@ static int prepare(struct node *node, const struct raft_configuration *peers,
   struct raft_recovered recovered = {0};
   raft_index confirmed = 0;
   int rc = directory_check(node->dir, error);
+  if (rc == 0) rc = identity_private(node->dir, false, error);
   if (rc) return rc;
+  if (recover_under_way(node->path, node->dir, error)) return -EINVAL;
   rc = identity_read(node->dir, &node->identity, error);
   if (rc == -EBADMSG || rc == -ENOENT)
     node_advise(node->path, "", false, error);
   if (rc) return rc;
   rc = take_lock(node, error);
+  if (rc == 0) recover_clean(node->dir);
   if (rc == 0 && node->identity.joining && peers == NULL) {
     advise_joining(node, error);
     return -EINVAL;
   }
-  if (rc == 0) rc = open_control(node, &confirmed, error);
+  if (rc == 0) rc = node_open_control(node, &confirmed, error);
   if (rc == 0) rc = open_log(node, &recovered, error);
   if (rc == 0) node->members = peers ? *peers : recovered.configuration;
   atomic_store(&node->settled, true);
@@ -450,9 +444,11 @@ int node_start(const char *path, const struct raft_configuration *peers,
   }
   int rc = prepare(node, peers, error);
   /* The first of its events; from then on the threads change what it tells. */
-  if (rc == 0)
+  if (rc == 0) {
     events_add(&node->events, "started at entry %llu, listening on %s",
                (unsigned long long)node->applied, net_listening(node->net));
+    trust_announce(node);
+  }
   if (rc == 0) rc = start_threads(node, error);
   if (rc) {
     if (node->shared) node_stop(node, false); /* else nothing is begun */
@@ -477,13 +473,14 @@ int node_open_files(const char *path, struct node **out, raft_index *confirmed,
   }
   int rc = directory_check(node->dir, error);
   if (rc) return rc;
+  if (recover_under_way(path, node->dir, error)) return -EINVAL;
   if (identity_read(node->dir, &node->identity, &ignored) == 0 &&
       node->identity.joining) {
     text_set(error, "%s: joining was not finished: delete it", node->dir);
     return -EINVAL;
   }
   rc = take_lock(node, error);
-  if (rc == 0) rc = open_control(node, confirmed, error);
+  if (rc == 0) rc = node_open_control(node, confirmed, error);
   if (rc) return rc;
   rc = store_checkpoint_read(node->io, node->dir, &node->checkpoint, &line);
   if (rc == 0)
@@ -661,7 +658,7 @@ void node_free(struct node *node)
   if (node == NULL) return;
   node_close(node);
   wal_free(node->wal);
-  tls_context_unref(node->tls);
+  trust_free(node);
   control_close(node->map);
   settings_clear(&node->settings);
   store_checkpoint_clear(&node->checkpoint);

@@ -28,13 +28,13 @@ static const struct table {
      "voters INTEGER, wal_frames INTEGER, wal_backfilled INTEGER, "
      "wal_pinned TEXT, log_first INTEGER, log_bytes INTEGER, "
      "serving INTEGER, writable INTEGER, reason TEXT, warning TEXT, "
-     "progress TEXT, schema HIDDEN)",
+     "certificate_expires TEXT, progress TEXT, schema HIDDEN)",
      CALL_STATUS},
     {"quorate_members",
      "CREATE TABLE x(name TEXT, id TEXT, address TEXT, role TEXT, "
      "state TEXT, match_index INTEGER, lag_entries INTEGER, "
-     "last_contact_ms INTEGER, lag_ms INTEGER, round_trip_ms REAL, "
-     "schema HIDDEN)",
+     "last_contact_ms INTEGER, certificate_expires TEXT, lag_ms INTEGER, "
+     "round_trip_ms REAL, schema HIDDEN)",
      CALL_MEMBERS},
     {"quorate_events", "CREATE TABLE x(time TEXT, event TEXT, schema HIDDEN)",
      CALL_EVENTS},

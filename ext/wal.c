@@ -64,6 +64,12 @@ static uint8_t *grow_shm(void *ctx, unsigned i)
   return at;
 }
 
+/* Why the real -shm could not grow. */
+static int not_grown(const struct wal *wal)
+{
+  return wal->grow_rc ? wal->grow_rc : -ENOMEM;
+}
+
 static int set_pgnos(struct wal *wal, uint32_t first, uint32_t last,
                      const uint32_t *pages)
 {
@@ -199,7 +205,7 @@ static int enter_generation(struct wal *wal,
 {
   struct walindex_info *info = walindex_info(&wal->index);
   int rc = control_set_pgno(wal->map, 1, 1);
-  if (rc == 0 && walindex_append(&wal->index, 1, 1) != 0) rc = -ENOMEM;
+  if (rc == 0 && walindex_append(&wal->index, 1, 1) != 0) rc = not_grown(wal);
   if (rc) return rc;
   wal->generation++;
   wal->sequence++;
@@ -272,7 +278,7 @@ static int adopt(struct wal *wal, char **error)
   wal->epoch = was.epoch + 1;
   int rc = wal->io->size(wal->io->ctx, wal->shm, &size);
   if (rc == 0) rc = scan_frames(wal, &found);
-  if (rc == 0 && walindex_reserve(&wal->index, 0) != 0) rc = -ENOMEM;
+  if (rc == 0 && walindex_reserve(&wal->index, 0) != 0) rc = not_grown(wal);
   if (rc) goto fail;
   memcpy(live, walindex_header(&wal->index), sizeof(live));
   struct walindex_info *info = walindex_info(&wal->index);
@@ -303,7 +309,7 @@ static int adopt(struct wal *wal, char **error)
   for (uint32_t frame = from + 1; frame <= found.mx_frame; frame++)
     if (walindex_append(&wal->index, frame, control_pgno(wal->map, frame)) !=
         0) {
-      rc = -ENOMEM;
+      rc = not_grown(wal);
       goto fail;
     }
   /* Connections of other processes may be reading it; what they have seen of
@@ -519,7 +525,7 @@ static int publish(struct wal *wal, const struct walindex_header *header,
   for (uint32_t f = wal->confirmed.mx_frame + 1; f <= header->mx_frame; f++)
     if (walindex_append(&wal->index, f, control_pgno(wal->map, f)) != 0) {
       walindex_rewind(&wal->index, wal->confirmed.mx_frame);
-      return wal->grow_rc ? wal->grow_rc : -ENOMEM;
+      return not_grown(wal);
     }
   pthread_mutex_lock(&wal->mutex);
   walindex_publish(&wal->index, header);

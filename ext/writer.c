@@ -25,6 +25,7 @@
 ** write lock elsewhere) keeps its writers waiting for quorate_write_wait.
 ** sqlite3_interrupt() ends each of these waits.
 */
+#include "trust.h"
 #include "vfs.h"
 
 SQLITE_EXTENSION_INIT3
@@ -59,7 +60,7 @@ const char *writer_refusal(const struct node *node)
   if (node_log_failed(node)) return NODE_LOG_FAILED;
   if (node->out.s[0]) return node->out.s;
   if (node->can_write) return NULL;
-  if (node->view.leader == 0) return "no leader: no quorum, or an election";
+  if (node->view.leader == 0) return trust_no_leader(node);
   if (node->view.role == RAFT_LEADER && node->applied < node->lead_from)
     return "the leader is still applying what was committed before";
   return NULL;

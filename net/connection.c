@@ -481,6 +481,17 @@ static void drain(struct net_connection *c)
   }
 }
 
+static void tune(struct net_connection *c)
+{
+  unsigned silence = SILENCE_MS;
+  uv_os_fd_t fd;
+
+  uv_tcp_nodelay(&c->tcp, 1);
+  uv_tcp_keepalive(&c->tcp, 1, SILENCE_MS / 1000);
+  if (uv_fileno((uv_handle_t *)&c->tcp, &fd) == 0)
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &silence, sizeof silence);
+}
+
 /* The first bytes that came in. Those that cannot begin a handshake cost
    nothing more than to look at one of them. */
 static bool start_stream(struct net_connection *c, uint8_t first)
@@ -490,6 +501,7 @@ static bool start_stream(struct net_connection *c, uint8_t first)
     return false;
   }
   if (!c->handler->begins(c)) return false;
+  tune(c);
   c->tls = tls_stream_new(c->context, true);
   if (!c->tls) net_connection_end(c, NET_FAILED, "out of memory");
   return c->tls != NULL;
@@ -561,22 +573,10 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 
 /* ---- beginnings ---------------------------------------------------------- */
 
-static void tune(struct net_connection *c)
-{
-  unsigned silence = SILENCE_MS;
-  uv_os_fd_t fd;
-
-  uv_tcp_nodelay(&c->tcp, 1);
-  uv_tcp_keepalive(&c->tcp, 1, SILENCE_MS / 1000);
-  if (uv_fileno((uv_handle_t *)&c->tcp, &fd) == 0)
-    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &silence, sizeof silence);
-}
-
 static void begin(struct net_connection *c)
 {
   int rc;
 
-  tune(c);
   net_connection_deadline(c, c->hub->limits.handshake_ms,
                           "the handshake took too long");
   rc = uv_read_start((uv_stream_t *)&c->tcp, on_alloc, on_read);
@@ -628,10 +628,12 @@ static void on_connect(uv_connect_t *connect, int status)
   struct net_connection *c = connect->data;
 
   if (c->ended || c->state != NET_TCP_OPEN) return;
-  if (status < 0)
+  if (status < 0) {
     candidate_failed(c, status);
-  else
+  } else {
+    tune(c);
     begin(c);
+  }
 }
 
 static void try_candidate(struct net_connection *c)

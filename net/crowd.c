@@ -7,7 +7,7 @@
 ** the new one's own address has as many, which then gets no more. So one address
 ** with many connections cannot keep out another with few, many addresses get a
 ** fair share each, and when there are more addresses than places, those that
-** came first make room for the others.
+** came first make room for the others, so many a second.
 **
 ** Handshakes cost this node a millisecond or so of its loop. What each address
 ** may have of them in a second is bounded, and what all have together.
@@ -74,6 +74,19 @@ static struct net_source *find(struct net *net,
   return old;
 }
 
+/* ---- buckets ------------------------------------------------------------- */
+
+static bool has_credit(uint64_t spent_at, uint64_t now_us)
+{
+  return spent_at < now_us + 1000000u;
+}
+
+static void spend(uint64_t *spent_at, uint64_t now_us, unsigned rate)
+{
+  if (*spent_at < now_us) *spent_at = now_us;
+  *spent_at += 1000000u / (rate ? rate : 1u);
+}
+
 /* ---- room ---------------------------------------------------------------- */
 
 /* A peer's address that has no more than it always may have. */
@@ -130,7 +143,8 @@ static bool make_room(struct net *net, const struct net_source *source)
   struct net_connection *victim;
 
   if (!most) return source->n < places;
-  if (source->n < places || source->n < most->n)
+  /* Among equals nothing would be gained, but for one who has none. */
+  if (source->n < places || source->n == 0 || source->n + 1 < most->n)
     victim = newest(net, most);
   else if (source->member)
     victim = oldest(net, source);
@@ -148,12 +162,17 @@ struct net_source *net_crowd_admit(struct net *net,
                                    const struct sockaddr_storage *address)
 {
   struct net_source *source = find(net, address);
+  uint64_t now_us = uv_now(net->hub.loop) * 1000u;
 
   if (!source) return NULL;
   source->last = ++net->crowd.last;
   source->member = net_peer_at(net, address);
   if (net->crowd.n < net->hub.limits.unverified_max) return source;
-  return make_room(net, source) ? source : NULL;
+  if (!source->member && !has_credit(net->crowd.moved_at, now_us)) return NULL;
+  if (!make_room(net, source)) return NULL;
+  if (!source->member)
+    spend(&net->crowd.moved_at, now_us, net->hub.limits.rate_room);
+  return source;
 }
 
 void net_crowd_enter(struct net *net, struct net_connection *c,
@@ -174,17 +193,6 @@ void net_crowd_leave(struct net *net, struct net_connection *c)
 }
 
 /* ---- time ---------------------------------------------------------------- */
-
-static bool has_credit(uint64_t spent_at, uint64_t now_us)
-{
-  return spent_at < now_us + 1000000u;
-}
-
-static void spend(uint64_t *spent_at, uint64_t now_us, unsigned rate)
-{
-  if (*spent_at < now_us) *spent_at = now_us;
-  *spent_at += 1000000u / (rate ? rate : 1u);
-}
 
 bool net_crowd_spend(struct net *net, struct net_source *source)
 {

@@ -31,6 +31,7 @@ static const struct net_limits defaults = {
     .rate_source = 20,
     .rate_member = 200,
     .rate_all = 100,
+    .rate_room = 1000,
     .unsent_max = 64u * 1024u * 1024u,
 };
 

@@ -56,16 +56,15 @@ static void say_goodbye(struct net_connection *c, enum net_refusal refusal,
   net_connection_part(c, code, why);
 }
 
-/* Asks the owner. False: it has been refused, or is one that is not let in
-   like a member and does not want to. */
-static bool admitted(struct net_connection *c, bool joins)
+/* Asks the owner. False: it has been refused. */
+static bool admitted(struct net_connection *c)
 {
   struct net *net = c->owner;
   char why[NET_TEXT] = "";
   enum net_verdict verdict =
       net->callbacks.allowed(net->callbacks.ctx, c->identity, why, sizeof why);
 
-  if (verdict == NET_ALLOWED || (joins && verdict == NET_STRANGER)) return true;
+  if (verdict == NET_ALLOWED) return true;
   if (verdict == NET_STRANGER)
     say_goodbye(c, NET_REFUSED_STRANGER, NET_GOODBYE_STRANGER,
                 why[0] ? why : "not a member");
@@ -80,7 +79,7 @@ void net_inbound_recheck(struct net_connection *c)
   struct net *net = c->owner;
   struct net_peer *peer = net_peer_find(net, c->peer);
 
-  if (!admitted(c, false) || !peer || !peer->cut) return;
+  if (!admitted(c) || !peer || !peer->cut) return;
   net_request_lost(c);
   net_connection_part(c, NET_GOODBYE_AGAIN, "no longer a peer");
 }
@@ -119,7 +118,6 @@ static void let_joiner_in(struct net_connection *c)
 {
   struct net *net = c->owner;
 
-  if (c->identity && !admitted(c, true)) return;
   if (!net_hello_send(c, &net->self, 0)) return;
   net_connection_open(c);
   set_role(c, NET_ROLE_JOINER);
@@ -138,7 +136,7 @@ static void let_member_in(struct net_connection *c,
                 "it shows no certificate");
     return;
   }
-  if (!admitted(c, false) || !net_hello_send(c, &net->self, 0)) return;
+  if (!admitted(c) || !net_hello_send(c, &net->self, 0)) return;
   peer = net_peer_get(net, c->identity);
   if (!peer) {
     net_connection_end(c, NET_FAILED, "out of memory");

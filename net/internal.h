@@ -146,6 +146,7 @@ struct net_limits {
   /* Handshakes a second: of one address; of one that is a peer's; of all
      addresses that are no peer's. */
   unsigned rate_source, rate_member, rate_all;
+  unsigned rate_room; /* how many a second make room for one of no peer */
   size_t unsent_max;
 };
 
@@ -370,6 +371,7 @@ struct net_crowd {
   unsigned n;    /* unverified connections of all */
   uint64_t last; /* how many connections there were */
   uint64_t spent_at;
+  uint64_t moved_at; /* us: when those who made room are paid for */
 };
 
 struct net;

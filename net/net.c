@@ -13,6 +13,9 @@
 /* ---- events -------------------------------------------------------------- */
 
 static void tell(struct net *net, unsigned kind, const char *format,
+                 va_list args) __attribute__((format(printf, 3, 0)));
+
+static void tell(struct net *net, unsigned kind, const char *format,
                  va_list args)
 {
   struct net_limiter *limiter = &net->limiters[kind];

@@ -66,11 +66,13 @@ struct net_identity {
   uint64_t incarnation;
 };
 
-/* May this node, whose certificate is valid, talk to us? */
+/* May this node, whose certificate is valid, talk to us? Whoever has none, is no
+   member or was revoked may still ask to join, and nothing else: whether it gets
+   in is then the owner's to say. */
 enum net_verdict {
   NET_ALLOWED,
-  NET_STRANGER, /* not a member: may ask to join, and nothing else */
-  NET_REVOKED   /* not any more, whatever it wants */
+  NET_STRANGER, /* not a member */
+  NET_REVOKED   /* not any more */
 };
 
 /* Why the other side did not want a connection, or any more. */

@@ -4,7 +4,8 @@
 ** Preloaded, it counts what a process sends, receives and writes, from when the
 ** file named by the environment variable STEP_FILE appears, which has a number
 ** N: before and after each such call the count goes one up, and at N the process
-** is killed. STEP_THREADS=all: of all threads, else of the main thread.
+** is killed. STEP_THREADS=all: of all threads; a name: of threads of that name;
+** else of the main thread.
 **
 ** A test counts N up until the process survives.
 */
@@ -15,18 +16,26 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 static atomic_long counted;
 
+static int is_counted(const char *threads)
+{
+  char own[16] = "";
+  if (threads == NULL) return gettid() == getpid();
+  prctl(PR_GET_NAME, own);
+  return strcmp(threads, "all") == 0 || strcmp(threads, own) == 0;
+}
+
 static void step(void)
 {
   static atomic_long towards;
-  const char *name = getenv("STEP_FILE"), *threads = getenv("STEP_THREADS");
-  if (name == NULL) return;
-  if (gettid() != getpid() && !(threads && strcmp(threads, "all") == 0)) return;
+  const char *name = getenv("STEP_FILE");
+  if (name == NULL || !is_counted(getenv("STEP_THREADS"))) return;
   FILE *file = fopen(name, "re");
   long at = 0;
   int n = file ? fscanf(file, "%ld", &at) : 0;
@@ -57,5 +66,6 @@ COUNTED(ssize_t, pwrite64, (int fd, const void *data, size_t n, off_t offset),
         (fd, data, n, offset))
 COUNTED(ssize_t, pwritev, (int fd, const struct iovec *v, int n, off_t offset),
         (fd, v, n, offset))
+COUNTED(int, rename, (const char *from, const char *to), (from, to))
 COUNTED(int, ftruncate, (int fd, off_t size), (fd, size))
 COUNTED(int, fdatasync, (int fd), (fd))

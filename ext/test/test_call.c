@@ -18,7 +18,7 @@
 /* Some numbers below that are not taken. */
 static bool is_known(unsigned what)
 {
-  return (what >= 1 && what <= 18) || (what >= 20 && what <= 22) ||
+  return (what >= 1 && what <= 18) || (what >= 20 && what <= 23) ||
          what == KINDS;
 }
 
@@ -101,7 +101,8 @@ static void sample_answer(struct answer *answer, unsigned rows)
     cells_integer(&answer->cells, i);
     cells_null(&answer->cells);
     cells_integer(&answer->cells, UINT64_MAX);
-    for (unsigned k = 8; k < answer->n_columns; k++)
+    cells_text(&answer->cells, "2027-01-01 00:00:00");
+    for (unsigned k = 9; k < answer->n_columns; k++)
       cells_real(&answer->cells, k / 7.0);
   }
   assert_false(answer->cells.bad);
@@ -534,6 +535,17 @@ static void test_arguments(void **state)
   cells_integer(&call.arguments, 1);
   cells_null(&call.arguments);
   refused(&call, wait);
+  call.what = CALL_ROTATE_CA;
+  assert_true(call_check(&call, &error));
+  cells_integer(&call.arguments, 3600001);
+  refused(&call, wait);
+  cells_text(&call.arguments, "1");
+  refused(&call, wait);
+  cells_integer(&call.arguments, 0);
+  assert_true(call_check(&call, &error));
+  cells_integer(&call.arguments, 0);
+  cells_integer(&call.arguments, 0);
+  refused(&call, number);
   call.what = CALL_FOLLOW_WRITER;
   assert_true(call_check(&call, &error));
   cells_text(&call.arguments, "perhaps");

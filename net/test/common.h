@@ -328,6 +328,7 @@ HELPER void node_open_on(struct node *node, uv_loop_t *loop, raft_id id,
   net_limits(node->net)->rate_source = 100000;
   net_limits(node->net)->rate_member = 100000;
   net_limits(node->net)->rate_all = 100000;
+  net_limits(node->net)->rate_room = 100000;
 }
 
 HELPER uint64_t refused(const struct node *node, enum net_refusal refusal)

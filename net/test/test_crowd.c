@@ -105,7 +105,7 @@ static unsigned open_of(struct raw *crowd, unsigned from, unsigned n)
 static void places_are_shared_out(void **state)
 {
   static const char *const sources[] = {"127.0.0.2", "127.0.0.3", "127.0.1.2"};
-  static struct raw crowd[210];
+  static struct raw crowd[210], more[21];
   struct site site;
 
   (void)state;
@@ -121,7 +121,13 @@ static void places_are_shared_out(void **state)
   /* The oldest of each have stayed. */
   raw_pump(&crowd[70]);
   assert_false(crowd[0].closed || crowd[70].closed || crowd[140].closed);
+  /* And stay: equal parts do not go to and fro. */
+  for (unsigned i = 0; i < 21; i++)
+    dial_from(&site, &more[i], sources[i % 3], NULL);
+  UNTIL(&site.loop, still_open(more, 21) == 0);
+  assert_int_equal(still_open(crowd, 210), 64);
   still_friends(&site.node, &site.friend);
+  end_all(more, 21);
   end_all(crowd, 210);
   site_close(&site);
 }
@@ -139,6 +145,11 @@ static void a_peer_always_finds_a_place(void **state)
   (void)state;
   site_open(&site);
   net_limits(site.node.net)->handshake_ms = 60000;
+  /* An address that was there before counts by its newest connection. */
+  dial_from(&site, &raw, "127.0.7.63", NULL);
+  UNTIL(&site.loop, unverified(&site.node) == 1);
+  raw_end(&raw);
+  UNTIL(&site.loop, unverified(&site.node) == 0);
   for (unsigned i = 0; i < 64; i++) {
     char source[16];
 
@@ -206,6 +217,45 @@ static void peers_have_a_few_places(void **state)
     assert_true(from_peer[i].closed == (i < 12));
   end_all(crowd, 64);
   end_all(from_peer, 20);
+  site_close(&site);
+}
+
+/* When ever new addresses come, places change hands so often and no more. */
+static void places_change_hands_seldom(void **state)
+{
+  static struct raw crowd[64], others[60];
+  struct site site;
+  struct raw raw;
+  char source[16];
+  unsigned moved;
+
+  (void)state;
+  site_open(&site);
+  net_limits(site.node.net)->handshake_ms = 60000;
+  net_limits(site.node.net)->rate_room = 2;
+  for (unsigned i = 0; i < 64; i++) {
+    snprintf(source, sizeof source, "127.0.7.%u", i);
+    dial_from(&site, &crowd[i], source, NULL);
+  }
+  UNTIL(&site.loop, unverified(&site.node) == 64);
+  for (unsigned i = 0; i < 60; i++) {
+    snprintf(source, sizeof source, "127.0.9.%u", i);
+    dial_from(&site, &others[i], source, NULL);
+  }
+  UNTIL(&site.loop, refused(&site.node, NET_REFUSED_CROWD) == 60);
+  UNTIL(&site.loop, still_open(crowd, 64) + still_open(others, 60) == 64);
+  moved = still_open(others, 60);
+  assert_in_range(moved, 2, 30);
+  assert_int_equal(still_open(crowd, 64), 64 - moved);
+  /* A peer is not concerned. */
+  for (unsigned i = 0; i < 40; i++) {
+    dial_from(&site, &raw, "127.0.0.1", identity(2));
+    raw_greet(&raw, &site.loop, 2);
+    raw_end(&raw);
+  }
+  still_friends(&site.node, &site.friend);
+  end_all(crowd, 64);
+  end_all(others, 60);
   site_close(&site);
 }
 
@@ -403,6 +453,7 @@ static void ten_thousand(void **state)
   /* As it is by itself. */
   net_limits(site.node.net)->rate_source = 20;
   net_limits(site.node.net)->rate_all = 100;
+  net_limits(site.node.net)->rate_room = 1000;
   net_limits(site.node.net)->event_ms = 1000;
   net_split_address(net_listening(site.node.net), host, sizeof host, port,
                     sizeof port);
@@ -470,6 +521,7 @@ int main(void)
       cmocka_unit_test(places_are_shared_out),
       cmocka_unit_test(a_peer_always_finds_a_place),
       cmocka_unit_test(peers_have_a_few_places),
+      cmocka_unit_test(places_change_hands_seldom),
       cmocka_unit_test(the_silent_go_first),
       cmocka_unit_test(handshakes_are_rationed),
       cmocka_unit_test(only_handshakes_are_rationed),

@@ -485,6 +485,7 @@ static void a_stranger_may_ask_to_join(void **state)
   site_close(&site);
 }
 
+/* It may ask to join, as whoever has no certificate may. */
 static void a_revoked_node_is_refused(void **state)
 {
   struct site site;
@@ -493,13 +494,18 @@ static void a_revoked_node_is_refused(void **state)
   (void)state;
   site_open(&site);
   site.node.revoked[2] = true;
-  for (uint32_t purpose = 1; purpose <= 2; purpose++) {
-    handshake(&site, &raw, 2);
-    raw_hello_of(&raw, CLUSTER, 2, purpose);
-    dismissed(&site, &raw, NET_GOODBYE_REVOKED);
-    counted(&site, NET_REFUSED_REVOKED, purpose - 1,
-            "refused node 0000000000000002 from 127.0.0.1:");
-  }
+  handshake(&site, &raw, 2);
+  raw_hello_of(&raw, CLUSTER, 2, NET_PURPOSE_PEER);
+  dismissed(&site, &raw, NET_GOODBYE_REVOKED);
+  counted(&site, NET_REFUSED_REVOKED, 0,
+          "refused node 0000000000000002 from 127.0.0.1:");
+  assert_int_equal(site.node.up[2] + site.node.requests, 0);
+  handshake(&site, &raw, 2);
+  raw_hello_of(&raw, CLUSTER, 2, NET_PURPOSE_JOIN);
+  UNTIL(&site.loop, raw_pump(&raw) && raw_was_greeted(&raw));
+  raw_frame(&raw, NET_FRAME_CALL, "12345678", 8);
+  closed(&site, &raw);
+  counted(&site, NET_REFUSED_FRAME, 0, "a call frame is not allowed here");
   assert_int_equal(site.node.up[2] + site.node.requests, 0);
   site_close(&site);
 }
@@ -630,6 +636,7 @@ static void no_alarm_is_raised(void **state)
   UNTIL(&p.loop, p.b.refused_code == NET_GOODBYE_STRANGER);
   UNTIL(&p.loop, !connected(&p.b, 1));
   UNTIL(&p.loop, !connected(&p.a, 2));
+  UNTIL(&p.loop, net_peer_find(p.b.net, 1)->n_inbound == 0);
   assert_int_equal(p.a.down[2] + p.b.down[1], 0);
   p.a.banned[2] = false;
   UNTIL(&p.loop, connected(&p.b, 1) && connected(&p.a, 2));

@@ -181,10 +181,14 @@ int store_log_mark(struct store *store, bool sync, char **error);
 ** Reads and checks everything in DIR/log, cuts a torn tail, removes what is
 ** left over. Fills the store's list, writer, term runs, and *recovered but
 ** for the vote. The vote has been read: no entry may be of a later term.
+**
+** damage (NULL: as above): nothing is changed, the vote is not asked for, and
+** the log ends before what is damaged, which *damage says.
 */
 int store_recover(struct store *store,
                   const struct store_checkpoint *checkpoint,
-                  struct raft_recovered *recovered, char **error);
+                  struct raft_recovered *recovered, char **damage,
+                  char **error);
 /* Whether DIR/log holds a segment. */
 int store_recover_any(const struct io *io, const char *log_dir, bool *any,
                       char **error);
@@ -236,6 +240,7 @@ struct store {
   uint64_t durable;   /* log thread: the newest that was reported */
   bool rested;        /* log thread: nothing was written since the mark */
   bool stopped;       /* log thread: the stop has been taken */
+  bool reads_only;    /* store_inspect() */
 
   /* Owner's thread: what the next submission is checked against. */
   raft_index tail;

@@ -74,6 +74,10 @@ struct recovery {
   uint64_t end;      /* where its records end */
   uint64_t rest;     /* end, or the end of a mark that stands there */
   uint64_t unmarked; /* where its records above the mark begin */
+  /* store_inspect(): what is damaged is left out; the first of it, in words */
+  char **damage;
+  raft_index left_out; /* the last segment that cannot be opened; 0: none */
+  raft_index limit;    /* entries after it are not known; else UINT64_MAX */
 };
 
 static int damage(struct recovery *r, const char *name, uint64_t offset,
@@ -202,6 +206,37 @@ static int open_segment(struct recovery *r, const struct found *found)
   return check_header(r, found, &segment->header, size);
 }
 
+/* store_inspect() goes on without what is damaged. False: it cannot. */
+static bool tolerate(struct recovery *r, int rc)
+{
+  if (!r->damage || rc == -ENOMEM) return false;
+  if (*r->damage)
+    free(*r->error);
+  else
+    *r->damage = *r->error;
+  *r->error = NULL;
+  return true;
+}
+
+static bool leave_out(struct recovery *r, const struct found *found, int rc)
+{
+  if (!tolerate(r, rc)) return false;
+  store_segment_unref(r->segments[--r->n]);
+  if (found->first > r->left_out) r->left_out = found->first;
+  return true;
+}
+
+/* One that cannot be opened, and that none comes after, may have superseded all
+   from its first entry on. */
+static void find_limit(struct recovery *r)
+{
+  size_t i;
+
+  r->limit = r->left_out ? r->left_out - 1 : UINT64_MAX;
+  for (i = 0; i < r->n; i++)
+    if (r->segments[i]->header.first > r->left_out) r->limit = UINT64_MAX;
+}
+
 static int by_seq(const void *a, const void *b)
 {
   const struct segment *x = *(struct segment *const *)a;
@@ -216,14 +251,17 @@ static int find_segments(struct recovery *r)
   size_t i;
   int rc = r->io->list(r->io->ctx, dir, each_name, r);
 
-  if (rc) return store_io_error(r->error, rc, dir, "cannot be listed");
+  if (rc == -ENOENT && r->damage) rc = 0; /* it was never opened */
+  if (rc) rc = store_io_error(r->error, rc, dir, "cannot be listed");
+  if (rc && !tolerate(r, rc)) return rc;
   r->segments = calloc(r->segs.n + 1, sizeof(*r->segments));
   if (r->segs.failed || r->spares.failed || !r->segments)
     return store_error(r->error, -ENOMEM, "out of memory");
   for (i = 0; i < r->segs.n; i++) {
     rc = open_segment(r, &r->segs.items[i]);
-    if (rc) return rc;
+    if (rc && !leave_out(r, &r->segs.items[i], rc)) return rc;
   }
+  find_limit(r);
   if (!r->n) return 0;
   qsort(r->segments, r->n, sizeof(*r->segments), by_seq);
   for (i = 1; i < r->n; i++)
@@ -341,6 +379,7 @@ static int scan(struct recovery *r, struct segment *s, raft_index until,
 
   r->end = SEGMENT_HEADER;
   *why = NULL;
+  if (until > r->limit) until = r->limit;
   while (r->last < until) {
     *why = not_next(r, s, r->end, &record);
     if (*why) return 0;
@@ -363,7 +402,8 @@ static int scan_inner(struct recovery *r, struct segment *s,
     return store_error(r->error, -EBADMSG,
                        "%s/%s: offset %" PRIu64 ": %s; entries %" PRIu64
                        " to %" PRIu64 " are missing before %s",
-                       r->store->log_dir, s->name, r->end, why, r->last + 1,
+                       r->store->log_dir, s->name, r->end,
+                       why ? why : "ends there", r->last + 1,
                        next->header.first - 1, next->name);
   return 0;
 }
@@ -494,10 +534,13 @@ static int scan_all(struct recovery *r)
       rc = scan_inner(r, s, r->segments[i + 1]);
     } else {
       rc = scan(r, s, UINT64_MAX, &why);
-      if (!rc) rc = judge_tail(r, s, why);
+      if (!rc && why) rc = judge_tail(r, s, why);
       find_unmarked(r, s);
     }
-    if (rc) return rc;
+    if (rc) {
+      r->n_live = i + 1;
+      return rc;
+    }
   }
   return 0;
 }
@@ -654,9 +697,28 @@ static int recover_segments(struct recovery *r)
   return store_log_reset(store, r->last, r->term, r->error);
 }
 
+/* As far as all is whole, without a repair. */
+static int inspect_segments(struct recovery *r)
+{
+  bool stale = false;
+  int rc;
+
+  supersede(r);
+  rc = scan_all(r);
+  if (rc && !tolerate(r, rc)) return rc;
+  r->store->vote.term = r->term; /* it is not asked for */
+  rc = check_checkpoint(r, &stale);
+  if (rc && !tolerate(r, rc)) return rc;
+  if (rc || stale)
+    become_empty(r);
+  else
+    hand_over(r);
+  return 0;
+}
+
 int store_recover(struct store *store,
                   const struct store_checkpoint *checkpoint,
-                  struct raft_recovered *recovered, char **error)
+                  struct raft_recovered *recovered, char **damage, char **error)
 {
   struct recovery *r = calloc(1, sizeof(*r));
   size_t i;
@@ -666,11 +728,12 @@ int store_recover(struct store *store,
   r->store = store;
   r->io = store->io;
   r->error = error;
+  r->damage = damage;
   r->checkpoint = checkpoint;
   rc = find_segments(r);
-  if (!rc && r->n) rc = recover_segments(r);
+  if (!rc && r->n) rc = damage ? inspect_segments(r) : recover_segments(r);
   if (!rc && !store->newest) {
-    rc = remove_leftovers(r);
+    rc = damage ? 0 : remove_leftovers(r);
     become_empty(r);
     store->writer.last = store->writer.durable = store->writer.marked = r->last;
     store->writer.term = r->term;

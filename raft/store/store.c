@@ -723,7 +723,7 @@ static int open_files(struct store *store,
   rc = io->mkdir(io->ctx, store->log_dir);
   if (!rc) rc = io->sync_dir(io->ctx, store->options.dir);
   if (rc) return store_io_error(error, rc, store->log_dir, "cannot be made");
-  rc = store_recover(store, checkpoint, recovered, error);
+  rc = store_recover(store, checkpoint, recovered, NULL, error);
   if (rc) return rc;
   recovered->term = store->vote.term;
   recovered->voted_for = store->vote.voted_for;
@@ -771,6 +771,38 @@ fail:
   return rc;
 }
 
+int store_inspect(const struct store_options *options,
+                  const struct store_checkpoint *checkpoint, struct store **out,
+                  struct raft_recovered *recovered, char **damage, char **error)
+{
+  struct store *store = NULL;
+  char *line = NULL, *found = NULL;
+  int rc;
+
+  *out = NULL;
+  memset(recovered, 0, sizeof(*recovered));
+  if (strlen(options->dir) > STORE_PATH_MAX - 128)
+    rc = store_error(&line, -ENAMETOOLONG, "%s: too long", options->dir);
+  else if (!(store = new_store(options)))
+    rc = store_error(&line, -ENOMEM, "out of memory");
+  else
+    rc = store_recover(store, checkpoint, recovered, &found, &line);
+  if (rc) {
+    memset(recovered, 0, sizeof(*recovered));
+    if (store) free_store(store);
+    free(found);
+    *error = line;
+    return rc;
+  }
+  store->reads_only = true;
+  recovered->term = recovered->n_terms
+                        ? recovered->terms[recovered->n_terms - 1].term
+                        : recovered->snapshot_term;
+  *damage = found;
+  *out = store;
+  return 0;
+}
+
 static void close_stepped(struct store *store)
 {
   while (run_batch(store))
@@ -787,6 +819,10 @@ void store_close(struct store *store)
   struct task *stop;
 
   if (!store) return;
+  if (store->reads_only) {
+    free_store(store);
+    return;
+  }
   if (store->options.stepped) {
     close_stepped(store);
     return;

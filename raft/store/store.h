@@ -92,6 +92,20 @@ int store_open(const struct store_options *options,
                struct raft_recovered *recovered, char **error);
 
 /*
+** The same for who only reads: no file is changed, the vote is not looked at
+** and no thread is started; store_read(), store_stats() and store_close() may
+** follow. What is damaged is no error: the log ends before it, at
+** recovered->last_index, and *damage is a malloc'd line that says what and
+** where; NULL: the log is whole. (A checkpoint that the log does not reach, or
+** does not fit to, leaves it empty after that checkpoint.) recovered->term is
+** that of the last entry.
+*/
+int store_inspect(const struct store_options *options,
+                  const struct store_checkpoint *checkpoint, struct store **out,
+                  struct raft_recovered *recovered, char **damage,
+                  char **error);
+
+/*
 ** Hands a batch to the log thread; takes its own references to bodies.
 ** Owner's thread only. On error nothing was taken: -ENOMEM; -EINVAL: sequence
 ** number or term goes back, indexes leave a gap, or an entry is of a later term

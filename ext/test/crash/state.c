@@ -449,7 +449,7 @@ uint64_t state_hash(const struct state *s)
 
 static void write_blob(const char *path, const struct blob *b)
 {
-  int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   if (fd < 0) die("%s: %s", path, strerror(errno));
   if (b->size && pwrite(fd, b->bytes, b->size, 0) != (ssize_t)b->size)
     die("%s: %s", path, strerror(errno));

@@ -422,6 +422,42 @@ static void detach_again(struct run *r)
   sqlite3_close(db);
 }
 
+/* ---- a new cluster from one copy --------------------------------------- */
+
+static bool recover(struct run *r)
+{
+  char path[CRASH_PATH];
+  sqlite3 *db = NULL;
+  world_path(&r->world, 1, path);
+  sqlite3_open(":memory:", &db);
+  bool ok = call(r, db, "quorate_recover",
+                 sqlite3_mprintf("SELECT quorate_recover(%Q, "
+                                 "'accept-data-loss')",
+                                 path));
+  sqlite3_close(db);
+  return ok;
+}
+
+static void during_recovery(struct run *r)
+{
+  recover(r);
+}
+
+/* It is the old node, and starts, or is begun, and says what ends it. */
+static void recover_again(struct run *r)
+{
+  char error[512] = "";
+  if (r->world.db[1] == NULL &&
+      !world_open(&r->world, 1, error, sizeof(error))) {
+    if (strstr(error, "SELECT quorate_recover(") == NULL)
+      wrong(r, "after a recovery that failed: '%s'", error);
+    if (!recover(r)) wrong(r, "not reached");
+    if (!world_open(&r->world, 1, error, sizeof(error))) wrong(r, "%s", error);
+  }
+  world_stop(&r->world, 1, true);
+  r->kept[1] = true;
+}
+
 /* ---- several nodes ----------------------------------------------------- */
 
 static bool join(struct run *r, unsigned node)
@@ -577,6 +613,7 @@ const struct scene scenes[] = {
     {"stop", 1, make_node, start_first, during_stop, NULL, false},
     {"fold", 1, make_killed, nothing, during_start, NULL, false},
     {"detach", 1, make_node, start_first, during_detach, detach_again, true},
+    {"recover", 1, make_killed, nothing, during_recovery, recover_again, true},
     {"join", 2, make_node, start_first, during_join, join_again, false},
     {"catch-up", 3, make_late, start_two, during_return, NULL, false},
     {"snapshot", 3, make_left_behind, start_two, during_return, NULL, false},

@@ -511,6 +511,125 @@ static void reading_back_checks(void **state)
   harness_free(&h);
 }
 
+/* ---- only reading ------------------------------------------------------- */
+
+/* The last entry that store_inspect() finds on a copy of the disk, all before it
+   whole; nothing is changed. words: of the damage; "": none. */
+static raft_index inspect(struct disk *disk, raft_index checkpoint,
+                          char words[256])
+{
+  struct harness h;
+  struct disk *copy = disk_clone(disk, 1);
+  struct store_checkpoint c = {.index = checkpoint, .term = checkpoint ? 5 : 0};
+  struct store_options options = {
+      .dir = DIR_, .io = &copy->io, .cluster = CLUSTER, .node = NODE};
+  struct store_stats stats;
+  char *damage = NULL;
+  raft_index last;
+
+  harness_init(&h, 1);
+  disk_free(h.disk);
+  h.disk = copy;
+  h.io = &copy->io;
+  assert_int_equal(
+      store_inspect(&options, &c, &h.store, &h.recovered, &damage, &h.error),
+      0);
+  last = h.recovered.last_index;
+  (void)snprintf(words, 256, "%s", damage ? damage : "");
+  free(damage);
+  if (last > checkpoint) {
+    assert_int_equal(h.recovered.term, 5);
+    harness_expect(&h, checkpoint + 1, last, 5, 0, 376);
+  }
+  assert_int_equal(store_read(h.store, last + 1, last + 1, 1, 1, NULL, NULL),
+                   -ENOENT);
+  store_stats(h.store, &stats);
+  assert_int_equal(stats.last, last);
+  harness_close(&h);
+  assert_true(disk_same(disk, copy));
+  harness_free(&h);
+  return last;
+}
+
+/* Damage at each place of a segment of entries from `first` on. */
+static void inspect_flips(struct disk *disk, const char *name, raft_index first,
+                          raft_index n, uint64_t step)
+{
+  struct inode *inode = file(disk, name);
+  char words[256];
+  uint64_t at;
+
+  for (at = 0; at < 512 + n * RECORD; at += step) {
+    raft_index before = at < 512 ? first - 1 : first - 1 + (at - 512) / RECORD;
+
+    inode->cache[at] ^= 0x40;
+    assert_int_equal(inspect(disk, 0, words), before);
+    if (!strstr(words, name) || !strstr(words, "offset")) fail_msg("%s", words);
+    inode->cache[at] ^= 0x40;
+  }
+}
+
+static void a_damaged_log_is_read_up_to_there(void **state)
+{
+  struct disk *disk = clean_log();
+  char words[256];
+
+  (void)state;
+  assert_int_equal(inspect(disk, 0, words), 20);
+  assert_string_equal(words, "");
+  assert_int_equal(inspect(disk, 12, words), 20);
+  assert_string_equal(words, "");
+  inspect_flips(disk, SEG1, 1, 8, 7);
+  inspect_flips(disk, SEG2, 9, 8, 7);
+  inspect_flips(disk, SEG3, 17, 4, 5);
+  /* before the checkpoint: the rest follows it all the same, or nothing does */
+  file(disk, SEG1)->cache[100] ^= 1;
+  assert_int_equal(inspect(disk, 8, words), 20);
+  assert_non_null(strstr(words, SEG1 ": offset 0"));
+  assert_int_equal(inspect(disk, 7, words), 7);
+  disk_free(disk);
+}
+
+/* It had been cut back to entry 18: what the older segment holds behind that is
+   not to be believed when the newer one cannot be read. */
+static void what_was_superseded_stays_so(void **state)
+{
+  struct disk *disk;
+  struct harness h;
+  char words[256], name[32] = "0000000000000013.seg";
+
+  (void)state;
+  harness_init(&h, 1);
+  harness_open(&h);
+  harness_vote(&h, 5, 4);
+  harness_append(&h, 20, 376);
+  assert_int_equal(harness_submit(&h, false, 19, 1, 376), 0);
+  assert_int_equal(harness_wait(&h, h.seq), 0);
+  harness_close(&h);
+  disk = disk_clone(h.disk, 1);
+  harness_free(&h);
+  assert_int_equal(inspect(disk, 0, words), 19);
+  assert_string_equal(words, "");
+  file(disk, name)->cache[20] ^= 1;
+  assert_int_equal(inspect(disk, 0, words), 18);
+  assert_non_null(strstr(words, name));
+  disk_free(disk);
+}
+
+/* Its last segment, too, may have gone: that is as if it had never been. */
+static void a_log_that_was_never_opened_is_empty(void **state)
+{
+  struct disk *disk = disk_new(1);
+  char words[256];
+
+  (void)state;
+  assert_int_equal(inspect(disk, 0, words), 0);
+  assert_string_equal(words, "");
+  assert_int_equal(inspect(disk, 9, words), 9);
+  assert_string_equal(words, "");
+  disk_free(disk);
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {
@@ -526,6 +645,9 @@ int main(void)
       cmocka_unit_test(a_hole_below_the_mark_is_damage),
       cmocka_unit_test(a_damaged_checkpoint_is_refused),
       cmocka_unit_test(reading_back_checks),
+      cmocka_unit_test(a_damaged_log_is_read_up_to_there),
+      cmocka_unit_test(what_was_superseded_stays_so),
+      cmocka_unit_test(a_log_that_was_never_opened_is_empty),
   };
 
   return cmocka_run_group_tests(tests, NULL, NULL);
