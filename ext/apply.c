@@ -170,6 +170,15 @@ bool apply_knows(struct node *node, uint64_t sequence)
   return found;
 }
 
+/* Nobody else adds to it. */
+static void count(struct node *node, uint64_t applied)
+{
+  _Atomic uint64_t *n = &node->counters.transactions;
+  atomic_store_explicit(n,
+                        atomic_load_explicit(n, memory_order_relaxed) + applied,
+                        memory_order_relaxed);
+}
+
 static int confirm_own(struct node *node, struct transaction *tx,
                        const struct raft_entry *entry)
 {
@@ -181,9 +190,9 @@ static int confirm_own(struct node *node, struct transaction *tx,
   pthread_mutex_lock(&node->mutex);
   /* Whoever learns of the commit may ask for the index next. */
   node->applied = entry->index;
+  count(node, 1);
   node_settle(node, tx, TX_CONFIRMED);
   pthread_mutex_unlock(&node->mutex);
-  node->counters.transactions++;
   return 0;
 }
 
@@ -249,7 +258,7 @@ static int apply_commit(struct node *node, const struct raft_entry *entry)
   wal_append_start(node->wal);
   int rc = append_part(node->wal, entry->body, head.n_page);
   if (rc == 0) rc = wal_append_commit(node->wal, head.n_page, entry->index);
-  if (rc == 0) node->counters.transactions++;
+  if (rc == 0) count(node, 1);
   return rc;
 }
 
@@ -304,7 +313,7 @@ static void large_done(struct task *task)
     return;
   }
   node->n_open = 0;
-  node->counters.transactions++;
+  count(node, 1);
   pthread_mutex_lock(&node->mutex);
   node->applied++;
   pthread_mutex_unlock(&node->mutex);
@@ -535,7 +544,7 @@ static int apply_some(struct node *node, raft_index limit)
     raft_body_unref(entry.body);
   }
   if (rc == 0) rc = wal_append_publish(node->wal);
-  if (rc == 0) node->counters.transactions += at - node->applied;
+  if (rc == 0) count(node, at - node->applied);
   if (rc == 0) set_applied(node, at);
   return rc;
 }

@@ -16,6 +16,7 @@
 #include "call.h"
 #include "cluster.h"
 #include "sql.h"
+#include "trust.h"
 
 #include <stdio.h>
 
@@ -35,7 +36,7 @@ struct peer_numbers {
 struct metrics {
   struct net_counters net;
   struct invite_counters invites;
-  uint64_t elections, elections_won, leaders, transactions;
+  uint64_t elections, elections_won, leaders;
   uint64_t snapshots_given, snapshots_taken;
   unsigned n_peers;
   struct peer_numbers peers[RAFT_MEMBERS_MAX];
@@ -128,7 +129,6 @@ void metrics_tick(struct node *node)
   m->elections = c->elections;
   m->elections_won = c->elections_won;
   m->leaders = c->leaders;
-  m->transactions = c->transactions;
   m->snapshots_given = c->snapshots_given;
   m->snapshots_taken = c->snapshots_taken;
   if (look) {
@@ -270,7 +270,8 @@ static void add_commits(struct cells *out, struct node *node,
   meter_read(&c->commits, &commits);
   meter_read(&c->syncs, &syncs);
   counter(out, "quorate_transactions_total",
-          "Transactions applied here, whoever wrote them", m->transactions);
+          "Transactions applied here, whoever wrote them",
+          atomic_load(&c->transactions));
   histogram(out, "quorate_commit_seconds",
             "Time of commits on this node, from the hand-over on", &commits);
   seconds(out, "gauge", "quorate_commit_p50_seconds",
@@ -480,6 +481,11 @@ void metrics_run(struct node *node, const struct call *call,
   add_elections(out, m);
   add_snapshots(out, m, &node->counters);
   add_peers(out, m);
+  int64_t expires = trust_expires(node);
+  if (expires > 0)
+    gauge(out, "quorate_certificate_expires_timestamp_seconds",
+          "When this node's certificate ends, in seconds since 1970",
+          (uint64_t)expires);
   counter(out, "quorate_events_total", "Lines ever added to quorate_events",
           events);
   add_invitations(out, &m->invites);

@@ -221,7 +221,7 @@ struct counters {
   /* loop thread */
   uint64_t elections, elections_won; /* begun by this node */
   uint64_t leaders;                  /* how often there was another one */
-  uint64_t transactions;             /* applied */
+  _Atomic uint64_t transactions;     /* applied; others read it */
   uint64_t snapshots_given, snapshots_taken;
   struct meter_growth growth; /* of the log */
   /* any thread */
