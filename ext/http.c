@@ -277,6 +277,7 @@ static void look_at_file(struct watched *w, struct packer *out,
   json_printf(out, ",\"events\":");
   if (!w->seen || !json_rows(out, db, events, false)) json_printf(out, "[]");
   if (w->seen) look_at_numbers(w, db);
+  if (w->numbers.failed > 0) w->failed = true;
   put_numbers(w, out);
   put_history(w, out, now);
   json_printf(out, "}");
@@ -615,10 +616,10 @@ static bool split(const char *where, char host[RAFT_ADDRESS_MAX], char port[16])
   if (where[strspn(where, "0123456789")] == 0 && where[0] &&
       strlen(where) < 6) {
     snprintf(port, 16, "%s", where);
-    return true;
+    return atoi(port) <= UINT16_MAX;
   }
   return net_split_address(where, host, RAFT_ADDRESS_MAX, port, 16) &&
-         host[0] && port[0];
+         host[0] && port[0] && strlen(port) < 6 && atoi(port) <= UINT16_MAX;
 }
 
 static bool is_loopback(const struct sockaddr *address)

@@ -391,7 +391,7 @@ static void add_peers(struct cells *out, const struct metrics *m)
 struct present {
   struct node_view view;
   raft_index applied;
-  bool writable;
+  bool writable, failed;
   unsigned waiting; /* to write */
   unsigned processes, sessions;
   uint64_t rounds;
@@ -404,6 +404,7 @@ static void take_present(struct node *node, struct present *p)
   *p = (struct present){.view = node->view,
                         .applied = node->applied,
                         .writable = writer_refusal(node) == NULL,
+                        .failed = node->failed || node_log_failed(node),
                         .waiting = node->upgrading,
                         .rounds = node->next_read};
   for (struct write_place *w = node->places; w; w = w->next)
@@ -423,6 +424,9 @@ static void add_present(struct cells *out, struct node *node,
   gauge(out, "quorate_serving", "1 if the node answers reads",
         atomic_load(&node->shared->serving));
   gauge(out, "quorate_writable", "1 if the node takes writes", p->writable);
+  gauge(out, "quorate_failed",
+        "1 if the node or its log has failed, and is to be started anew",
+        p->failed);
   gauge(out, "quorate_commit_index", "Newest log entry known to be agreed on",
         p->view.commit);
   gauge(out, "quorate_applied_index", "Newest log entry that readers here see",

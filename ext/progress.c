@@ -21,7 +21,7 @@
 #define WORKS 12
 #define MARK_MS 2000 /* a speed is taken over at least so long, if it can be */
 #define SURE_MS 200  /* and is not told before */
-#define TELL_MS 2000   /* between two lines about the same work */
+#define TELL_MS 2000 /* between two lines about the same work */
 #define BEHIND_MS 1000 /* without reaching what there was then */
 #define SILENT_MS 3000 /* a member that is not heard of does not catch up */
 #define PARTS_LEAST 4  /* of a transaction that is told of while it arrives */

@@ -20,6 +20,7 @@ static double *find_number(struct numbers *n, const char *name)
   if (strcmp(name, "quorate_commit_p99_seconds") == 0) return &n->commit_p99;
   if (strcmp(name, "quorate_fsync_p99_seconds") == 0) return &n->fsync;
   if (strcmp(name, "quorate_write_queue") == 0) return &n->waiting;
+  if (strcmp(name, "quorate_failed") == 0) return &n->failed;
   if (strncmp(name, "quorate_reads_total{", 20) == 0) return &n->reads;
   return NULL;
 }
@@ -30,7 +31,7 @@ bool report_numbers(sqlite3 *db, struct numbers *out)
   int rows = 0,
       rc = sqlite3_prepare_v2(db, "SELECT name, value FROM quorate_metrics", -1,
                               &stmt, NULL);
-  *out = (struct numbers){clock_monotonic_ms(), -1, -1, -1, -1, -1, -1, -1};
+  *out = (struct numbers){clock_monotonic_ms(), -1, -1, -1, -1, -1, -1, -1, -1};
   while (rc == SQLITE_OK && sqlite3_step(stmt) == SQLITE_ROW) {
     const char *name = (const char *)sqlite3_column_text(stmt, 0);
     double *number = name ? find_number(out, name) : NULL;

@@ -17,6 +17,7 @@ struct numbers {
   double transactions, commits, reads;  /* counted so far */
   double commit_p50, commit_p99, fsync; /* seconds */
   double waiting;                       /* to write */
+  double failed;                        /* 1: it must be started anew */
 };
 /* False: they could not be had. */
 bool report_numbers(sqlite3 *db, struct numbers *out);
