@@ -177,8 +177,14 @@ static void look_at_numbers(struct watched *w, sqlite3 *db)
 {
   struct numbers now;
   if (!report_numbers(db, &now)) return;
-  uint64_t ms = now.ms - w->numbers.ms;
+  static const struct look none = {-1, -1, -1};
+  uint64_t ms = now.ms - w->numbers.ms, late = ms;
   if (w->numbers.ms) {
+    /* For as long as nobody could look, there is a gap. */
+    for (int i = 0; i < HISTORY && late >= 2 * LOOK_MS - LOOK_MS / 4; i++) {
+      w->history[w->n_history++ % HISTORY] = none;
+      late -= LOOK_MS;
+    }
     w->history[w->n_history++ % HISTORY] = (struct look){
         report_rate(now.transactions, w->numbers.transactions, ms),
         report_rate(now.commits, w->numbers.commits, ms),
