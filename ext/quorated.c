@@ -238,7 +238,7 @@ static bool notify(const char *state)
 
 static struct {
   const char *http; /* where it listens; NULL: nowhere */
-  const char *watch;
+  bool watch;
   double interval; /* of --watch, in seconds; 0: not given */
 } options;
 
@@ -572,7 +572,7 @@ static bool take_interval(const char *text)
 /* Whether what was given goes together. */
 static bool fits(int argc)
 {
-  if (options.watch) return optind == argc && options.http == NULL;
+  if (options.watch) return optind + 1 == argc && options.http == NULL;
   return optind < argc && options.interval == 0;
 }
 
@@ -583,7 +583,7 @@ static int take_options(int argc, char **argv)
       {"help", no_argument, NULL, 'h'},
       {"version", no_argument, NULL, 'V'},
       {"http", required_argument, NULL, 't'},
-      {"watch", required_argument, NULL, 'w'},
+      {"watch", no_argument, NULL, 'w'},
       {"interval", required_argument, NULL, 'i'},
       {NULL, 0, NULL, 0}};
   int c;
@@ -593,7 +593,7 @@ static int take_options(int argc, char **argv)
       return fflush(stdout) == 0 ? 0 : 1;
     }
     if (c == 't') options.http = optarg;
-    if (c == 'w') options.watch = optarg;
+    if (c == 'w') options.watch = true;
     if (c == '?' || (c == 'i' && !take_interval(optarg))) break;
   }
   if (c == -1 && fits(argc)) return -1;
@@ -716,10 +716,10 @@ static int start_http(void)
   return 0;
 }
 
-static int look_on(void)
+static int look_on(const char *path)
 {
   if (load_quorate() != 0) return 1;
-  int status = watch_run(options.watch, options.interval);
+  int status = watch_run(path, options.interval);
   sqlite3_close(keeper.db);
   return status;
 }
@@ -729,7 +729,7 @@ int main(int argc, char **argv)
   node_fill_low_descriptors();
   int status = take_options(argc, argv);
   if (status >= 0) return status;
-  if (options.watch) return look_on();
+  if (options.watch) return look_on(argv[optind]);
   int signal_fd = take_signals();
   keeper.stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   keeper.news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

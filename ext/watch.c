@@ -40,6 +40,7 @@
 #define EVENTS 64
 #define HISTORY 512
 #define PLAIN_EVENTS 10
+#define STALE_MS 5000 /* what is shown is not new any more */
 #define WIDEST 500 /* a window is no wider, or what is right of it is empty */
 
 struct row {
@@ -246,6 +247,7 @@ static void *asker_main(void *arg)
 struct picture {
   struct packer out;
   unsigned width, height, row, column;
+  bool hidden; /* this line is below the window */
 };
 
 enum look { PLAIN, BOLD, DIM, GOOD, BAD, TITLE };
@@ -253,12 +255,14 @@ enum look { PLAIN, BOLD, DIM, GOOD, BAD, TITLE };
 static void begin_line(struct picture *p)
 {
   p->column = 0;
-  if (p->width) json_printf(&p->out, "\033[%u;1H", p->row + 1);
+  /* The last line is another one's. */
+  p->hidden = p->width && p->row + 1 >= p->height;
+  if (p->width && !p->hidden) json_printf(&p->out, "\033[%u;1H", p->row + 1);
 }
 
 static void end_line(struct picture *p)
 {
-  json_printf(&p->out, p->width ? "\033[K" : "\n");
+  if (!p->hidden) json_printf(&p->out, p->width ? "\033[K" : "\n");
   p->row++;
 }
 
@@ -281,7 +285,7 @@ static unsigned columns_of(const char *text, size_t *n)
 static void add_text(struct picture *p, const char *text)
 {
   size_t n;
-  for (; *text; text += n) {
+  for (; *text && !p->hidden; text += n) {
     unsigned columns = columns_of(text, &n);
     if (p->width && p->column + columns > p->width) return;
     bool shown = (unsigned char)*text < 0x80 || (watch.utf8 && n > 1);
@@ -604,6 +608,22 @@ static int watch_signals(void)
   return signalfd(-1, &mine, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
+/* What is left of the picture before goes; then the last line. */
+static void draw_foot(struct picture *p, const struct view *v)
+{
+  uint64_t old = v->ms ? clock_monotonic_ms() - v->ms : 0;
+  for (; p->row + 1 < p->height; end_line(p))
+    begin_line(p);
+  p->row = 0;
+  json_printf(&p->out, "\033[%u;1H", p->height);
+  p->column = 0;
+  p->hidden = false;
+  add(p, DIM, " q quits");
+  if (old > STALE_MS)
+    add(p, BAD, "  as of %s ago", progress_time((double)old / 1e3).s);
+  end_line(p);
+}
+
 /* The newest, on all of the window as it is now. False: nobody takes it. */
 static bool show(void)
 {
@@ -622,16 +642,7 @@ static bool show(void)
   unsigned n = watch.n_history;
   pthread_mutex_unlock(&watch.mutex);
   draw(&p, &view, history, n);
-  json_printf(&p.out, "\033[J");
-  if (room(&p) > 0) {
-    p.row = p.height - 1;
-    begin_line(&p);
-    add(&p, DIM, " q quits");
-    if (view.ms && clock_monotonic_ms() - view.ms > 5000)
-      add(&p, BAD, "  as of %s ago",
-          progress_time((double)(clock_monotonic_ms() - view.ms) / 1e3).s);
-    end_line(&p);
-  }
+  draw_foot(&p, &view);
   bool ok = !p.out.bad && write_all(p.out.data, p.out.len);
   free(p.out.data);
   return ok;
