@@ -852,11 +852,12 @@ bool heard_newest(const struct control_heard heard[2], uint64_t cluster,
 int cluster_bootstrap(const char *path, int argc, const char *const *options,
                       struct text *answer);
 int cluster_join(const char *path, const char *token, int argc,
-                 const char *const *options, struct text *answer);
+                 const char *const *options, const struct interrupt *interrupt,
+                 struct text *answer);
 /* Brings a node back that cannot start, or whose joining was not finished, with
    what the others have: rebuild.c. 0 or -1. */
 int cluster_rebuild(const char *path, int argc, const char *const *options,
-                    struct text *answer);
+                    const struct interrupt *interrupt, struct text *answer);
 /* Application threads: a token for one node, as RAFT_VOTER or RAFT_LEARNER; and
    takes it back, *line: what came of it. 0, or -1 and why not. */
 int cluster_invite(struct node *node, const char *name, uint8_t role,

@@ -514,7 +514,8 @@ static bool change(struct rebuild *r, struct text *error)
 }
 
 /* Step 6. */
-static bool run(struct rebuild *r, struct text *error)
+static bool run(struct rebuild *r, const struct interrupt *interrupt,
+                struct text *error)
 {
   struct text why;
   unsigned voters;
@@ -522,7 +523,8 @@ static bool run(struct rebuild *r, struct text *error)
   r->db = -1;
   node_unlock(r->lock);
   r->lock = -1;
-  if (cluster_first_run(r->path, &r->members, &voters, &r->took, &why))
+  if (cluster_first_run(r->path, &r->members, interrupt, &voters, &r->took,
+                        &why))
     return true;
   *error = why;
   append(error, ": call it again to finish");
@@ -530,7 +532,7 @@ static bool run(struct rebuild *r, struct text *error)
 }
 
 int cluster_rebuild(const char *path, int n, const char *const *options,
-                    struct text *answer)
+                    const struct interrupt *interrupt, struct text *answer)
 {
   struct rebuild *r = calloc(1, sizeof(*r));
   if (r == NULL) {
@@ -538,11 +540,11 @@ int cluster_rebuild(const char *path, int n, const char *const *options,
     return -1;
   }
   r->lock = r->db = -1;
-  bool ok = take_options(r, n, options, answer) && find(r, path, answer) &&
-            exclude(r, answer) && read_identities(r, answer) &&
-            find_peers(r, answer) &&
-            cluster_address_free(r->old.listen, answer) &&
-            be_admitted(r, answer) && change(r, answer) && run(r, answer);
+  bool ok =
+      take_options(r, n, options, answer) && find(r, path, answer) &&
+      exclude(r, answer) && read_identities(r, answer) &&
+      find_peers(r, answer) && cluster_address_free(r->old.listen, answer) &&
+      be_admitted(r, answer) && change(r, answer) && run(r, interrupt, answer);
   if (ok)
     text_set(answer,
              "node %s of cluster %016llx, rebuilt from the others, listening "

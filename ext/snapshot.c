@@ -125,6 +125,11 @@ void snapshot_peer_up(struct node *node, raft_id peer)
   if (find_out(node, peer)) send_offer(node, peer);
 }
 
+static bool is_member(struct node *node, raft_id peer)
+{
+  return raft_configuration_find(raft_configuration(node->raft, NULL), peer);
+}
+
 void snapshot_tick(struct node *node)
 {
   uint64_t now = clock_monotonic_ms(), keep = FORGET_MS;
@@ -133,7 +138,9 @@ void snapshot_tick(struct node *node)
     keep += (WINDOW >> 10) * UINT64_C(1000) / node->identity.snapshot_rate_kib;
   for (struct snapshot_out *s = node->snapshots, *next; s; s = next) {
     next = s->next;
-    if (now < s->used + (s->session ? keep : FORGET_MS)) continue;
+    if (now < s->used + (s->session ? keep : FORGET_MS) &&
+        is_member(node, s->peer))
+      continue;
     if (s->session)
       events_add(&node->events, "the snapshot of entry %llu was not fetched",
                  (unsigned long long)s->image.index);
