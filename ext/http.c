@@ -112,12 +112,8 @@ extern const char page_end[] __attribute__((visibility("hidden")));
 /* A connection to a node whose file the keeper has open. */
 static sqlite3 *open_node(const char *path)
 {
-  static const char settings[] =
-      "PRAGMA quorate_consistency=local; PRAGMA quorate_write_wait=0";
   sqlite3 *db = NULL;
-  if (sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE, NULL) == SQLITE_OK &&
-      sqlite3_exec(db, settings, NULL, NULL, NULL) == SQLITE_OK)
-    return db;
+  if (report_open(path, &db) == SQLITE_OK) return db;
   sqlite3_close(db);
   return NULL;
 }
@@ -528,9 +524,11 @@ static enum MHD_Result reply_newest(struct MHD_Connection *connection,
 }
 
 /* Nobody has looked for too long. Mutex held. */
-static bool is_stuck(uint64_t since)
+static bool is_stuck(bool ready)
 {
-  return since && clock_monotonic_ms() - since > DEAD_MS;
+  uint64_t now = clock_monotonic_ms();
+  return (http.looked && now - http.looked > (ready ? OLD_MS : DEAD_MS)) ||
+         (http.kept && now - http.kept > DEAD_MS);
 }
 
 static enum MHD_Result reply_health(struct MHD_Connection *connection,
@@ -538,7 +536,7 @@ static enum MHD_Result reply_health(struct MHD_Connection *connection,
 {
   struct text why = {""};
   pthread_mutex_lock(&http.mutex);
-  if (is_stuck(http.looked) || is_stuck(http.kept))
+  if (is_stuck(ready))
     text_set(&why, "nobody looks after the nodes any more");
   else if (ready && http.looked == 0)
     text_set(&why, "nothing is known yet");

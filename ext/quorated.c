@@ -25,6 +25,7 @@
 */
 #define SQLITE_CORE 1 /* not through the table that extensions have */
 #include "http.h"
+#include "report.h"
 #include "sql.h"
 #include "vfs.h"
 #include "watch.h"
@@ -342,13 +343,10 @@ static bool is_here(const struct file *f)
    another process, or it is BROKEN; *why says more of the latter two. */
 static enum state open_file(struct file *f, struct text *why)
 {
-  static const char settings[] =
-      "PRAGMA quorate_consistency=local; PRAGMA quorate_write_wait=0";
   struct text role;
   logged.s[0] = 0;
   if (!is_node(f, why)) return BROKEN;
-  int rc = sqlite3_open_v2(f->path, &f->db, SQLITE_OPEN_READWRITE, NULL);
-  if (rc == SQLITE_OK) rc = sqlite3_exec(f->db, settings, NULL, NULL, NULL);
+  int rc = report_open(f->path, &f->db);
   enum state state = rc == SQLITE_OK ? RUNS : BROKEN;
   if (state == BROKEN) tell_why(f, f->db, why);
   /* It is open, but not as a node's: that is another user's. */

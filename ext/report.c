@@ -2,13 +2,28 @@
 ** report.c: what nodes are like: numbers, JSON, Prometheus. No part of the
 ** library: it asks in SQL.
 */
+#define SQLITE_CORE 1 /* not through the table that extensions have */
 #include "report.h"
 
 #include "node.h"
+#include "vfs.h"
 
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
+
+/* ---- asking -------------------------------------------------------------- */
+
+int report_open(const char *path, sqlite3 **db)
+{
+  static const char settings[] =
+      "PRAGMA quorate_consistency=local; PRAGMA quorate_write_wait=0";
+  int rc = sqlite3_open_v2(path, db, SQLITE_OPEN_READWRITE, NULL);
+  if (rc == SQLITE_OK) rc = sqlite3_exec(*db, settings, NULL, NULL, NULL);
+  struct connection *c = rc == SQLITE_OK ? vfs_connection(*db, "main") : NULL;
+  if (c) c->looks = true;
+  return rc;
+}
 
 /* ---- numbers ------------------------------------------------------------- */
 

@@ -9,6 +9,13 @@
 
 #include <sqlite3.h>
 
+/* ---- asking -------------------------------------------------------------- */
+
+/* A connection to a file for the questions below: it waits for no other node, and
+   what it reads is not counted. A code of SQLite; *db is to be closed, also after
+   an error. */
+int report_open(const char *path, sqlite3 **db);
+
 /* ---- numbers ------------------------------------------------------------- */
 
 /* Of quorate_metrics; negative: not known. */

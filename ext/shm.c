@@ -303,7 +303,7 @@ static int begin_read(struct connection *c, int slot)
     return refuse(c, SQLITE_BUSY_TIMEOUT,
                   "the file was detached: open it anew");
   }
-  if (!c->reserved) count_read(c);
+  if (!c->reserved && !c->looks) count_read(c);
   struct walindex_info *info = walindex_info(&c->index);
   bool same = c->generation == c->reader.generation && !c->spoiled &&
               memcmp(&c->given, &header, sizeof(header)) == 0;

@@ -182,11 +182,8 @@ static bool fill(struct view *v)
 
 static bool open_db(struct text *why)
 {
-  static const char settings[] =
-      "PRAGMA quorate_consistency=local; PRAGMA quorate_write_wait=0";
   if (watch.db) return true;
-  int rc = sqlite3_open_v2(watch.path, &watch.db, SQLITE_OPEN_READWRITE, NULL);
-  if (rc == SQLITE_OK) rc = sqlite3_exec(watch.db, settings, NULL, NULL, NULL);
+  int rc = report_open(watch.path, &watch.db);
   if (rc == SQLITE_OK && vfs_connection(watch.db, "main")) return true;
   if (!registry_refusal(watch.path, why))
     text_set(why, "%s",
