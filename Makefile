@@ -29,6 +29,10 @@
 #                      as errors; each of these has objects of its own
 #   make MUTANT=53 unit-raft/store ...   with a mistake planted that some test
 #                      should find (raft/mutant.h)
+#   make install       under PREFIX=/usr/local, DESTDIR= before it; LIBDIR and
+#   make uninstall     others see below
+#   make deb           a Debian package, in build/deb; .ci/deb tests it
+#   make npm           a package for npm, in build/npm
 #   make PLAIN=1 bench   the same code without TLS (tls/test/plain.c), to see
 #                      what TLS costs; its version ends in -plain
 #   make clean
@@ -58,7 +62,7 @@ ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -pthread \
           $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer \
               -fno-sanitize-recover=all) \
           $(if $(COVERAGE),--coverage -fprofile-update=atomic -DNDEBUG) \
-          $(CFLAGS)
+          $(CPPFLAGS) $(CFLAGS)
 LDFLAGS += $(if $(SAN),-fsanitize=$(SAN)) $(if $(COVERAGE),--coverage)
 LIBS   := -luv -lssl -lcrypto -lxxhash -pthread
 CMOCKA := -lcmocka
@@ -246,6 +250,76 @@ reach: $(UNIT_raft) $(UNIT_raft/store) $(UNIT_raft/sim) $(SIM)
 check-style:
 	@bash .ci/style
 
+# ---- what goes to other places ---------------------------------------------
+
+# The one place of the version; a test holds the others against it.
+VERSION := $(shell sed -n 's/^.define QUORATE_VERSION "\([^"]*\)".*/\1/p' ext/sql.h)
+
+# The library is loaded by its path and is nothing to link with, so it keeps out
+# of the linker's own directories.
+PREFIX  ?= /usr/local
+BINDIR  ?= $(PREFIX)/bin
+LIBDIR  ?= $(PREFIX)/lib
+EXTDIR  ?= $(LIBDIR)/sqlite3
+PCDIR   ?= $(LIBDIR)/pkgconfig
+MANDIR  ?= $(PREFIX)/share/man
+DOCDIR  ?= $(PREFIX)/share/doc/quorate
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+INSTALL ?= install
+
+# What a file says of where things are; the units stand as they are installed by
+# default.
+FILL := sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@PREFIX@|$(PREFIX)|g' \
+        -e 's|@EXTDIR@|$(EXTDIR)|g' -e 's|/usr/local/bin/|$(BINDIR)/|g'
+TEXTS     := $(PCDIR)/quorate.pc $(MANDIR)/man7/quorate.7 \
+             $(MANDIR)/man8/quorated.8 $(UNITDIR)/quorated@.service
+INSTALLED := $(EXTDIR)/quorate.so $(BINDIR)/quorated $(DOCDIR)/LICENSE $(TEXTS)
+in_place   = $(patsubst %,'$(DESTDIR)%',$(1))
+
+install: all
+	$(INSTALL) -d $(call in_place,$(sort $(dir $(INSTALLED))))
+	$(INSTALL) -m 644 $(B)/quorate.so '$(DESTDIR)$(EXTDIR)/quorate.so'
+	$(INSTALL) -m 755 $(B)/quorated '$(DESTDIR)$(BINDIR)/quorated'
+	$(INSTALL) -m 644 LICENSE '$(DESTDIR)$(DOCDIR)/LICENSE'
+	$(FILL) ext/quorate.pc.in >'$(DESTDIR)$(PCDIR)/quorate.pc'
+	$(FILL) ext/quorate.7 >'$(DESTDIR)$(MANDIR)/man7/quorate.7'
+	$(FILL) ext/quorated.8 >'$(DESTDIR)$(MANDIR)/man8/quorated.8'
+	$(FILL) ext/quorated@.service >'$(DESTDIR)$(UNITDIR)/quorated@.service'
+	chmod 644 $(call in_place,$(TEXTS))
+
+# Nothing but what was installed, and directories that nothing else is in.
+uninstall:
+	rm -f $(call in_place,$(INSTALLED))
+	-rmdir $(call in_place,$(DOCDIR) $(EXTDIR)) 2>/dev/null
+
+# From a tree of its own, as from a tarball: what is needed to build, and
+# ext/debian at its top, where Debian's tools look.
+DEB_TREE := build/deb/quorate-$(VERSION)
+deb:
+	rm -rf build/deb
+	mkdir -p $(DEB_TREE)
+	cp -R Makefile LICENSE raft tls net ext $(DEB_TREE)
+	mv $(DEB_TREE)/ext/debian $(DEB_TREE)/debian
+	cd $(DEB_TREE) && case $$(dpkg-parsechangelog -S Version) in \
+	  $(VERSION)-*) ;; \
+	  *) echo 'ext/debian/changelog has another version' >&2; exit 1 ;; esac
+	cd $(DEB_TREE) && env -u MAKEFLAGS -u MFLAGS dpkg-buildpackage -b -us -uc
+	rm -rf $(DEB_TREE)
+	ls build/deb/*.deb
+
+# As it is packed; by npm into one file, where that is installed.
+NPM_DIR  ?= $(CURDIR)/build/npm
+NPM_KIND  = linux-$(patsubst x86_64,x64,$(patsubst aarch64,arm64,$(shell \
+              uname -m)))
+npm: all
+	rm -rf '$(NPM_DIR)'
+	mkdir -p '$(NPM_DIR)/package/$(NPM_KIND)'
+	cp demo/npm/package.json demo/npm/README.md demo/npm/index.js \
+	  demo/npm/index.d.ts LICENSE '$(NPM_DIR)/package'
+	strip -o '$(NPM_DIR)/package/$(NPM_KIND)/quorate.so' $(B)/quorate.so
+	if command -v npm >/dev/null; then \
+	  cd '$(NPM_DIR)' && npm pack --silent ./package; fi
+
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 
 clean:
@@ -253,5 +327,6 @@ clean:
 
 .PHONY: all sim soak mutants mutants-sample crash fault unit test suites kill \
         load processes demo bench bench-storage compile coverage reach \
-        check-style clean \
+        check-style install uninstall deb npm \
+        clean \
         $(addprefix unit-,$(ROOMS))

@@ -4,6 +4,8 @@
 #
 #   need package...     installs those that are missing, or says what to do
 #                       and returns 1
+#   need_better_sqlite3 builds it in build/node, from npm; without it the tests
+#                       that want it are skipped
 
 # What the extension is built from, what its tests need besides, and what
 # only the checks of the source need.
@@ -16,6 +18,10 @@ PROGRAM_PACKAGES='php-cli php-sqlite3 libdbd-sqlite3-perl fossil'
 [ -d /run/systemd/system ] ||
   PROGRAM_PACKAGES="$PROGRAM_PACKAGES pdns-server pdns-backend-sqlite3
     bind9-dnsutils"
+# A nodejs from elsewhere may bring its own npm, and its headers.
+command -v npm >/dev/null 2>&1 ||
+  PROGRAM_PACKAGES="$PROGRAM_PACKAGES nodejs npm libnode-dev"
+PROGRAM_PACKAGES="$PROGRAM_PACKAGES g++ mandoc pkg-config strace"
 STYLE_PACKAGES='clang clang-format'
 
 need_missing() {
@@ -71,4 +77,16 @@ need() {
     echo "$0: apt-get could not install them. Please install:$need_list" >&2
     return 1
   fi
+}
+
+# The newest that Debian 12's Node takes. Its own binary comes from elsewhere;
+# if that cannot be reached, it is built with the headers that are here.
+need_better_sqlite3() {
+  [ ! -d build/node/node_modules/better-sqlite3/build/Release ] || return 0
+  command -v npm >/dev/null 2>&1 || return 0
+  echo "$0: installing better-sqlite3 in build/node"
+  mkdir -p build/node
+  npm_config_nodedir=/usr npm install --prefix build/node --loglevel=error \
+    --no-audit --no-fund better-sqlite3@11.10.0 </dev/null ||
+    echo "$0: npm could not install it: its tests are skipped" >&2
 }

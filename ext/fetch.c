@@ -706,8 +706,11 @@ static int enter_database(struct fetch *f)
   free(line);
   if (rc) return rc;
   wal_advance(wal, f->cp.index);
+  /* Not at the same time as an address that a program sets. */
+  pthread_mutex_lock(&node->identity_mutex);
   node->identity.joining = false;
   rc = identity_write_node(node->dir, &node->identity, &error);
+  pthread_mutex_unlock(&node->identity_mutex);
   if (rc) {
     events_add(&node->events, "%s", error.s);
     wal_free(wal);

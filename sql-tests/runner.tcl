@@ -5,7 +5,8 @@
 # A *.test file is run by tclsh and ends with tcltest's summary; any other is
 # a cmocka program.  The output of each is printed when it ends, so that those
 # of two never mix.  A program that gives no summary, or does not end in its
-# time, counts as one failure.  The last line is "N passed, N failed".
+# time, counts as one failure.  What failed is said again at the end, where it
+# is found in a long output; the last line is "N passed, N failed".
 #
 # SUITE_SECONDS=n: the time of each (600).  LIVE=1 prints what a program says at
 # once, for one that runs long and alone.
@@ -40,6 +41,28 @@ proc counts {output} {
     return {}
   }
   return [list $p $f]
+}
+
+# What a failed program said of its failures, or else its last lines.
+proc failures {output} {
+  set found {}
+  set inside 0
+  foreach line [split [string trimright $output] \n] {
+    # Of a case of tcltest its name and what came of it, not its text.
+    if {[string match "---- *" $line]} {
+      set inside 1
+    } elseif {[regexp {^==== \S+ FAILED$} $line]} {
+      set inside 0
+    }
+    if {$inside || [regexp {^==== \S+ .* FAILED$} $line] ||
+        [regexp {^\[ *(ERROR|LINE|FAILED) *\]} $line]} {
+      lappend found $line
+    }
+  }
+  if {$found eq ""} {
+    return [join [lrange [split [string trimright $output] \n] end-39 end] \n]
+  }
+  return [join [lrange $found 0 59] \n]
 }
 
 proc start {program} {
@@ -113,7 +136,7 @@ proc finish {chan} {
   incr ::passed [lindex $n 0]
   incr ::failed [lindex $n 1]
   if {[lindex $n 1] > 0} {
-    lappend ::bad $::program($chan)
+    lappend ::bad $::program($chan) [failures $::output($chan)]
   }
   incr ::running -1
 }
@@ -125,8 +148,8 @@ while {$running > 0 || [llength $queue] > 0} {
   }
   vwait running
 }
-foreach name $bad {
-  puts "failed: $name"
+foreach {name text} $bad {
+  puts "== failed: $name\n$text"
 }
 puts "$passed passed, $failed failed"
 exit [expr {$failed > 0 || $passed == 0}]

@@ -1,0 +1,295 @@
+# Runs what a text shows: pages in ext/ and README.md at the top.  Needs the
+# fixture of cluster.tcl, and an installed quorate.
+#
+#   manual_page FILE           the steps in a page, as {section step...}...
+#   manual_readme FILE         the same of a README
+#   manual_play STEPS          runs them: "", or what was not as it is told
+#
+# A step is {line host kind text expected}.  Kinds are sql (n1>), sh (n1$),
+# root (n1#) and test, a comment of the page that is Tcl.  What follows a step
+# is its answer, where "..." is anything; without one the step must not fail.
+#
+# There is one machine here.  n1, n2 and n3 have a directory each, which they
+# call /srv, and addresses of their own, as 10.0.0.1:7000: they stand for
+# directories and ports of the test, in both directions.  Their systemd is ours:
+# a quorated for each instance that is started.
+
+# Commands that cannot be run here, as patterns. Any other is.
+set manual_elsewhere {}
+
+# ---- what a text shows -----------------------------------------------------
+
+proc manual_steps {lines at} {
+  set steps {}
+  foreach line $lines {
+    incr at
+    regsub -all {\\&} $line {} line
+    regsub -all {\\e} $line {\\} line
+    if {[regexp {^\s*\.\.\.> ?(.*)$} $line - more]} {
+      lset steps end 3 "[lindex $steps end 3]\n$more"
+    } elseif {[regexp {^(n\d)([>$#]) (.*)$} $line - host prompt text]} {
+      set kind [dict get {> sql $ sh # root} $prompt]
+      lappend steps [list $at $host $kind $text {}]
+    } elseif {[llength $steps] && [string trim $line] ne ""} {
+      set expected [lindex $steps end 4]
+      lset steps end 4 [concat $expected [list $line]]
+    }
+  }
+  return $steps
+}
+
+proc manual_lines {file} {
+  set f [open $file]
+  set lines [split [read $f] \n]
+  close $f
+  return $lines
+}
+
+proc manual_page {file} {
+  set found {}
+  set section ""
+  set steps {}
+  set inside 0
+  set n 0
+  foreach line [manual_lines $file] {
+    incr n
+    if {[regexp {^\.S[hs] (.*)$} $line - next]} {
+      if {[llength $steps]} { lappend found $section $steps }
+      set section $next
+      set steps {}
+    } elseif {[regexp {^\.\\" test: (.*)$} $line - script]} {
+      lappend steps [list $n "" test $script {}]
+    } elseif {[string match ".Bd -literal*" $line]} {
+      set inside $n
+      set block {}
+    } elseif {$line eq ".Ed" && $inside} {
+      lappend steps {*}[manual_steps $block $inside]
+      set inside 0
+    } elseif {$inside} {
+      lappend block $line
+    }
+  }
+  if {[llength $steps]} { lappend found $section $steps }
+  return $found
+}
+
+# A terminal begins with "$ sqlite3" and is a machine of its own; commands stand
+# in a block, or are indented.
+proc manual_readme {file} {
+  set found {}
+  set section ""
+  set steps {}
+  set inside 0
+  set n 0
+  set more 0
+  set terminal 0
+  foreach line [manual_lines $file] {
+    incr n
+    if {[regexp {^#+ (.*)$} $line - next]} {
+      if {[llength $steps]} { lappend found $section $steps }
+      set section $next
+      set steps {}
+    } elseif {[string match "```*" $line]} {
+      if {$inside} { lappend steps {*}[manual_steps $block $inside] }
+      set inside [expr {$inside ? 0 : $n}]
+      set block {}
+    } elseif {$inside} {
+      if {$line eq "\$ sqlite3"} { incr terminal }
+      regsub {^\$ } $line "n$terminal\$ " line
+      regsub {^sqlite> } $line "n$terminal> " line
+      lappend block $line
+    } elseif {[regexp {^    (\s*\S.*)$} $line - command]} {
+      if {$more} {
+        set command "[lindex $steps end 3]\n$command"
+        set steps [lrange $steps 0 end-1]
+      }
+      regsub {\s+# .*$|(\S)   +\S.*$} $command {\1} first
+      set kind [expr {[string match SELECT* $command] ? "sql" : "sh"}]
+      if {$kind eq "sh" && !$more} { set command $first }
+      set more [expr {$kind eq "sql" ? [string index $command end] ne ";"
+                                     : [string index $command end] eq "\\"}]
+      set host [expr {$kind eq "sql" ? "n1" : "n2"}]
+      lappend steps [list $n $host $kind $command {}]
+    }
+  }
+  if {[llength $steps]} { lappend found $section $steps }
+  return $found
+}
+
+# ---- the machines ----------------------------------------------------------
+
+# What a machine's words are here, or back.
+proc manual_map {host back text} {
+  set map [list /srv $::dir/$host /backup $::dir/backup]
+  foreach {name here} [array get ::manual_address] {
+    lappend map $name $here
+  }
+  if {$back} {
+    set map [lreverse $map]
+  }
+  string map $map $text
+}
+
+# For addresses that a text names: free ports.
+proc manual_addresses {text} {
+  foreach name [regexp -all -inline {(?:10\.0\.0\.\d|127\.0\.0\.1):7\d\d\d} \
+                  $text] {
+    if {![info exists ::manual_address($name)]} {
+      set ::manual_address($name) 127.0.0.1:[free_port]
+    }
+  }
+}
+
+proc manual_unit {host unit} {
+  if {![regexp {^quorated@srv-(.*)$} $unit - file]} {
+    error "no such unit: $unit"
+  }
+  return [list unit-$host-$file $::dir/$host/$file]
+}
+
+proc manual_start {host unit} {
+  manual_host {*}[manual_unit $host $unit]
+}
+
+proc manual_host {name file} {
+  if {[alive $name]} return
+  spawn $name program $::prefix/bin/quorated $file
+  wait_until {[string match "*quorated: ready*" $::proc($name,in)]
+              || $::proc($name,ended)} 60000
+  if {$::proc($name,ended)} {
+    error "quorated did not start: $::proc($name,in)"
+  }
+}
+
+proc manual_stop {host unit} {
+  lassign [manual_unit $host $unit] name file
+  signal $name TERM
+  wait_until {$::proc($name,ended)}
+  reap $name
+}
+
+proc manual_root {host command} {
+  switch -regexp -matchvar found -- $command {
+    {^systemctl (?:start|enable --now) (\S+)$} {
+      manual_start $host [lindex $found 1]
+    }
+    {^systemctl stop (\S+)$} { manual_stop $host [lindex $found 1] }
+    {^systemctl restart (\S+)$} {
+      manual_stop $host [lindex $found 1]
+      manual_start $host [lindex $found 1]
+    }
+    default { error "it cannot be run here, and is not known: $command" }
+  }
+}
+
+proc manual_sh {host command} {
+  set pattern {^(?:LD_PRELOAD=(\S+) )?sqlite3(?: (/\S+))?$}
+  if {[regexp $pattern [manual_map $host 0 $command] - library file]} {
+    unset -nocomplain ::preload(sh-$host)
+    if {$library ne ""} { set ::preload(sh-$host) $library }
+    spawn sh-$host shell {*}$file
+    return
+  }
+  # It stays in the foreground, as another terminal of ours.
+  if {[regexp {^quorated ([^-]\S*)$} [manual_map $host 0 $command] - file]
+      && [file exists $file-quorate]} {
+    manual_host quorated-$host $file
+    return
+  }
+  set failed [catch {
+    exec env PATH=$::prefix/bin:$::env(PATH) timeout 60 \
+      sh -c [manual_map $host 0 $command] </dev/null 2>@1
+  } said]
+  regsub {\n?child process exited abnormally$} $said {} said
+  set ::manual_failed $failed
+  return $said
+}
+
+# Verbs of "test:" comments.
+proc kill {host} {
+  foreach name $::processes {
+    if {[string match "*-$host*" $name]} { kill9 $name }
+  }
+}
+
+proc lose {host} {
+  kill $host
+  file delete -force {*}[glob $::dir/$host/*]
+}
+
+proc stop_unit {host} { manual_stop $host quorated@srv-app.db }
+
+proc spoil {host file} {
+  set f [open $::dir/$host/app.db-quorate/$file r+]
+  fconfigure $f -translation binary
+  puts -nonewline $f [string repeat \xa5 4096]
+  close $f
+}
+
+# ---- playing ---------------------------------------------------------------
+
+proc manual_sql {host text} {
+  if {$text eq ".quit"} {
+    chan close $::proc(sh-$host,chan) write
+    wait_until {$::proc(sh-$host,ended)}
+    reap sh-$host
+    return
+  }
+  set ::manual_failed [catch {
+    sql sh-$host [manual_map $host 0 $text] 60000
+  } said]
+  return [expr {$::manual_failed ? "Error: $said" : $said}]
+}
+
+proc manual_do {host kind text} {
+  set ::manual_failed 0
+  switch $kind {
+    sql { manual_sql $host $text }
+    sh { manual_sh $host $text }
+    root { manual_root $host $text }
+    test { uplevel #0 $text; return "" }
+  }
+}
+
+proc manual_fits {expected said} {
+  if {$expected eq ""} {
+    return [expr {!$::manual_failed}]
+  }
+  regsub -all {[][\\.*+?(){}|^$]} [join $expected \n] {\\&} pattern
+  regsub -all {\\\.\\\.\\\.} $pattern {.*} pattern
+  regexp "^$pattern\$" $said
+}
+
+proc manual_is_elsewhere {text} {
+  foreach pattern $::manual_elsewhere {
+    if {[string match $pattern $text]} { return 1 }
+  }
+  return 0
+}
+
+# Once more, for some time, where others may still be at it: what is read may
+# come later, and what was refused may be done again.
+proc manual_play {steps} {
+  foreach step $steps {
+    lassign $step line host kind text expected
+    if {[manual_is_elsewhere $text]} continue
+    manual_addresses $text
+    set text [string map [list TOKEN $::manual_token] $text]
+    set end [deadline 40000]
+    while 1 {
+      set said [manual_map $host 1 [manual_do $host $kind $text]]
+      if {[manual_fits $expected $said]} break
+      if {![info exists first]} { set first $said }
+      if {$kind ne "sql" || [clock milliseconds] > $end
+          || !([string match "SELECT*" $text] || $::manual_failed)} {
+        return "line $line: $text\nsaid: $first\nand then: $said\nnot:\
+                [join $expected \n]"
+      }
+      turn 200
+    }
+    unset -nocomplain first
+    regexp {^quorate1-\S+$} $said ::manual_token
+  }
+  return ""
+}
+set manual_token ""
