@@ -95,6 +95,7 @@ static struct {
   struct MHD_Daemon *daemon;
   pthread_t looker, asker;
   bool started_threads;
+  unsigned running; /* of these two */
 } http = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 /* The page as it is in the source, with places for a nonce in it. */
@@ -408,6 +409,15 @@ static void close_place(sqlite3 **place)
   sqlite3_close(db);
 }
 
+/* Of one of the two threads; it is joined at once then. */
+static void has_ended(void)
+{
+  pthread_mutex_lock(&http.mutex);
+  http.running--;
+  pthread_cond_broadcast(&http.news);
+  pthread_mutex_unlock(&http.mutex);
+}
+
 static void *looker_main(void *arg)
 {
   uint64_t turn = clock_monotonic_ms();
@@ -419,6 +429,7 @@ static void *looker_main(void *arg)
   } while (wait_turn(&turn));
   for (unsigned i = 0; i < http.n; i++)
     close_place(&http.files[i].looks);
+  has_ended();
   return NULL;
 }
 
@@ -432,6 +443,7 @@ static void *asker_main(void *arg)
   while (wait_turn(&turn));
   for (unsigned i = 0; i < http.n; i++)
     close_place(&http.files[i].asks);
+  has_ended();
   return NULL;
 }
 
@@ -719,6 +731,7 @@ int http_start(const char *where, unsigned n, const char *const *paths,
     http.connections[i].fd = -1;
   int fd = open_socket(where, error);
   if (fd < 0) return -1;
+  http.running = 2;
   int rc = thread_start(&http.looker, looker_main, NULL);
   if (rc == 0) rc = thread_start(&http.asker, asker_main, NULL);
   http.started_threads = rc == 0;
@@ -766,16 +779,19 @@ void http_stop(void)
   if (http.daemon) MHD_stop_daemon(http.daemon);
 }
 
-static bool join(pthread_t thread, const struct timespec *end)
-{
-  return pthread_clockjoin_np(thread, NULL, CLOCK_MONOTONIC, end) == 0;
-}
-
 bool http_join(unsigned ms)
 {
   struct timespec end = clock_deadline(ms);
   if (!http.started_threads) return true;
-  if (!join(http.looker, &end) || !join(http.asker, &end)) return false;
+  pthread_mutex_lock(&http.mutex);
+  while (http.running > 0 &&
+         pthread_cond_timedwait(&http.news, &http.mutex, &end) == 0)
+    ;
+  bool ended = http.running == 0;
+  pthread_mutex_unlock(&http.mutex);
+  if (!ended) return false;
+  pthread_join(http.looker, NULL);
+  pthread_join(http.asker, NULL);
   for (unsigned i = 0; i < http.n; i++)
     free(http.files[i].members);
   free(http.files);
