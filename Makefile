@@ -88,9 +88,10 @@ OBJ_tls        := $(filter-out %/context.o %/stream.o,$(OBJ_tls)) \
                   $(B)/tls/test/plain.o
 endif
 OBJ_net        := $(call objs,net)
+OBJ_quorated   := $(addprefix $(B)/ext/,quorated.o http.o report.o watch.o)
 # Without the program, which is more than the extension, and without what only
 # the library may have.
-OBJ_ext        := $(filter-out %/quorated.o %/preload.o,$(call objs,ext))
+OBJ_ext        := $(filter-out $(OBJ_quorated) %/preload.o,$(call objs,ext))
 
 # What the tests of a room are linked with.
 NEED_raft       := $(OBJ_raft)
@@ -127,8 +128,9 @@ endef
 $(foreach n,next later,$(eval $(call next,$(n))))
 
 # It has the extension in itself and needs no quorate.so beside it.
-$(B)/quorated: $(B)/ext/quorated.o $(NEED_ext)
-	$(CC) -o $@ $^ $(LDFLAGS) $(LIBS) $(LIBS_ext)
+$(B)/quorated: $(OBJ_quorated) $(NEED_ext)
+	$(CC) -o $@ $^ $(LDFLAGS) $(LIBS) $(LIBS_ext) -lmicrohttpd
+$(B)/ext/http.o: ext/page.html
 
 define room
 $$(B)/$(1)/%.o: $(1)/%.c

@@ -75,6 +75,7 @@ int node_open_control(struct node *node, raft_index *confirmed,
   atomic_store(&shared->solo, false);
   atomic_store(&shared->lease_until, 0);
   heard_begin(node);
+  metrics_begin(node);
   return 0;
 }
 
@@ -154,6 +155,12 @@ static void store_done(void *ctx, uint64_t seq, int status, const char *error)
   node_wake(node);
 }
 
+static void store_synced(void *ctx, uint64_t ns)
+{
+  struct node *node = ctx;
+  meter_add(&node->counters.syncs, ns);
+}
+
 int start_log(struct node *node, struct raft_recovered *recovered,
               struct text *error)
 {
@@ -165,6 +172,7 @@ int start_log(struct node *node, struct raft_recovered *recovered,
                                   .cluster = node->identity.cluster,
                                   .node = node->identity.id,
                                   .done = store_done,
+                                  .synced = store_synced,
                                   .ctx = node};
   int rc = store_open(&options, &node->checkpoint, &store, recovered, &line);
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
@@ -340,9 +348,10 @@ struct node *node_new(const char *path)
   node->path = strdup(path);
   node->invites = invites_new();
   node->metrics = metrics_new();
+  node->progress = progress_new();
   node->since = clock_monotonic_ms();
   if (node->path == NULL || node->invites == NULL || node->metrics == NULL ||
-      asprintf(&node->dir, "%s-quorate", path) < 0) {
+      node->progress == NULL || asprintf(&node->dir, "%s-quorate", path) < 0) {
     node->dir = NULL;
     node_free(node);
     return NULL;
@@ -637,11 +646,7 @@ void node_stop(struct node *node, bool clean)
        next start has nothing to do. */
     node->clean = checkpoint_run(node) == 0;
   }
-  pthread_mutex_lock(&node->mutex);
-  struct store *store = node->store;
-  node->store = NULL;
-  pthread_mutex_unlock(&node->mutex);
-  store_close(store);
+  entries_close(node);
   raft_free(node->raft);
   node->raft = NULL;
 }
@@ -673,6 +678,7 @@ void node_free(struct node *node)
   lock_clear(node);
   invites_free(node->invites);
   metrics_free(node->metrics);
+  progress_free(node->progress);
   host_free(node);
   pthread_mutex_destroy(&node->events.mutex);
   pthread_mutex_destroy(&node->identity_mutex);
