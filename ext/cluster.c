@@ -16,6 +16,7 @@
 SQLITE_EXTENSION_INIT3
 
 #define ASK_MS 5000
+#define LEADER_MS 2000 /* an election takes less */
 #define FOLLOW_SETTING "follow-writer"
 
 /* ---- questions of application threads ---------------------------------- */
@@ -156,9 +157,21 @@ int cluster_collect_until(struct node *node, struct question *q,
   return status;
 }
 
+/* Between two leaders nothing is wrong that whoever asks would have to know. */
+static void wait_for_leader(struct node *node)
+{
+  struct timespec end = clock_deadline(LEADER_MS);
+  pthread_mutex_lock(&node->mutex);
+  while (node->view.leader == 0 && !node->stopping && !node->failed &&
+         node->out.s[0] == 0)
+    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
+  pthread_mutex_unlock(&node->mutex);
+}
+
 int cluster_ask(struct node *node, struct packer body, uint8_t **data,
                 size_t *len)
 {
+  wait_for_leader(node);
   return cluster_collect(node, cluster_post(node, 0, body, ASK_MS), data, len);
 }
 

@@ -58,7 +58,8 @@ bool cluster_parse_admission(const uint8_t *body, size_t len,
                              struct admission *a);
 #define MALFORMED_ADMISSION "the cluster sent a malformed answer"
 
-/* Application threads: asks the leader; takes body's memory. *data is
+/* Application threads: asks the leader, for which it waits up to 2 s; takes
+   body's memory. *data is
    malloc'd, zero-terminated. Returns the status; -1: no answer, *data NULL or
    a text. */
 int cluster_ask(struct node *node, struct packer body, uint8_t **data,

@@ -377,6 +377,7 @@ struct node {
   bool reconfigured;  /* a configuration was applied; the loop is to look */
   bool stopping, failed;
   bool draining;  /* about to stop: nobody has a turn any more */
+  bool yielding;  /* a leader: another node is to lead, see lock_yield() */
   bool looping;   /* the loop may be woken */
   bool can_write; /* `grant` is in force, everything before is applied */
   struct raft_configuration members; /* the newest in force */

@@ -538,33 +538,38 @@ static void stop_loop(struct node *node)
 /* A leader's farewell: `over` once there is nothing to wait for. */
 struct farewell {
   struct task task;
-  bool over;
+  unsigned ms;
+  bool begun;
 };
 
+/* Not without anybody who could take over. */
 static void begin_farewell(struct task *task)
 {
   struct farewell *farewell = (struct farewell *)task;
   struct node *node = task->node;
-  struct raft_event event = {.type = RAFT_EVENT_TRANSFER};
-  if (node_step(node, &event) == 0) return;
+  if (node->view.voters > 1) lock_yield(node, 0, farewell->ms);
   pthread_mutex_lock(&node->mutex);
-  farewell->over = true;
+  farewell->begun = true;
   pthread_cond_broadcast(&node->changed);
   pthread_mutex_unlock(&node->mutex);
 }
 
 /* A leader that is stopped hands over first, so that nobody has to notice that
    it is gone. If that does not work within an election timeout, or a second, it
-   goes: a process that ends must not keep its user waiting. */
+   goes: a process that ends must not keep its user waiting. Half of that is for
+   a transaction on another node to end. */
 static void hand_over(struct node *node, struct farewell *farewell)
 {
   unsigned ms = node->identity.election_timeout_ms;
-  struct timespec end = clock_deadline(ms < FAREWELL_MS ? ms : FAREWELL_MS);
+  if (ms > FAREWELL_MS) ms = FAREWELL_MS;
+  struct timespec end = clock_deadline(ms);
   if (!node->loop_started) return;
   farewell->task.run = begin_farewell;
+  farewell->ms = ms / 2;
   node_post(node, &farewell->task);
   pthread_mutex_lock(&node->mutex);
-  while (!farewell->over && node->view.role == RAFT_LEADER &&
+  while ((!farewell->begun || node->yielding) &&
+         node->view.role == RAFT_LEADER &&
          pthread_cond_timedwait(&node->changed, &node->mutex, &end) == 0)
     ;
   pthread_mutex_unlock(&node->mutex);
@@ -622,7 +627,7 @@ static void drop_queues(struct node *node)
 
 void node_stop(struct node *node, bool clean)
 {
-  struct farewell farewell = {.over = false}; /* the loop may still run it */
+  struct farewell farewell = {.begun = false}; /* the loop may still run it */
   if (clean) drain(node);
   announce_stop(node);
   if (clean) hand_over(node, &farewell);
