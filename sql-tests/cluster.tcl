@@ -7,6 +7,8 @@
 #
 #   spawn NAME shell|tcl ?argument...?   starts a process
 #   spawn NAME program COMMAND ?argument...?    any other
+#                              ::preload(NAME): libraries for it; ::environ(NAME):
+#                              its variables, NAME=VALUE
 #   sql NAME STATEMENT ?MS?    its answer, as the shell's list mode gives it;
 #                              an error of SQL is an error of Tcl, its code is
 #                              in ::code
@@ -116,8 +118,15 @@ proc spawn {name kind args} {
   if {[info exists ::preload($name)]} {
     set preload "$::cluster(QUORATE_PRELOAD) $::preload($name)"
   }
+  set variables {}
   if {[string trim $preload] ne ""} {
-    set command [list env LD_PRELOAD=[string trim $preload] {*}$command]
+    lappend variables LD_PRELOAD=[string trim $preload]
+  }
+  if {[info exists ::environ($name)]} {
+    lappend variables {*}$::environ($name)
+  }
+  if {$variables ne ""} {
+    set command [list env {*}$variables {*}$command]
   }
   set chan [open "|$command 2>@1" r+]
   fconfigure $chan -blocking 0 -buffering full -translation lf -encoding utf-8
@@ -439,6 +448,7 @@ proc cluster_end {} {
   set ::nodes {}
   array unset ::node
   array unset ::preload
+  array unset ::environ
   array unset ::paused
 }
 
