@@ -7,8 +7,9 @@
 #
 #   spawn NAME shell|tcl ?argument...?   starts a process
 #   spawn NAME program COMMAND ?argument...?    any other
-#                              ::preload(NAME): libraries for it; ::environ(NAME):
-#                              its variables, NAME=VALUE
+#                              ::preload(NAME): libraries for it;
+#                              ::environ(NAME): variables, NAME=VALUE;
+#                              ::wrap(NAME): a command that runs it
 #   sql NAME STATEMENT ?MS?    its answer, as the shell's list mode gives it;
 #                              an error of SQL is an error of Tcl, its code is
 #                              in ::code
@@ -127,6 +128,9 @@ proc spawn {name kind args} {
   }
   if {$variables ne ""} {
     set command [list env {*}$variables {*}$command]
+  }
+  if {[info exists ::wrap($name)]} {
+    set command [list {*}$::wrap($name) {*}$command]
   }
   set chan [open "|$command 2>@1" r+]
   fconfigure $chan -blocking 0 -buffering full -translation lf -encoding utf-8
@@ -449,6 +453,7 @@ proc cluster_end {} {
   array unset ::node
   array unset ::preload
   array unset ::environ
+  array unset ::wrap
   array unset ::paused
 }
 

@@ -2,11 +2,12 @@
 #
 #   load_schema                the tables; with load_forget, what was before is
 #                              forgotten, for a new cluster
-#   load_begin NAME THREADS KINDS ?PAUSE_US? ?NODE?     clients in a process of a
-#                              node, by default of the same name
+#   load_begin NAME THREADS KINDS ?PAUSE_US? ?NODE?
+#                              clients in a process of a node, by default of the
+#                              same name
 #   load_listen                takes in what they were told so far
 #   load_done N                waits until N more operations are done
-#   load_end                   stops the clients of all nodes that run
+#   load_end                   stops the clients of all processes that run
 #   load_lost NAME             the process was killed
 #   load_account NODES         holds the ledger on each node against what
 #                              clients were told: "" or what is wrong
@@ -38,10 +39,10 @@ proc resume {args} {
   }
 }
 
-# What clients were told of rows that they wrote: fate(NUMBER), t, a, f or u. How
-# many of all operations ended how, and how many of each kind were done; how long
-# counts took that were done, or denied, ms. load_anew forgets how many and how
-# long.
+# What clients were told of rows that they wrote: fate(NUMBER), t, a, f or u.
+# How many of all operations ended how, and how many of each kind were done; how
+# long counts took that were done, or denied, ms. load_anew forgets how many and
+# how long.
 proc load_anew {} {
   foreach what {t a f u} {
     set ::told($what) 0
@@ -99,7 +100,12 @@ proc load_begin {name threads kinds {pause 500} {node ""}} {
   if {$node eq ""} {
     set node $name
   }
-  set file load/$node.[incr load(incarnation)]
+  # One that joined anew is another node than it was.
+  set label $node
+  if {[info exists ::node($node,label)]} {
+    set label $::node($node,label)
+  }
+  set file load/$label.[incr load(incarnation)]
   close [open $file w]
   set logs($name) [open $file]
   fconfigure $logs($name) -translation binary
@@ -107,7 +113,6 @@ proc load_begin {name threads kinds {pause 500} {node ""}} {
   if {[catch {sql $name {SELECT load_stop()}}]} {
     sql $name {SELECT load_extension('./load')}
   }
-  set node [lindex [split $node /] 0]
   sql $name "SELECT load_start('$::node($node,file)', '$file',\
              [expr {$load(incarnation) * 100000000}], $threads, '$kinds',\
              $pause)"
@@ -153,11 +158,14 @@ proc load_take {name} {
   }
 }
 
+# Processes that have clients.
+proc load_names {} {
+  lsearch -all -inline -not -glob [array names ::logs] *,part
+}
+
 proc load_listen {} {
-  foreach name $::nodes {
-    if {[info exists ::logs($name)]} {
-      load_take $name
-    }
+  foreach name [load_names] {
+    load_take $name
   }
 }
 
@@ -176,8 +184,8 @@ proc load_lost {name} {
 }
 
 proc load_end {} {
-  set names [lmap name $::nodes {
-    if {![alive $name] || ![info exists ::logs($name)]} continue
+  set names [lmap name [load_names] {
+    if {![alive $name]} continue
     set name
   }]
   foreach name $names {
@@ -187,7 +195,7 @@ proc load_end {} {
   foreach name $names {
     collect $name 90000
   }
-  foreach name $::nodes {
+  foreach name [load_names] {
     load_lost $name
   }
 }

@@ -4,8 +4,9 @@
 #
 #   relay_make NAME            before its process starts: its address, for the
 #                              option `advertise`
-#   relay_way FROM TO WORD VALUE...     what happens to bytes from FROM to TO, in
-#                              the words of relay.c; * is anybody
+#   relay_way FROM TO WORD VALUE...
+#                              what happens to bytes from FROM to TO, in the
+#                              words of relay.c; * is anybody
 #   relay_break FROM TO        resets the connections that FROM dialled to TO
 #   relay_calm                 nothing happens to any bytes any more
 #   relay_cut NAME             no connection to the node or from it any more;
