@@ -320,7 +320,35 @@ static void open_session(struct fetch *f)
   send_ask(f, &body, (struct ask){0}, got_head);
 }
 
-void fetch_offered(struct node *node, raft_id from, struct net_request *request)
+/* Who offers may have become a member while this node was away: it is dialled
+   where it says that it is, and must prove to be that node. The snapshot, or
+   any newer configuration, then says where everybody is. */
+static bool can_dial(struct node *node, raft_id from, struct parser *offer)
+{
+  const struct raft_configuration *own = raft_configuration(node->raft, NULL);
+  if (own->n == 0) own = &node->members; /* it is about to join */
+  struct raft_configuration *theirs = calloc(1, sizeof(*theirs)),
+                            *all = malloc(sizeof(*all));
+  const struct raft_member *member = NULL;
+  size_t len;
+  const uint8_t *body = parse_blob(offer, &len);
+  bool known = raft_configuration_find(own, from) != NULL;
+  if (theirs && all && parser_done(offer) &&
+      raft_configuration_decode(body, len, theirs) == 0)
+    member = raft_configuration_find(theirs, from);
+  if (!known && member && own->n < RAFT_MEMBERS_MAX) {
+    *all = *own;
+    all->members[all->n++] = *member;
+    net_set_peers(node->net, all);
+    known = true;
+  }
+  free(theirs);
+  free(all);
+  return known;
+}
+
+void fetch_offered(struct node *node, raft_id from, struct parser *offer,
+                   struct net_request *request)
 {
   static const char busy[] = "another snapshot is being taken";
   struct fetch *f = node->fetch;
@@ -333,7 +361,7 @@ void fetch_offered(struct node *node, raft_id from, struct net_request *request)
   }
   fetch_drop(node); /* its leader leads no more */
   if (node->failed || (node->wal == NULL && !node->identity.joining) ||
-      (f = calloc(1, sizeof(*f))) == NULL) {
+      !can_dial(node, from, offer) || (f = calloc(1, sizeof(*f))) == NULL) {
     static const char cannot[] = "this node cannot take a snapshot";
     net_reply(request, 1, cannot, sizeof(cannot) - 1);
     return;
