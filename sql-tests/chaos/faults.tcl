@@ -1,7 +1,7 @@
 # What may happen to a cluster under load.
 #
 #   fault NAME WEIGHT NEEDS BODY
-#        BODY begins it and returns a script that ends it. NEEDS: what the
+#        BODY begins it and may return a script that ends it. NEEDS: what the
 #        cluster must have for it: relay, veth, five (nodes), attached, small
 #   fault_draw                 one that this cluster can have
 #   fault_begin NAME           begins it; the script that ends it
@@ -14,7 +14,7 @@ set fault_list {}
 
 proc fault {name weight needs body} {
   lappend ::fault_list [list $name $weight $needs]
-  proc fault_$name {} $body
+  proc fault_$name {} "$body\nreturn"
 }
 
 proc has {need} {

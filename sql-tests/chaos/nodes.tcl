@@ -174,6 +174,7 @@ proc revive {} {
   foreach name [members] {
     foreach process [processes_of $name] {
       while {![alive $process] && [catch {start_process $process} why]} {
+        catch {append why ": " [sql $process {SELECT quorate_last_error()}]}
         lose $process
         if {[clock milliseconds] > $end} {
           error "$process does not start: $why"
