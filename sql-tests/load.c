@@ -7,6 +7,8 @@
 **     load_start(file, log, first, threads, kinds, pause_us)
 **     load_stop()           asks them to end, and waits for it
 **     extended_codes(on)    error codes of this connection tell all they can
+**     load_clock()          the machine's monotonic clock, ns
+**     load_signal(pid, signal)    the same, of the moment before the signal
 **
 ** Each thread has a connection and numbers of its own, which begin at
 ** first + 1000000 * i: one an operation. `kinds` are the operations that it
@@ -50,6 +52,7 @@
 */
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sqlite3ext.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -514,6 +517,14 @@ static void extended(sqlite3_context *ctx, int n, sqlite3_value **values)
                                 sqlite3_value_int(values[0]));
 }
 
+static void tell_time(sqlite3_context *ctx, int n, sqlite3_value **values)
+{
+  sqlite3_result_int64(ctx, now());
+  if (n == 2 &&
+      kill(sqlite3_value_int(values[0]), sqlite3_value_int(values[1])) != 0)
+    sqlite3_result_error(ctx, "load_signal: no such process", -1);
+}
+
 int sqlite3_load_init(sqlite3 *db, char **error,
                       const sqlite3_api_routines *api);
 int sqlite3_load_init(sqlite3 *db, char **error,
@@ -529,6 +540,12 @@ int sqlite3_load_init(sqlite3 *db, char **error,
   if (rc == SQLITE_OK)
     rc = sqlite3_create_function(db, "extended_codes", 1, SQLITE_UTF8, NULL,
                                  extended, NULL, NULL);
+  if (rc == SQLITE_OK)
+    rc = sqlite3_create_function(db, "load_clock", 0, SQLITE_UTF8, NULL,
+                                 tell_time, NULL, NULL);
+  if (rc == SQLITE_OK)
+    rc = sqlite3_create_function(db, "load_signal", 2, SQLITE_UTF8, NULL,
+                                 tell_time, NULL, NULL);
   /* Threads outlive the connection that began them. */
   return rc == SQLITE_OK ? SQLITE_OK_LOAD_PERMANENTLY : rc;
 }

@@ -9,6 +9,9 @@
 #   load_done N                waits until N more operations are done
 #   load_end                   stops the clients of all processes that run
 #   load_lost NAME             the process was killed
+#   load_mark NS NAME          from now on ::mark(ends) has when rows were
+#                              acknowledged, ns, that were begun after NS in a
+#                              process other than NAME
 #   load_account NODES         holds the ledger on each node against what
 #                              clients were told: "" or what is wrong
 #   load_verify                the same of pages: they agree and are sound
@@ -149,7 +152,10 @@ proc load_take {name} {
       set fate($number) $letter
       set ms [expr {($time - $since($number)) / 1e6}]
       switch $letter {
-        a { lappend took $ms }
+        a {
+          lappend took $ms
+          load_marked $name $since($number) $time
+        }
         f { lappend denied $ms }
       }
       unset since($number)
@@ -157,6 +163,20 @@ proc load_take {name} {
     unset kind($number)
   }
 }
+
+proc load_mark {ns name} {
+  set ::mark(after) $ns
+  set ::mark(but) $name
+  set ::mark(ends) {}
+}
+
+proc load_marked {name began ended} {
+  global mark
+  if {$mark(after) ne "" && $began > $mark(after) && $name ne $mark(but)} {
+    lappend mark(ends) $ended
+  }
+}
+load_mark "" ""
 
 # Processes that have clients.
 proc load_names {} {
@@ -211,6 +231,12 @@ proc patient {name statement} {
   return $said
 }
 
+# What the clients' logs say of an operation.
+proc load_log {number} {
+  catch {exec grep " $number " {*}[glob load/*]} said
+  return [join [split $said \n] {; }]
+}
+
 proc load_account {names} {
   if {$::wrong ne ""} {
     return "[llength $::wrong] odd answers: [lindex $::wrong 0]"
@@ -245,10 +271,12 @@ proc load_account {names} {
   foreach {id what} [array get ::fate] {
     set is [info exists there($id)]
     if {$what eq "a" && !$is} {
-      return "$id is lost: its client was told that it is committed"
+      return "$id is lost: its client was told that it is committed\
+              ([load_log $id])"
     }
     if {$what eq "f" && $is} {
-      return "$id is there: its client was told that it is not"
+      return "$id is there: its client was told that it is not\
+              ([load_log $id])"
     }
     if {$what in {t u}} {
       if {[info exists ::settled($id)] && $::settled($id) != $is} {

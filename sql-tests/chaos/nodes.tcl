@@ -177,7 +177,7 @@ proc revive {} {
         catch {append why ": " [sql $process {SELECT quorate_last_error()}]}
         lose $process
         if {[clock milliseconds] > $end} {
-          error "$process does not start: $why"
+          error "$process does not start: $why\n[exec du -ak $::dir/$name]"
         }
         follow 100
       }
