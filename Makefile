@@ -10,7 +10,8 @@
 #                      databases; BENCHFLAGS="--only 'leader 1' --seconds 9"
 #   make coverage      what the unit tests and the simulator reach of raft/
 #   make sim           the simulator; SEEDS=n SEED=first SIMFLAGS=--trace
-#   make soak          an hour of it, from a random seed
+#   make soak          HOURS=1 of chaos (below) and of the simulator, beside each
+#                      other, from random seeds; sim-soak: of the simulator only
 #   make mutants       whether tests notice planted mistakes; MUTANTS='53 7'
 #   make crash         states that a loss of power may leave of a node, 10000 of
 #                      them; STATES=n CRASHFLAGS='--seed 7 --workload three'
@@ -18,6 +19,11 @@
 #                      SEED=n (`make test` runs a sample)
 #   make load          clients on all nodes, and every answer true; SECONDS=600
 #                      SEED=n (`make test` runs a sample)
+#   make chaos         clusters of real processes under faults of network,
+#                      processes, disks, clocks and members; SECONDS=600 SEED=n
+#                      PIECES='1 3' (`make test` runs a sample)
+#   make failover      how long writes stop when the leader goes; LOOPS=100
+#                      WAYS='killed stopped'
 #   make fault         each call on files of a node fails, one after the other;
 #                      FAULTFLAGS='--scene join --error EIO'
 #   make bench-storage figures of joining, catching up, restarts, transactions
@@ -159,13 +165,15 @@ endif
 SUITE_ENV = QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' \
             QUORATE_PRELOAD='$(PRELOAD)'
 
+SUITE_FILES := $(wildcard sql-tests/*.test sql-tests/chaos/*.test)
+
 # Unit tests and suites in one run with one summary, all of them even if some
 # fail.
 test: all $(UNITS) $(if $(SAN),,$(CRASH) $(FAULT))
 	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(if $(SAN),,$(CRASH) $(FAULT) \
-	  raft/sim/mutants-sample) $(wildcard sql-tests/*.test)
+	  raft/sim/mutants-sample) $(SUITE_FILES)
 
-SUITES ?= $(notdir $(basename $(wildcard sql-tests/*.test)))
+SUITES ?= $(patsubst sql-tests/%.test,%,$(SUITE_FILES))
 suites: all
 	@$(SUITE_ENV) sh sql-tests/all \
 	  $(foreach s,$(SUITES),sql-tests/$(s).test)
@@ -186,6 +194,17 @@ load: all
 processes: all
 	@SOAK_SECONDS=$(SECONDS) SEED=$(SEED) LIVE=1 SUITE_SECONDS=86400 \
 	  $(SUITE_ENV) sh sql-tests/all sql-tests/soak.test
+
+# Pieces of a minute, each a cluster of its own, with a report.
+CHAOS = SEED=$(SEED) LIVE=1 SUITE_SECONDS=864000 $(SUITE_ENV) \
+        sh sql-tests/all sql-tests/chaos/chaos.test
+chaos: all
+	@CHAOS_SECONDS=$(SECONDS) PIECES='$(PIECES)' $(CHAOS)
+
+LOOPS ?= 100
+failover: all
+	@LOOPS=$(LOOPS) $(if $(WAYS),WAYS='$(WAYS)') LIVE=1 SUITE_SECONDS=86400 \
+	  $(SUITE_ENV) sh sql-tests/all sql-tests/chaos/failover.test
 
 demo: all
 	@QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' sh demo/quickstart
@@ -212,8 +231,16 @@ $(SIM): $(B)/raft/sim/main.o $(NEED_raft/sim)
 sim: $(SIM)
 	@$(SIM) $(SEED) --seeds $(or $(SEEDS),1000) $(SIMFLAGS)
 
-soak: $(SIM)
-	@sh raft/sim/soak $(SIM)
+HOURS ?= 1
+sim-soak: $(SIM)
+	@sh raft/sim/soak $(SIM) $$(($(HOURS) * 3600))
+
+# Both, and each says what it found.
+soak: SEED = $$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')
+soak: all $(SIM)
+	@nice sh raft/sim/soak $(SIM) $$(($(HOURS) * 3600)) & sim=$$!; \
+	CHAOS_SECONDS=$$(($(HOURS) * 3600)) $(CHAOS); chaos=$$?; \
+	wait $$sim && exit $$chaos
 
 # Whether the tests notice each of the mistakes in raft/sim/mutants.list.
 mutants:
@@ -249,7 +276,7 @@ check-style:
 clean:
 	rm -rf build
 
-.PHONY: all sim soak mutants mutants-sample crash fault unit test suites kill \
+.PHONY: all sim sim-soak soak chaos failover mutants mutants-sample crash fault unit test suites kill \
         load processes demo bench bench-storage compile coverage reach \
         check-style clean \
         $(addprefix unit-,$(ROOMS))

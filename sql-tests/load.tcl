@@ -268,11 +268,12 @@ proc load_account {names} {
     set all $ids
   }
   array set there [concat {*}[lmap id $all {list $id 1}]]
+  set lost {}
   foreach {id what} [array get ::fate] {
     set is [info exists there($id)]
     if {$what eq "a" && !$is} {
-      return "$id is lost: its client was told that it is committed\
-              ([load_log $id])"
+      lappend lost $id
+      continue
     }
     if {$what eq "f" && $is} {
       return "$id is there: its client was told that it is not\
@@ -289,6 +290,12 @@ proc load_account {names} {
     if {![info exists ::fate($id)]} {
       return "$id is there: nobody wrote it"
     }
+  }
+  if {$lost ne ""} {
+    return "[llength $lost] are lost whose clients were told that they are\
+            committed: [join [lmap id [lrange [lsort $lost] 0 9] {
+              load_log $id
+            }] {; }]"
   }
   return ""
 }
