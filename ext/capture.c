@@ -555,6 +555,7 @@ static int hand_over(struct connection *c, struct transaction *tx,
                          .page_size = page_size};
   pthread_mutex_lock(&node->mutex);
   head.sequence = tx->sequence = ++node->sequence;
+  atomic_store(&node->shared->sequence, node->sequence);
   pthread_mutex_unlock(&node->mutex);
   if (c->slot) {
     /* Should this process end, the next host can tell its fate. */

@@ -849,6 +849,7 @@ static void finish(struct fetch *f)
   pthread_mutex_lock(&node->mutex);
   while (node->inflight)
     node_settle(node, node->inflight, TX_UNKNOWN);
+  node->earlier.skipped = true;
   pthread_mutex_unlock(&node->mutex);
   start_install(node);
 }

@@ -68,6 +68,11 @@ int node_open_control(struct node *node, raft_index *confirmed,
   struct control *shared = node->shared = node->map->control;
   *confirmed = control_begin(node->map);
   control_set_hold(node->map, HOLD_NONE); /* somebody may wait since before */
+  /* Later than those of earlier hosts, also when the calendar has gone back. */
+  uint64_t sequence = atomic_load(&shared->sequence);
+  if (sequence > node->sequence && sequence < UINT64_MAX / 2)
+    node->started = node->sequence = sequence;
+  atomic_store(&shared->sequence, node->sequence);
   atomic_store(&shared->election_ms, node->identity.election_timeout_ms);
   atomic_store(&shared->led, false);
   atomic_store(&shared->near, false);

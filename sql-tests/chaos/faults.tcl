@@ -30,6 +30,7 @@ proc fault_draw {} {
   set all {}
   foreach entry $::fault_list {
     lassign $entry name weight needs
+    if {[info exists ::env(FAULTS)] && $name ni $::env(FAULTS)} continue
     if {[lsearch -exact [lmap need $needs {has $need}] 0] < 0} {
       lappend all {*}[lrepeat $weight $name]
     }
