@@ -10,8 +10,8 @@
 #                      databases; BENCHFLAGS="--only 'leader 1' --seconds 9"
 #   make coverage      what the unit tests and the simulator reach of raft/
 #   make sim           the simulator; SEEDS=n SEED=first SIMFLAGS=--trace
-#   make soak          HOURS=1 of chaos (below) and of the simulator, beside each
-#                      other, from random seeds; sim-soak: of the simulator only
+#   make soak          HOURS=1 of chaos (below) and of the simulator beside it,
+#                      from random seeds; sim-soak: of the simulator only
 #   make mutants       whether tests notice planted mistakes; MUTANTS='53 7'
 #   make crash         states that a loss of power may leave of a node, 10000 of
 #                      them; STATES=n CRASHFLAGS='--seed 7 --workload three'
@@ -276,7 +276,7 @@ check-style:
 clean:
 	rm -rf build
 
-.PHONY: all sim sim-soak soak chaos failover mutants mutants-sample crash fault unit test suites kill \
-        load processes demo bench bench-storage compile coverage reach \
+.PHONY: all sim sim-soak soak chaos failover mutants mutants-sample crash \
+        fault unit test suites kill load processes demo bench bench-storage compile coverage reach \
         check-style clean \
         $(addprefix unit-,$(ROOMS))

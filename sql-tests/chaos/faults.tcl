@@ -395,8 +395,9 @@ fault checkpoint 3 {} {
 fault backup 1 {} {
   file delete $::dir/backup.db
   catch {sql [pick [awake]] {SELECT quorate_backup('backup.db')} 60000}
+  set sum {SELECT sum(v) FROM account}
   if {[file exists $::dir/backup.db] &&
-      [set said [stock $::dir/backup.db {SELECT sum(v) FROM account}]] ne 20000} {
+      [set said [stock $::dir/backup.db $sum]] ne 20000} {
     lappend ::wrong "a backup has $said on all accounts"
   }
   file delete $::dir/backup.db

@@ -1,9 +1,9 @@
 # The nodes of a chaos test: processes, clients in them, disks, the network.
 #
-#   chaos_make PLAN            a cluster; PLAN is a dict: nodes, net (relay, veth
-#                              or direct), options (of bootstrap), attached (how
-#                              many nodes have a second process), small (how many
-#                              have a small disk of their own)
+#   chaos_make PLAN            a cluster; PLAN is a dict: nodes, net (relay or
+#                              veth), options (of bootstrap), attached (so many
+#                              nodes have a second process), small (so many have
+#                              a small disk of their own)
 #   members, processes_of NODE, node_of PROCESS
 #   revive                     every process of every member runs, with clients
 #   lose PROCESS...            kill -9
