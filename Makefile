@@ -277,6 +277,6 @@ clean:
 	rm -rf build
 
 .PHONY: all sim sim-soak soak chaos failover mutants mutants-sample crash \
-        fault unit test suites kill load processes demo bench bench-storage compile coverage reach \
-        check-style clean \
+        fault unit test suites kill load processes demo bench bench-storage \
+        compile coverage reach check-style clean \
         $(addprefix unit-,$(ROOMS))
