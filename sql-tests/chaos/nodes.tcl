@@ -21,7 +21,8 @@ exec cc -D_GNU_SOURCE -shared -fPIC -o shift.so $here/shift.c
 exec cc -D_GNU_SOURCE -O1 -shared -fPIC -o stall.so $here/stall.c
 
 set kinds clssmmfdiioovrvwxkpqrkpq
-set small_mib 160
+# So large that the node itself does not fill it: room must come back.
+set small_mib 400
 
 # ---- the network -----------------------------------------------------------
 
