@@ -30,6 +30,7 @@
 ** A connection has two pipes. A pipe takes no more than WINDOW bytes that it
 ** cannot pass on; the rest stays with who sends it, as in a full TCP window.
 */
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -481,6 +482,7 @@ int main(int argc, char **argv)
 {
   static uv_pipe_t in;
   seed = argc > 1 ? (unsigned)strtoul(argv[1], NULL, 10) : 1;
+  signal(SIGPIPE, SIG_IGN); /* an end may go while it is written to */
   loop = uv_default_loop();
   uv_pipe_init(loop, &in, 0);
   if (uv_pipe_open(&in, 0) != 0 ||
