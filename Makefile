@@ -23,6 +23,10 @@
 #   make bench-storage figures of joining, catching up, restarts, transactions
 #                      of any size, memory, disk; MIB=1024 DIR=/big/disk
 #                      PARTS='database large small'
+#   make fuzz          each fuzz target for FUZZ_SECONDS=3600, one after the
+#                      other; TARGET='message log' for some; needs clang
+#   make fuzz-minute   a minute each
+#   make fuzz-coverage what the fuzz targets reach of what they are about
 #   make check-style   formatter, warnings of both compilers, house rules
 #   make SAN=address,undefined ...   the same with sanitizers; or SAN=thread
 #   make CC=clang ...  the same with another compiler, WERROR=1 with warnings
@@ -43,7 +47,8 @@ space  := $(empty) $(empty)
 VARIANT := $(subst $(comma),-,$(SAN)) \
            $(if $(findstring clang,$(notdir $(CC))),clang) \
            $(if $(WERROR),werror) $(if $(COVERAGE),coverage) \
-           $(if $(MUTANT),mutant$(MUTANT)) $(if $(PLAIN),plain)
+           $(if $(MUTANT),mutant$(MUTANT)) $(if $(PLAIN),plain) \
+           $(if $(FUZZ),fuzz)
 VARIANT := $(subst $(space),-,$(strip $(VARIANT)))
 B      := build$(if $(VARIANT),/$(VARIANT))
 
@@ -58,6 +63,7 @@ ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -pthread \
           $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer \
               -fno-sanitize-recover=all) \
           $(if $(COVERAGE),--coverage -fprofile-update=atomic -DNDEBUG) \
+          $(if $(FUZZ),-fsanitize=fuzzer-no-link) \
           $(CFLAGS)
 LDFLAGS += $(if $(SAN),-fsanitize=$(SAN)) $(if $(COVERAGE),--coverage)
 LIBS   := -luv -lssl -lcrypto -lxxhash -pthread
@@ -116,14 +122,27 @@ $$(B)/$(1)/test/%.o: $(1)/test/%.c
 	$$(CC) $$(ALL_CFLAGS) $$(INC_$(1)) -MMD -MP -c -o $$@ $$<
 $$(B)/$(1)/test/%: $$(B)/$(1)/test/%.o $$(NEED_$(1))
 	$$(CC) -o $$@ $$^ $$(LDFLAGS) $$(CMOCKA) $$(LIBS) $$(LIBS_$(1))
+$$(B)/$(1)/fuzz/%.o: $(1)/fuzz/%.c
+	@mkdir -p $$(@D)
+	$$(CC) $$(ALL_CFLAGS) $$(INC_$(1)) -Isql-tests/fuzz -MMD -MP -c -o $$@ $$<
+$$(B)/$(1)/fuzz/%: $$(B)/$(1)/fuzz/%.o $$(FUZZ_MAIN) $$(NEED_$(1))
+	$$(CC) -o $$@ $$^ $$(LDFLAGS) $$(FUZZ_LINK) $$(LIBS) $$(LIBS_$(1))
+FUZZERS += $$(patsubst %.c,$$(B)/%,$$(wildcard $(1)/fuzz/fuzz_*.c))
 UNIT_$(1) := $$(patsubst %.c,$$(B)/%,$$(wildcard $(1)/test/test_*.c))
 UNITS += $$(UNIT_$(1))
 unit-$(1): $$(UNIT_$(1))
 	@set -e; for t in $$^; do echo "== $$$$t"; $$$$t; done
 endef
 LIBS_ext := -lsqlite3
+# What drives a fuzz target: libFuzzer with FUZZ=1, else a replay of its corpus.
+FUZZ_MAIN := $(if $(FUZZ),,$(B)/sql-tests/fuzz/replay.o)
+FUZZ_LINK := $(if $(FUZZ),-fsanitize=fuzzer)
 $(foreach r,$(ROOMS),$(eval $(call room,$(r))))
 .SECONDARY:
+
+$(B)/sql-tests/fuzz/%.o: sql-tests/fuzz/%.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
 # What a loss of power may leave of a node: by itself a sample.
 CRASH     := $(B)/ext/test/crash/crash
@@ -161,8 +180,8 @@ SUITE_ENV = QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' \
 
 # Unit tests and suites in one run with one summary, all of them even if some
 # fail.
-test: all $(UNITS) $(if $(SAN),,$(CRASH) $(FAULT))
-	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(if $(SAN),,$(CRASH) $(FAULT) \
+test: all $(UNITS) $(FUZZERS) $(if $(SAN),,$(CRASH) $(FAULT))
+	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(FUZZERS) $(if $(SAN),,$(CRASH) $(FAULT) \
 	  raft/sim/mutants-sample) $(wildcard sql-tests/*.test)
 
 SUITES ?= $(notdir $(basename $(wildcard sql-tests/*.test)))
@@ -231,7 +250,21 @@ bench-storage: all
 	@QUORATE_TEST_DIR='$(DIR)' $(SUITE_ENV) \
 	  tclsh sql-tests/storage.tcl $(MIB) $(PARTS)
 
-compile: all $(UNITS) $(BENCH) $(SIM) $(CRASH) $(FAULT)
+# Bytes that come from outside, made up: see sql-tests/fuzz/README.md.
+FUZZ_SECONDS ?= 3600
+TARGET       ?= $(patsubst fuzz_%,%,$(notdir $(FUZZERS)))
+FUZZ_BUILD   := CC=clang FUZZ=1 SAN=address,undefined
+fuzzers: $(FUZZERS)
+fuzz: $(FUZZERS)
+	@$(MAKE) --no-print-directory -s $(FUZZ_BUILD) fuzzers
+	@sh sql-tests/fuzz/run $(B) $(FUZZ_SECONDS) $(TARGET)
+fuzz-minute:
+	@$(MAKE) --no-print-directory FUZZ_SECONDS=60 fuzz
+fuzz-coverage:
+	@$(MAKE) --no-print-directory -s COVERAGE=1 fuzzers
+	@sh sql-tests/fuzz/coverage $(B)/coverage $(TARGET)
+
+compile: all $(UNITS) $(FUZZERS) $(BENCH) $(SIM) $(CRASH) $(FAULT)
 
 coverage:
 	@$(MAKE) --no-print-directory COVERAGE=1 reach
@@ -250,6 +283,6 @@ clean:
 	rm -rf build
 
 .PHONY: all sim soak mutants mutants-sample crash fault unit test suites kill \
-        load processes demo bench bench-storage compile coverage reach \
+        fuzz fuzz-minute fuzz-coverage fuzzers load processes demo bench bench-storage compile coverage reach \
         check-style clean \
         $(addprefix unit-,$(ROOMS))
