@@ -126,7 +126,7 @@ $$(B)/$(1)/fuzz/%.o: $(1)/fuzz/%.c
 	@mkdir -p $$(@D)
 	$$(CC) $$(ALL_CFLAGS) $$(INC_$(1)) -Isql-tests/fuzz -MMD -MP -c -o $$@ $$<
 $$(B)/$(1)/fuzz/%: $$(B)/$(1)/fuzz/%.o $$(FUZZ_MAIN) $$(NEED_$(1))
-	$$(CC) -o $$@ $$^ $$(LDFLAGS) $$(FUZZ_LINK) $$(LIBS) $$(LIBS_$(1))
+	$$(CC) -o $$@ $$^ $$(LDFLAGS) $$(FUZZ_LINK) $$(WRAP_$$(@F)) $$(LIBS) $$(LIBS_$(1))
 FUZZERS += $$(patsubst %.c,$$(B)/%,$$(wildcard $(1)/fuzz/fuzz_*.c))
 UNIT_$(1) := $$(patsubst %.c,$$(B)/%,$$(wildcard $(1)/test/test_*.c))
 UNITS += $$(UNIT_$(1))
@@ -137,6 +137,9 @@ LIBS_ext := -lsqlite3
 # What drives a fuzz target: libFuzzer with FUZZ=1, else a replay of its corpus.
 FUZZ_MAIN := $(if $(FUZZ),,$(B)/sql-tests/fuzz/replay.o)
 FUZZ_LINK := $(if $(FUZZ),-fsanitize=fuzzer)
+# One of them has functions of its own in the place of some of net/.
+WRAP_fuzz_node := $(addprefix -Wl$(comma)--wrap=,net_call net_fetch \
+                  net_reply net_request_identity net_request_remote net_close)
 $(foreach r,$(ROOMS),$(eval $(call room,$(r))))
 .SECONDARY:
 

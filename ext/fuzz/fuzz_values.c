@@ -86,12 +86,21 @@ static void must_be(struct packer *p, const uint8_t *bytes, size_t len)
   free(p->data);
 }
 
+/* Times that others have written are shown. */
+static void show_time(int64_t ms, int64_t seconds)
+{
+  must(memchr(clock_text(ms).s, 0, sizeof(clock_text(ms).s)));
+  must(memchr(trust_time(seconds).s, 0, 20));
+  must(memchr(ago_text(ms).s, 0, sizeof(ago_text(ms).s)));
+}
+
 static void try_invitation(const uint8_t *bytes, size_t len)
 {
   struct invitation i;
   struct packer p = {0};
   if (!invite_parse(bytes, len, &i)) return;
   must(i.role == RAFT_VOTER || i.role == RAFT_LEARNER);
+  show_time(i.created, i.expires);
   must(i.state <= INVITATION_WITHDRAWN && strlen(i.by) < RAFT_NAME_MAX);
   invite_pack(&p, &i);
   must_be(&p, bytes, len);
@@ -117,6 +126,7 @@ static void try_view(const uint8_t *bytes, size_t len)
   memset(&view, 0, sizeof(view));
   if (!trust_parse_view(bytes, len, &view)) return;
   must(view.n <= TRUST_CAS_MAX);
+  show_time(view.begins, view.expires);
   for (unsigned i = 0; i < view.n; i++)
     must(trust_trusts(&view, view.cas[i]));
   trust_pack_view(&p, &view);
