@@ -139,7 +139,8 @@ FUZZ_MAIN := $(if $(FUZZ),,$(B)/sql-tests/fuzz/replay.o)
 FUZZ_LINK := $(if $(FUZZ),-fsanitize=fuzzer)
 # One of them has functions of its own in the place of some of net/.
 WRAP_fuzz_node := $(addprefix -Wl$(comma)--wrap=,net_call net_fetch \
-                  net_reply net_request_identity net_request_remote net_close)
+                  net_reply net_request_identity net_request_remote net_close \
+                  clock_monotonic_ms)
 $(foreach r,$(ROOMS),$(eval $(call room,$(r))))
 .SECONDARY:
 

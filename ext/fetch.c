@@ -176,6 +176,17 @@ static bool has_voter(const struct raft_configuration *c)
   return false;
 }
 
+/* Of the database, which it is put on; and of what was received so far of the
+   same snapshot, which goes on in whole pages. */
+static bool is_page_size(const struct fetch *f, uint32_t size,
+                         const struct raft_snapshot_tag *tag)
+{
+  if (size < 512 || size > 65536 || (size & (size - 1))) return false;
+  if (!f->fresh && size != f->node->wal->page_size) return false;
+  return size == f->page_size || f->in.tag.index != tag->index ||
+         f->in.tag.term != tag->term || f->in.tag.bytes != tag->bytes;
+}
+
 static bool parse_head(struct fetch *f, const uint8_t *head, size_t len)
 {
   struct parser p = parser_of(head, len);
@@ -191,12 +202,15 @@ static bool parse_head(struct fetch *f, const uint8_t *head, size_t len)
   f->cp.configuration_index = parse_u64(&p);
   const uint8_t *c = parse_blob(&p, &n_configuration);
   const uint8_t *s = parse_blob(&p, &n_settings);
-  f->page_size = parse_u32(&p);
+  uint32_t page_size = parse_u32(&p);
   f->n_page = parse_u32(&p);
   f->rate = parse_u64(&p);
+  f->tag =
+      (struct raft_snapshot_tag){.index = f->cp.index,
+                                 .term = f->cp.term,
+                                 .bytes = (uint64_t)f->n_page * page_size};
   if (!parser_done(&p) || f->session == 0 || f->n_page == 0 ||
-      f->page_size < 512 || f->page_size > 65536 ||
-      (f->page_size & (f->page_size - 1)) ||
+      !is_page_size(f, page_size, &f->tag) ||
       f->cp.configuration_index > f->cp.index ||
       raft_configuration_decode(c, n_configuration, &f->cp.configuration) ||
       !has_voter(&f->cp.configuration) ||
@@ -208,10 +222,7 @@ static bool parse_head(struct fetch *f, const uint8_t *head, size_t len)
   memcpy(f->cp.settings, s, n_settings);
   f->cp.settings_len = n_settings;
   f->cp.from_snapshot = true;
-  f->tag =
-      (struct raft_snapshot_tag){.index = f->cp.index,
-                                 .term = f->cp.term,
-                                 .bytes = (uint64_t)f->n_page * f->page_size};
+  f->page_size = page_size;
   return true;
 }
 
@@ -268,7 +279,6 @@ static int begin_pages(struct fetch *f)
   int rc = open_file(f);
   image_close(&f->base);
   if (rc || f->fresh) return rc;
-  if (f->page_size != f->node->wal->page_size) return -EBADMSG;
   int failed = image_open(f->node->wal, "a snapshot for this node", &f->base);
   if (failed == 0) image_of_node(&f->base);
   return failed;

@@ -181,7 +181,7 @@ static void pack_head(struct node *node, struct input *in, struct packer *p)
   pack_u64(p, input_number(in, 1));
   pack_blob(p, body->data, body->len);
   pack_blob(p, "\0\0\0\0", 4);
-  pack_u32(p, kind & 4 ? PAGE << (kind >> 4) : PAGE);
+  pack_u32(p, kind & 4 ? 512u << (kind >> 4 & 7) : PAGE);
   pack_u32(p, (uint32_t)input_number(in, 2));
   pack_u64(p, kind & 8 ? 1u << 30 : 0);
   raft_body_unref(body);
@@ -243,7 +243,7 @@ static void step(struct node *node, struct play *play)
 {
   struct input *in = &play->in;
   uint8_t op = input_byte(in);
-  switch (op % 12) {
+  switch (op % 13) {
   case 0: say_request(node, in, PEER); break;
   case 1: say_request(node, in, 0); break;
   case 2: say_request(node, in, node->identity.id); break;
@@ -255,6 +255,7 @@ static void step(struct node *node, struct play *play)
   case 8: say_answer(node, in); break;
   case 9: say_offer(node); break;
   case 10: say_append(node, RAFT_NOOP, NULL); break;
+  case 12: pass_time(node, input_byte(in) * UINT64_C(50)); break;
   default: play->pause = true; break;
   }
 }
@@ -368,10 +369,16 @@ void fuzz_seeds(void (*seed)(const void *data, size_t size))
   /* A snapshot: offered, its head, its pages. */
   static const uint8_t takes[] = {1, 10, 11, 9, 11,  8,   128, 0,  0,  2, 0,
                                   8, 0,  11, 8, 128, 255, 4,   11, 11, 11};
+  /* The same, broken off; who gives it then has pages of half the size. */
+  static const uint8_t shrinks[] = {1,  10, 11, 9,   12,  0, 11, 8,  128, 0,
+                                    0,  2,  0,  8,   0,   8, 0,  0,  0,   11,
+                                    12, 9,  11, 8,   128, 4, 0,  2,  0,   16,
+                                    0,  11, 8,  128, 255, 4, 11, 12, 9,   11};
 
   world_begin();
   seed_requests(seed);
   seed(applies, sizeof(applies));
   seed(borrows, sizeof(borrows));
   seed(takes, sizeof(takes));
+  seed(shrinks, sizeof(shrinks));
 }

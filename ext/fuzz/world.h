@@ -24,7 +24,7 @@
 #include <unistd.h>
 
 #define PEER 7
-#define PAGE 512u
+#define PAGE 1024u
 #define FILES 32
 #define WORLD_MS 10000 /* for what comes by itself; more than enough */
 
@@ -226,6 +226,27 @@ void __wrap_net_close(struct net *net, void (*closed)(void *ctx), void *ctx)
   __real_net_close(net, closed, ctx);
 }
 
+/* ---- time -------------------------------------------------------------- */
+
+/* What waits for a time to come again asks this clock; raft has the real one. */
+static _Atomic uint64_t ahead_ms;
+
+uint64_t __wrap_clock_monotonic_ms(void);
+uint64_t __real_clock_monotonic_ms(void);
+
+uint64_t __wrap_clock_monotonic_ms(void)
+{
+  return __real_clock_monotonic_ms() + atomic_load(&ahead_ms);
+}
+
+/* On the loop's thread: so many ms have passed since the last look around. */
+static inline void pass_time(struct node *node, uint64_t ms)
+{
+  atomic_fetch_add(&ahead_ms, ms);
+  node->ticked = 0;
+  node->timer.timer_cb(&node->timer);
+}
+
 /* ---- the node ---------------------------------------------------------- */
 
 struct job {
@@ -274,19 +295,19 @@ static inline struct node_view look(struct node *node, raft_index *applied,
 /* Until everything that is committed is applied, for a moment at most. */
 static inline void settle(struct node *node, unsigned ms)
 {
-  uint64_t end = clock_monotonic_ms() + ms;
+  uint64_t end = __real_clock_monotonic_ms() + ms;
   raft_index applied;
   bool failed;
   do {
     rest(300);
     struct node_view view = look(node, &applied, &failed);
     if (failed || (view.commit == applied && view.last == applied)) return;
-  } while (clock_monotonic_ms() < end);
+  } while (__real_clock_monotonic_ms() < end);
 }
 
 static inline void wait_leader(struct node *node)
 {
-  uint64_t end = clock_monotonic_ms() + WORLD_MS;
+  uint64_t end = __real_clock_monotonic_ms() + WORLD_MS;
   raft_index applied;
   bool failed;
   for (;;) {
@@ -294,7 +315,7 @@ static inline void wait_leader(struct node *node)
     if (view.role == RAFT_LEADER && view.commit == view.last &&
         applied == view.last)
       return;
-    must(!failed && clock_monotonic_ms() < end);
+    must(!failed && __real_clock_monotonic_ms() < end);
     rest(300);
   }
 }
