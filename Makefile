@@ -266,7 +266,7 @@ fuzz-minute:
 	@$(MAKE) --no-print-directory FUZZ_SECONDS=60 fuzz
 fuzz-coverage:
 	@$(MAKE) --no-print-directory -s COVERAGE=1 fuzzers
-	@sh sql-tests/fuzz/coverage $(B)/coverage $(TARGET)
+	@bash sql-tests/fuzz/coverage $(B)/coverage $(TARGET)
 
 compile: all $(UNITS) $(FUZZERS) $(BENCH) $(SIM) $(CRASH) $(FAULT)
 
