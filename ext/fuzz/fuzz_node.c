@@ -25,6 +25,35 @@ struct play {
   bool pause;
 };
 
+/* A part of a transaction, of some pages. */
+static struct raft_body *make_part(struct input *in, uint8_t *type)
+{
+  uint8_t kind = input_byte(in);
+  struct tx_head head = {.node = PEER,
+                         .incarnation = PEER,
+                         .sequence = input_number(in, 1) % 4,
+                         .part = kind >> 4 & 3,
+                         .n_page = (uint32_t)input_number(in, 1),
+                         .page_size = PAGE,
+                         .count = 1 + (kind & 3)};
+  bool last = kind & 64;
+  if (!last) head.n_page = 0;
+  if (kind & 8) head.page_size = PAGE << (kind & 7);
+  size_t at = tx_pages_offset(head.count);
+  struct raft_body *body = raft_body_new(at + (size_t)head.count * PAGE);
+  must(body);
+  memset(body->data, kind, body->len);
+  memcpy(body->data, &head, sizeof(head));
+  for (uint32_t i = 0; i < head.count; i++) {
+    uint32_t pgno = (uint32_t)input_number(in, 1);
+    if (kind & 128 && pgno == 255) pgno = UINT32_MAX;
+    memcpy(body->data + sizeof(head) + (size_t)i * 4, &pgno, 4);
+  }
+  raft_body_seal(body);
+  *type = last ? RAFT_COMMIT : RAFT_PAGES;
+  return body;
+}
+
 /* ---- requests and posts ------------------------------------------------ */
 
 static uint8_t *take_bytes(struct input *in, size_t *len)
@@ -38,6 +67,9 @@ static void say_request(struct node *node, struct input *in, raft_id from)
   struct net_callbacks callbacks;
   size_t len;
   uint8_t *body = take_bytes(in, &len);
+  if (len >= 9 && body[0] >= ASK_SNAPSHOT_PAGES && body[0] < 32 &&
+      given_session)
+    write_number(body + 1, given_session, 8);
   node_callbacks(node, &callbacks);
   callbacks.request(callbacks.ctx, from, body, len, request_new(from));
   free(body);
@@ -65,6 +97,31 @@ static void say_post(struct node *node, struct input *in)
   body = exact_copy(p.data, p.len);
   callbacks.posted(callbacks.ctx, PEER, body, p.len);
   free(body);
+  free(p.data);
+}
+
+/* A write under the grant that PEER has, in its turn or not. */
+static void say_write(struct node *node, struct input *in)
+{
+  struct lock_lender *l = &node->lock.lender;
+  struct net_callbacks callbacks;
+  struct packer p = {0};
+  uint64_t accepted = 0;
+  uint8_t type, off = input_byte(in);
+  struct raft_body *body = make_part(in, &type);
+  for (unsigned i = 0; i < RAFT_MEMBERS_MAX; i++)
+    if (l->accounts[i].node == PEER) accepted = l->accounts[i].accepted;
+  pack_u8(&p, 5);
+  pack_u64(&p, l->term);
+  pack_u64(&p, l->number);
+  pack_u64(&p, accepted + 1 + (off & 3));
+  pack_u8(&p, off & 4 ? off >> 4 : type);
+  pack_u64(&p, body->checksum);
+  pack_bytes(&p, body->data, body->len);
+  must(!p.bad);
+  node_callbacks(node, &callbacks);
+  callbacks.posted(callbacks.ctx, PEER, p.data, p.len);
+  raft_body_unref(body);
   free(p.data);
 }
 
@@ -105,32 +162,11 @@ static void say_entry(struct node *node, struct input *in)
   say_append(node, (uint8_t)(1 + type % 5), body);
 }
 
-/* A transaction, or a part of one, of some pages. */
 static void say_pages(struct node *node, struct input *in)
 {
-  uint8_t kind = input_byte(in);
-  struct tx_head head = {.node = PEER,
-                         .incarnation = PEER,
-                         .sequence = input_number(in, 1) % 4,
-                         .part = kind >> 4 & 3,
-                         .n_page = (uint32_t)input_number(in, 1),
-                         .page_size = PAGE,
-                         .count = 1 + (kind & 3)};
-  bool last = kind & 64;
-  if (!last) head.n_page = 0;
-  if (kind & 8) head.page_size = PAGE << (kind & 7);
-  size_t at = tx_pages_offset(head.count);
-  struct raft_body *body = raft_body_new(at + (size_t)head.count * PAGE);
-  must(body);
-  memset(body->data, kind, body->len);
-  memcpy(body->data, &head, sizeof(head));
-  for (uint32_t i = 0; i < head.count; i++) {
-    uint32_t pgno = (uint32_t)input_number(in, 1);
-    if (kind & 128 && pgno == 255) pgno = UINT32_MAX;
-    memcpy(body->data + sizeof(head) + (size_t)i * 4, &pgno, 4);
-  }
-  raft_body_seal(body);
-  say_append(node, last ? RAFT_COMMIT : RAFT_PAGES, body);
+  uint8_t type;
+  struct raft_body *body = make_part(in, &type);
+  say_append(node, type, body);
 }
 
 /* Any message, of numbers that are near. */
@@ -243,7 +279,7 @@ static void step(struct node *node, struct play *play)
 {
   struct input *in = &play->in;
   uint8_t op = input_byte(in);
-  switch (op % 13) {
+  switch (op % 16) {
   case 0: say_request(node, in, PEER); break;
   case 1: say_request(node, in, 0); break;
   case 2: say_request(node, in, node->identity.id); break;
@@ -256,6 +292,8 @@ static void step(struct node *node, struct play *play)
   case 9: say_offer(node); break;
   case 10: say_append(node, RAFT_NOOP, NULL); break;
   case 12: pass_time(node, input_byte(in) * UINT64_C(50)); break;
+  case 13: say_write(node, in); break;
+  case 14: snapshot_send(node, PEER); break; /* as raft would have it */
   default: play->pause = true; break;
   }
 }
@@ -331,7 +369,6 @@ static void seed_requests(void (*seed)(const void *data, size_t size))
     case ASK_FOLLOW: pack_u8(&q, 1); break;
     case ASK_CHECKSUM:
     case ASK_ROTATE: pack_u64(&q, 0); break;
-    case ASK_CHANGE: q.len = 0; break;
     case ASK_ADVERTISE: pack_text(&q, "127.0.0.1:2"); break;
     case ASK_CERTIFY:
     case ASK_RENEW: pack_text(&q, "-----BEGIN"); break;
@@ -342,14 +379,60 @@ static void seed_requests(void (*seed)(const void *data, size_t size))
       break;
     default: break;
     }
-    if (ask == ASK_CHANGE) {
-      pack_u8(&q, ASK_CHANGE);
-      member_pack_change(&q, MEMBER_REMOVE, 0, 0, "n7");
-    }
     pack_request(&p, ask == ASK_JOIN ? 1 : 0, &q);
     pack_u8(&p, 11);
   }
   seed(p.data, p.len);
+  free(p.data);
+  free(q.data);
+}
+
+/* The peer is heard of, then what it wants of itself, in turn. */
+static void seed_changes(void (*seed)(const void *data, size_t size))
+{
+  static const uint8_t heard[] = {7, 7, 0, 0, 0, 0, 0, 0, 0, 0};
+  struct packer p = {0}, q = {0};
+  for (uint8_t what = MEMBER_PROMOTE; what <= MEMBER_TRANSFER; what++) {
+    p.len = q.len = 0;
+    pack_u8(&p, 1);
+    pack_bytes(&p, heard, sizeof(heard));
+    member_pack_change(&q, what, 0, 0, what == MEMBER_TRANSFER ? "n1" : "n7");
+    pack_request(&p, 0, &q);
+    pack_u8(&p, 11);
+    pack_request(&p, 0, &q);
+    pack_u8(&p, 11);
+    seed(p.data, p.len);
+  }
+  free(p.data);
+  free(q.data);
+}
+
+/* Somebody is invited, and comes. */
+static void seed_join(void (*seed)(const void *data, size_t size))
+{
+  struct tls_token token = {.name = "n8", .secret = "secret"};
+  struct packer p = {0}, q = {0};
+  struct tls_error error;
+  uint8_t digest[32];
+  char *request, *key;
+  must(tls_digest(token.secret, sizeof(token.secret), digest, &error) == 0);
+  must(tls_make_request(&request, &key, &error) == 0);
+  pack_u8(&p, 1);
+  pack_u8(&q, ASK_INVITE);
+  pack_text(&q, "n8");
+  pack_u8(&q, RAFT_LEARNER);
+  pack_text(&q, "n7");
+  pack_bytes(&q, digest, sizeof(digest));
+  pack_request(&p, 0, &q);
+  pack_u8(&p, 11);
+  q.len = 0;
+  cluster_pack_join(&q, &token, "127.0.0.1:2", request, "");
+  pack_request(&p, 1, &q);
+  pack_bytes(&p, "\13\13\14\4\13", 5);
+  pack_request(&p, 1, &q);
+  seed(p.data, p.len);
+  tls_free_text(request);
+  tls_free_text(key);
   free(p.data);
   free(q.data);
 }
@@ -362,10 +445,21 @@ void fuzz_seeds(void (*seed)(const void *data, size_t size))
       5, 17, 2, 0,      6, 7,   5, 64 | 32, 2,  9, 8,        11, 4,   4,   11,
       0, 2,  0, 0,      0, 'a', 0, 1,       1,  0, 0,        0,  'x', 11,  7,
       6, 0,  0, 0,      0, 0,   0, 0,       0,  5, 64 | 128, 3,  200, 255, 11};
-  /* Borrows the lock, writes, gives it back. */
-  static const uint8_t borrows[] = {0, 3, 1, 0, 8,  0, 1, 0, 0,  0,
-                                    0, 0, 0, 0, 11, 3, 3, 1, 40, 0,
-                                    1, 0, 0, 0, 0,  0, 0, 0, 4,  11};
+  /* Borrows the lock, writes, gives it back; and lends it. */
+  static const uint8_t borrows[] = {
+      0,  3,  1,  0, 8, 0, 1, 0, 0,  0, 0,  0, 0, 0, 11, 13, 0, 64, 1, 9, 3,
+      11, 13, 0,  1, 2, 0, 4, 5, 13, 0, 80, 2, 8, 3, 11, 13, 3, 64, 1, 9, 3,
+      13, 20, 64, 1, 9, 3, 3, 4, 0,  8, 0,  3, 0, 0, 0,  0,  0, 0,  0, 11};
+  static const uint8_t lends[] = {1, 10, 11, 3,  2, 1, 8, 0, 4, 0, 0, 0, 0,
+                                  0, 0,  0,  11, 3, 3, 1, 0, 0, 3, 6, 1, 8,
+                                  0, 0,  0,  0,  0, 0, 0, 0, 0, 3, 7, 1, 8,
+                                  0, 0,  0,  0,  0, 0, 0, 0, 0, 11};
+  /* Gives a snapshot: offered, opened, pages with hashes, done. */
+  static const uint8_t gives[] = {
+      1, 14, 11, 8, 128, 0, 0,  0, 1, 0, 17, 11, 0, 17, 0,  18, 0,  0, 0,
+      0, 0,  0,  0, 0,   1, 0,  0, 0, 3, 0,  0,  0, 0,  25, 0,  18, 0, 0,
+      0, 0,  0,  0, 0,   0, 2,  0, 0, 0, 1,  0,  0, 0,  9,  9,  9,  9, 9,
+      9, 9,  9,  0, 9,   0, 19, 0, 0, 0, 0,  0,  0, 0,  0,  11};
   /* A snapshot: offered, its head, its pages. */
   static const uint8_t takes[] = {1, 10, 11, 9, 11,  8,   128, 0,  0,  2, 0,
                                   8, 0,  11, 8, 128, 255, 4,   11, 11, 11};
@@ -379,6 +473,10 @@ void fuzz_seeds(void (*seed)(const void *data, size_t size))
   seed_requests(seed);
   seed(applies, sizeof(applies));
   seed(borrows, sizeof(borrows));
+  seed(lends, sizeof(lends));
+  seed(gives, sizeof(gives));
+  seed_changes(seed);
+  seed_join(seed);
   seed(takes, sizeof(takes));
   seed(shrinks, sizeof(shrinks));
 }

@@ -128,6 +128,7 @@ struct net_request {
   bool answered;
 };
 static struct net_request *requests;
+static uint64_t given_session; /* of the snapshot that this node gives */
 
 void __wrap_net_reply(struct net_request *request, int status, const void *body,
                       size_t len);
@@ -142,6 +143,8 @@ void __wrap_net_reply(struct net_request *request, int status, const void *body,
   must(status == ANSWER_OK || status == ANSWER_REDIRECT || len > 0);
   must(len == 0 || body);
   request->answered = true;
+  if (status == 0 && len > 12 && read_number(body, 4) == SNAPSHOT_VERSION)
+    given_session = read_number((const uint8_t *)body + 4, 8);
 }
 
 raft_id __wrap_net_request_identity(const struct net_request *request)
