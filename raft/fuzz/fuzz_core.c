@@ -380,21 +380,117 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 /* ---- seeds ------------------------------------------------------------- */
 
+struct script {
+  uint8_t bytes[512];
+  size_t n;
+};
+
+static void put(struct script *s, uint8_t op)
+{
+  must(s->n < sizeof s->bytes);
+  s->bytes[s->n++] = op;
+}
+
+/* A message of another node; what is not given is what the node has. */
+static void say(struct script *s, uint8_t type, uint8_t flags, int8_t term,
+                int8_t prev, int8_t match)
+{
+  put(s, 1);
+  put(s, (uint8_t)(type - 1));
+  put(s, flags);
+  put(s, (uint8_t)term);
+  put(s, (uint8_t)prev);
+  put(s, 0);
+  put(s, (uint8_t)match);
+  put(s, (uint8_t)match); /* the hint of a rejection */
+  for (unsigned i = 0; i < 3; i++)
+    put(s, 0);
+}
+
+static void pass_time(struct script *s, uint8_t tens)
+{
+  put(s, 0);
+  put(s, tens);
+}
+
+/* Elected, with the vote of 2. */
+static struct script elected(void)
+{
+  struct script s = {.n = 1};
+
+  pass_time(&s, 150);
+  say(&s, RAFT_PREVOTE_RESPONSE, 8 | 64, 0, 0, 0);
+  put(&s, 12);
+  say(&s, RAFT_VOTE_RESPONSE, 8, 0, 0, 0);
+  put(&s, 12);
+  return s;
+}
+
+/* 2 has everything; entries are proposed, and taken by 2, 3 and 4. */
+static struct script agreed(void)
+{
+  struct script s = elected();
+
+  say(&s, RAFT_APPEND_RESPONSE, 8, 0, 0, 0);
+  for (uint8_t i = 0; i < 3; i++) {
+    put(&s, 3);
+    put(&s, 1);
+    put(&s, (uint8_t)(101 + i));
+    put(&s, 12);
+    say(&s, RAFT_APPEND_RESPONSE, 8 | i, 0, 0, 0);
+    say(&s, RAFT_HEARTBEAT_RESPONSE, i, 0, 0, 0);
+  }
+  return s;
+}
+
 void fuzz_seeds(void (*seed)(const void *data, size_t size))
 {
-  /* Elected with the votes of 2 and 3; proposes; 2 has it; reads; changes. */
-  static const uint8_t leads[] = {
-      0,  0, 200, 12, 1, 1,  8 | 64, 1, 0,  0, 0,  0,  0,  0,  0, 0,
-      12, 1, 3,   8,  0, 0,  0,      0, 0,  0, 0,  0,  12, 3,  0, 9,
-      12, 1, 5,   8,  0, 0,  0,      0, 0,  0, 0,  0,  8,  4,  1, 12,
-      0,  5, 1,   7,  8, 64, 0,      0, 0,  0, 0,  0,  0,  0,  9, 0,
-      50, 6, 10,  1,  4, 19, 12,     5, 26, 2, 27, 11, 8,  24, 0, 100};
   /* Follows 2, which appends, and is contradicted by 3. */
   static const uint8_t follows[] = {
       0, 1, 4, 0, 1, 0,  0, 0,   0,   0, 0, 0, 3, 3, 9, 131, 5, 2, 200, 12,
       1, 6, 0, 0, 0, 3,  0, 0,   0,   0, 0, 1, 4, 1, 0, 253, 0, 0, 0,   0,
       0, 0, 1, 3, 7, 12, 0, 200, 134, 2, 7, 1, 0, 9, 0, 0,   1, 2, 0};
+  struct script s = elected(), leads = agreed();
 
-  seed(leads, sizeof leads);
   seed(follows, sizeof follows);
+  seed(s.bytes, s.n);
+  seed(leads.bytes, leads.n);
+  s = leads; /* 3 lacks entries, some of which are not in memory any more */
+  say(&s, RAFT_APPEND_RESPONSE, 1, 0, 0, -6);
+  put(&s, 5);
+  pass_time(&s, 6);
+  say(&s, RAFT_HEARTBEAT_RESPONSE, 1, 0, 0, -6);
+  put(&s, 5);
+  say(&s, RAFT_APPEND_RESPONSE, 1 | 8, 0, 0, -3);
+  seed(s.bytes, s.n);
+  s = elected(); /* the same, of what was there before */
+  say(&s, RAFT_APPEND_RESPONSE, 1, 0, -1, -3);
+  put(&s, 5);
+  say(&s, RAFT_APPEND_RESPONSE, 1 | 8, 0, 0, -2);
+  put(&s, 5 + 16);
+  say(&s, RAFT_HEARTBEAT_RESPONSE, 1, 0, 0, -2);
+  put(&s, 5);
+  seed(s.bytes, s.n);
+  s = leads; /* reads, hands over */
+  put(&s, 8);
+  pass_time(&s, 6);
+  say(&s, RAFT_HEARTBEAT_RESPONSE, 0, 0, 0, 0);
+  put(&s, 9 + 32);
+  pass_time(&s, 6);
+  say(&s, RAFT_VOTE_REQUEST, 16, 1, 0, 0);
+  seed(s.bytes, s.n);
+  for (uint8_t change = 0; change < 25; change++) {
+    s = leads;
+    put(&s, 4);
+    put(&s, change);
+    put(&s, 12);
+    say(&s, RAFT_APPEND_RESPONSE, 8, 0, 0, 0);
+    say(&s, RAFT_APPEND_RESPONSE, 8 | 1, 0, 0, 0);
+    put(&s, 12);
+    say(&s, RAFT_APPEND_RESPONSE, 8, 0, 0, 0);
+    seed(s.bytes, s.n);
+  }
+  pass_time(&leads, 250); /* nobody answers any more */
+  pass_time(&leads, 250);
+  seed(leads.bytes, leads.n);
 }
