@@ -205,10 +205,9 @@ static bool parse_head(struct fetch *f, const uint8_t *head, size_t len)
   uint32_t page_size = parse_u32(&p);
   f->n_page = parse_u32(&p);
   f->rate = parse_u64(&p);
-  f->tag =
-      (struct raft_snapshot_tag){.index = f->cp.index,
-                                 .term = f->cp.term,
-                                 .bytes = (uint64_t)f->n_page * page_size};
+  f->tag = (struct raft_snapshot_tag){.index = f->cp.index,
+                                      .term = f->cp.term,
+                                      .bytes = (uint64_t)f->n_page * page_size};
   if (!parser_done(&p) || f->session == 0 || f->n_page == 0 ||
       !is_page_size(f, page_size, &f->tag) ||
       f->cp.configuration_index > f->cp.index ||
