@@ -260,6 +260,7 @@ TARGET       ?= $(patsubst fuzz_%,%,$(notdir $(FUZZERS)))
 FUZZ_BUILD   := CC=clang FUZZ=1 SAN=address,undefined
 fuzzers: $(FUZZERS)
 fuzz: $(FUZZERS)
+	@. ./.ci/need.sh && need $$FUZZ_PACKAGES
 	@$(MAKE) --no-print-directory -s $(FUZZ_BUILD) fuzzers
 	@sh sql-tests/fuzz/run $(B) $(FUZZ_SECONDS) $(TARGET)
 fuzz-minute:

@@ -17,6 +17,8 @@ PROGRAM_PACKAGES='php-cli php-sqlite3 libdbd-sqlite3-perl fossil'
   PROGRAM_PACKAGES="$PROGRAM_PACKAGES pdns-server pdns-backend-sqlite3
     bind9-dnsutils"
 STYLE_PACKAGES='clang clang-format'
+# libFuzzer and the sanitizers of that clang.
+FUZZ_PACKAGES='clang libclang-rt-14-dev'
 
 need_missing() {
   for need_p in "$@"; do
