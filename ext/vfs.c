@@ -723,27 +723,38 @@ const char *vfs_below_name(void)
   return below->zName;
 }
 
-/* The database file, by the VFS below. Free it with close_below(). */
+/* The database file, by the VFS below, which looks at its name until it is closed:
+   by close_below(). */
+struct below_file {
+  const char *name;
+  sqlite3_file file;
+};
+
 static sqlite3_file *open_below(const char *path, int flags)
 {
-  /* The name as the VFS expects it: with an empty list of parameters. */
-  const char *name = sqlite3_create_filename(path, "", "", 0, NULL);
-  sqlite3_file *file = calloc(1, (size_t)below->szOsFile);
-  if (name == NULL || file == NULL ||
-      below->xOpen(below, name, file, flags | SQLITE_OPEN_MAIN_DB, NULL) !=
-          SQLITE_OK) {
-    if (file && file->pMethods) file->pMethods->xClose(file);
-    free(file);
-    file = NULL;
-  }
-  sqlite3_free_filename(name);
-  return file;
+  struct below_file *b =
+      calloc(1, offsetof(struct below_file, file) + (size_t)below->szOsFile);
+  if (b == NULL) return NULL;
+  /* As the VFS expects it: with an empty list of parameters. */
+  b->name = sqlite3_create_filename(path, "", "", 0, NULL);
+  if (b->name && below->xOpen(below, b->name, &b->file,
+                              flags | SQLITE_OPEN_MAIN_DB, NULL) == SQLITE_OK)
+    return &b->file;
+  if (b->file.pMethods) b->file.pMethods->xClose(&b->file);
+  sqlite3_free_filename(b->name);
+  free(b);
+  return NULL;
 }
 
 static void close_below(sqlite3_file *file)
 {
-  if (file) file->pMethods->xClose(file);
-  free(file);
+  if (file == NULL) return;
+  struct below_file *b =
+      (struct below_file *)(void *)((char *)file -
+                                    offsetof(struct below_file, file));
+  file->pMethods->xClose(file);
+  sqlite3_free_filename(b->name);
+  free(b);
 }
 
 static bool read_header(sqlite3_file *file, uint8_t header[20])

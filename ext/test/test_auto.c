@@ -12,6 +12,8 @@
 int sqlite3_quorate_init(sqlite3 *db, char **error,
                          const sqlite3_api_routines *api);
 
+static unsigned renamed; /* files, as SQLite's log says */
+
 static void ask(sqlite3 *db, const char *sql, const char *want)
 {
   char answer[ANSWER_MAX];
@@ -68,6 +70,9 @@ static void a_new_file_becomes_a_node(void **state)
   ask(db, "SELECT quorate_index() > 1", "1");
   ask(db, "PRAGMA integrity_check", "ok");
   sqlite3_close(db);
+  /* SQLite holds a file against its name when it closes it: the name that a file
+     was opened with must live that long. */
+  assert_int_equal(renamed, 0);
 }
 
 /* Programs delete files, copy others over them and write into them, and know of
@@ -343,10 +348,18 @@ static void loading_after_a_shutdown_is_loading(void **state)
   sqlite3_close(db);
 }
 
+static void note_renamed(void *ctx, int code, const char *line)
+{
+  (void)ctx;
+  (void)code;
+  if (strstr(line, "renamed while open")) renamed++;
+}
+
 static int load(void **state)
 {
   sqlite3 *db = NULL;
   (void)state;
+  sqlite3_config(SQLITE_CONFIG_LOG, note_renamed, NULL);
   setenv("QUORATE_AUTO", "1", 1);
   if (sqlite3_auto_extension((void (*)(void))sqlite3_quorate_init) != SQLITE_OK)
     return -1;
