@@ -20,6 +20,8 @@
 #                      SEED=n (`make test` runs a sample)
 #   make fault         each call on files of a node fails, one after the other;
 #                      FAULTFLAGS='--scene join --error EIO'
+#   make sqlite-tests  SQLite's own test suite on nodes; SQLITE_TESTS='select*'
+#                      for some of it; fetches SQLite's source from Debian
 #   make bench-storage figures of joining, catching up, restarts, transactions
 #                      of any size, memory, disk; MIB=1024 DIR=/big/disk
 #                      PARTS='database large small'
@@ -187,6 +189,12 @@ processes: all
 	@SOAK_SECONDS=$(SECONDS) SEED=$(SEED) LIVE=1 SUITE_SECONDS=86400 \
 	  $(SUITE_ENV) sh sql-tests/all sql-tests/soak.test
 
+# SQLite's own tests, with quorate as the default VFS.
+SQLITE_TESTS ?=
+sqlite-tests: all
+	@QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' \
+	  sh sql-tests/sqlite/run $(foreach p,$(SQLITE_TESTS),'$(p)')
+
 demo: all
 	@QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' sh demo/quickstart
 
@@ -250,6 +258,6 @@ clean:
 	rm -rf build
 
 .PHONY: all sim soak mutants mutants-sample crash fault unit test suites kill \
-        load processes demo bench bench-storage compile coverage reach \
+        load processes sqlite-tests demo bench bench-storage compile coverage reach \
         check-style clean \
         $(addprefix unit-,$(ROOMS))
