@@ -165,7 +165,7 @@ SUITE_ENV = QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' \
 # fail.
 test: all $(UNITS) $(if $(SAN),,$(CRASH) $(FAULT))
 	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(if $(SAN),,$(CRASH) $(FAULT) \
-	  raft/sim/mutants-sample) $(wildcard sql-tests/*.test)
+	  raft/sim/mutants-sample sql-tests/sqlite/sample) $(wildcard sql-tests/*.test)
 
 SUITES ?= $(notdir $(basename $(wildcard sql-tests/*.test)))
 suites: all
@@ -252,7 +252,7 @@ reach: $(UNIT_raft) $(UNIT_raft/store) $(UNIT_raft/sim) $(SIM)
 check-style:
 	@bash .ci/style
 
--include $(shell find $(B) -name '*.d' 2>/dev/null)
+-include $(shell find $(B) -name '*.d' -type f 2>/dev/null)
 
 clean:
 	rm -rf build

@@ -152,9 +152,8 @@ proc failures {output} {
       if {[regexp {^! \S+ got: } $line]} {
         dict append failed $name "  $line"
       }
-    } elseif {[regexp {^(\S+)\.\.\.(?: Ok|$)} $line -> name]} {
-      set last $name
-    } elseif {[regexp {^Error: (.*)$} $line -> why]} {
+    } elseif {[regexp {^Error: (.*)$} $line -> why] ||
+              [regexp {/testfixture: (.*)$} $line -> why]} {
       dict set failed abort $why
     }
   }
@@ -213,16 +212,16 @@ proc compare {file failed} {
   set entries [expr {[info exists ::expected($file)] ? $::expected($file) : {}}]
   set used {}
   dict for {name why} $failed {
-    set found ""
+    set found {}
     foreach entry $entries {
-      if {[string match [lindex $entry 1] $name]} { set found $entry; break }
+      if {[string match [lindex $entry 1] $name]} { lappend found $entry }
     }
-    if {$found eq ""} {
+    if {$found eq {}} {
       complain $file "$name failed: [string range $why 0 400]"
     } else {
       incr total(failing)
-      incr ::by_reason([lindex $found 0])
-      lappend used $found
+      incr ::by_reason([lindex $found 0 0])
+      lappend used {*}$found
     }
   }
   foreach entry $entries {
@@ -272,5 +271,7 @@ foreach code [lsort [array names by_reason]] {
 }
 set wrong [lsort -unique $wrong]
 puts "$total(left) are left out"
-puts "[expr {$total(files) - [llength $wrong]}] passed, [llength $wrong] failed"
+# In words that ../runner.tcl knows, too.
+puts "\[  PASSED  \] [expr {$total(files) - [llength $wrong]}] test(s)."
+if {$wrong ne {}} { puts "\[  FAILED  \] [llength $wrong] test(s)." }
 exit [expr {$wrong ne {} || $total(files) == 0}]
