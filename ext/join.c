@@ -426,16 +426,21 @@ static struct database *make_first(struct place *place, struct identity *i,
             identity_write(place->fresh, i, error) == 0 &&
             write_first_checkpoint(place->fresh, i, ca_key, error) &&
             convert(place, error) && fence(place, error) &&
-            finish_directory(place, error) &&
-            registry_start(place->path, NULL, &database, error) == 0;
+            finish_directory(place, error);
+  /* Who opens the file from here on finds a node: if that is another thread or
+     process, it may have started it by now. */
+  ok = ok && registry_open(place->path, &database, error) == SQLITE_OK &&
+       database;
   tls_free_text(ca_key);
   if (!ok) {
     undo_bootstrap(place);
     return NULL;
   }
   struct text ignored;
-  node_barrier(database->node, LEVEL_LINEARIZABLE,
-               5000 + i->election_timeout_ms, NULL, &ignored);
+  struct node *node = atomic_load(&database->node);
+  if (node)
+    node_barrier(node, LEVEL_LINEARIZABLE, 5000 + i->election_timeout_ms, NULL,
+                 &ignored);
   return database;
 }
 

@@ -7,6 +7,7 @@
 #include "stock.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <sys/stat.h>
 
 int sqlite3_quorate_init(sqlite3 *db, char **error,
@@ -150,6 +151,51 @@ static void what_was_there_is_left_alone(void **state)
   assert_int_equal(sqlite3_open(p.s, &node), SQLITE_CANTOPEN);
   sqlite3_close(node);
   assert_true(is_there(*state, "db-quorate"));
+  sqlite3_close(db);
+}
+
+/* Somebody who waits for the directory, and opens the file as soon as it is there:
+   before bootstrap has started the node. */
+struct hasty {
+  struct path path, node;
+  char said[ANSWER_MAX];
+};
+
+static void *open_hastily(void *arg)
+{
+  struct hasty *h = arg;
+  for (int i = 0; i < 20000000 && access(h->node.s, F_OK) != 0; i++)
+    ;
+  sqlite3 *db = stock_open(h->path.s);
+  stock_ask(db, "SELECT count(*) || quorate_role() FROM sqlite_schema",
+            h->said);
+  sqlite3_close(db);
+  return NULL;
+}
+
+static void who_opens_it_first_starts_it(void **state)
+{
+  char sql[PATH_BYTES + 100], name[20];
+  sqlite3 *db = open_by(":memory:", NULL);
+  for (int i = 0; i < 20; i++) {
+    struct hasty h = {.said = ""};
+    pthread_t thread;
+    snprintf(name, sizeof(name), "db%d", i);
+    h.path = path_of(*state, name);
+    snprintf(name, sizeof(name), "db%d-quorate/node", i);
+    h.node = path_of(*state, name);
+    assert_int_equal(pthread_create(&thread, NULL, open_hastily, &h), 0);
+    snprintf(sql, sizeof(sql),
+             "SELECT substr(quorate_bootstrap('%s', 'listen', '127.0.0.1:%u'), "
+             "1, 4)",
+             h.path.s, free_port());
+    ask(db, sql, "node");
+    pthread_join(thread, NULL);
+    assert_string_equal(h.said, "0leader");
+    snprintf(sql, sizeof(sql), "SELECT substr(quorate_stop('%s'), 1, 7)",
+             h.path.s);
+    ask(db, sql, "stopped");
+  }
   sqlite3_close(db);
 }
 
@@ -376,6 +422,7 @@ int main(void)
       IN_DIR(a_new_file_becomes_a_node),
       IN_DIR(a_lost_file_begins_anew),
       IN_DIR(what_was_there_is_left_alone),
+      IN_DIR(who_opens_it_first_starts_it),
       IN_DIR(a_vfs_above_passes_through),
       IN_DIR(a_vfs_that_changes_names_is_refused),
       IN_DIR(a_vfs_that_knows_another_device_is_refused),
