@@ -2,10 +2,11 @@
 ** begin.c: SQLite's testfixture loads quorate by itself.
 **
 ** SQLite calls the function that SQLITE_EXTRA_INIT names at the end of each
-** sqlite3_initialize(): its test scripts shut it down and initialize it again, in
-** other interpreters and other processes. The library is the one that is shipped,
-** loaded as any program does it: it is given SQLite's functions by that, and what
-** it is tested on is the SQLite that is linked with the testfixture.
+** sqlite3_initialize(): its test scripts shut it down and initialize it
+** again, in other interpreters and other processes. The library is the one
+** that is shipped, loaded as any program does it: it is given SQLite's
+** functions by that, and what it is tested on is the SQLite that is linked
+** with the testfixture.
 **
 ** Without QUORATE_LIBRARY in the environment nothing is loaded.
 */

@@ -3,14 +3,14 @@
 #
 #   tclsh suite.tcl FIXTURE SOURCE LIST DIRECTORY ?pattern?...
 #
-# FIXTURE is the testfixture, SOURCE the folder with SQLite's source, LIST what is
-# expected to fail (its head says how it is written), DIRECTORY where to run. The
-# test files are those of the permutation "veryquick", or of these those that match
-# a pattern.
+# FIXTURE is the testfixture, SOURCE the folder with SQLite's source, LIST
+# what is expected to fail (its head says how it is written), DIRECTORY where
+# to run. The test files are those of the permutation "veryquick", or of these
+# those that match a pattern.
 #
 # JOBS=n: that many at a time (2). LIMIT=s: longest time of a file (600 s).
-# RESULTS=file: a line for each failing case, to make a list of. LIVE=1: each file
-# when it is done.
+# RESULTS=file: a line for each failing case, to make a list of. LIVE=1: each
+# file when it is done.
 
 proc setting {name default} {
   return [expr {[info exists ::env($name)] ? $::env($name) : $default}]
@@ -35,7 +35,8 @@ proc read_list {path} {
     incr n
     if {[string match #* $line] || [string trim $line] eq ""} continue
     if {[regexp {^= (\S+)\s+(\S.*)$} $line -> code text]} {
-      set ::reason($code) $text
+      append ::reason($code) [expr {[info exists ::reason($code)] ? " " : ""}] \
+          $text
     } elseif {[regexp {^(\S+\.test)\s+(\S+)\s+(\S.*)$} $line -> file code cases]
               && [info exists ::reason($code)]} {
       foreach case $cases {
@@ -83,7 +84,8 @@ proc is_left_out {file} {
   return [expr {"hang" in $cases}]
 }
 
-# What is tested are nodes: before anything else it is seen whether they are made.
+# What is tested are nodes: before anything else it is seen whether they are
+# made.
 proc check_nodes {} {
   set script [file join $::directory check.tcl]
   set channel [open $script w]
@@ -144,8 +146,8 @@ proc collect {channel file place} {
   next
 }
 
-# Cases that failed, each with one line of why. "abort": the script ended with an
-# error of its own, before its end.
+# Cases that failed, each with one line of why. "abort": the script ended with
+# an error of its own, before its end.
 proc failures {output} {
   set failed {}
   foreach line [split $output \n] {
@@ -235,7 +237,7 @@ proc compare {file failed} {
   incr total([expr {$entries eq {} ? "passed" : "listed"}])
 }
 
-# ---- all of them ---------------------------------------------------------------
+# ---- all of them -------------------------------------------------------------
 
 proc next {} {
   while {$::running < $::jobs && [llength $::queue] > 0} {
@@ -260,7 +262,9 @@ foreach file [veryquick] {
 }
 if {$patterns eq {}} {
   foreach file [array names expected] {
-    if {$file ni $queue} { complain $file "is on the list, and not a test file" }
+    if {$file ni $queue} {
+      complain $file "is on the list, and not a test file"
+    }
   }
 }
 set began [clock seconds]
