@@ -88,9 +88,10 @@ OBJ_tls        := $(filter-out %/context.o %/stream.o,$(OBJ_tls)) \
                   $(B)/tls/test/plain.o
 endif
 OBJ_net        := $(call objs,net)
+OBJ_quorated   := $(addprefix $(B)/ext/,quorated.o http.o report.o watch.o)
 # Without the program, which is more than the extension, and without what only
 # the library may have.
-OBJ_ext        := $(filter-out %/quorated.o %/preload.o,$(call objs,ext))
+OBJ_ext        := $(filter-out $(OBJ_quorated) %/preload.o,$(call objs,ext))
 
 # What the tests of a room are linked with.
 NEED_raft       := $(OBJ_raft)
@@ -107,9 +108,29 @@ $(B)/quorate.so: $(NEED_ext) $(B)/ext/preload.o ext/exports.map
 	$(CC) -shared -o $@ $(NEED_ext) $(B)/ext/preload.o $(LDFLAGS) $(LIBS) \
 	  -Wl,--version-script=ext/exports.map -Wl,-z,defs,-z,now,-z,nodelete
 
+# What nodes of this version will meet, for a test of upgrades: "next" speaks
+# one more version of the protocol, "later" that one alone.
+NEXT := $(B)/next/quorate.so $(B)/later/quorate.so
+NEXT_OBJ := net/hello.o ext/sql.o
+$(B)/next/%.o: NEXT_CFLAGS = -DNET_LOWEST=1u -DQUORATE_VARIANT='"-next"'
+$(B)/later/%.o: NEXT_CFLAGS = -DNET_LOWEST=2u -DQUORATE_VARIANT='"-later"'
+define next
+$$(B)/$(1)/%.o: %.c
+	@mkdir -p $$(@D)
+	$$(CC) $$(ALL_CFLAGS) $$(NEXT_CFLAGS) -DNET_HIGHEST=2u $$(INC_ext) \
+	  -MMD -MP -c -o $$@ $$<
+$$(B)/$(1)/quorate.so: $$(addprefix $$(B)/$(1)/,$$(NEXT_OBJ)) $$(NEED_ext) \
+                      $$(B)/ext/preload.o ext/exports.map
+	$$(CC) -shared -o $$@ $$(filter-out $$(addprefix $$(B)/,$$(NEXT_OBJ)), \
+	  $$(filter %.o,$$^)) $$(LDFLAGS) $$(LIBS) \
+	  -Wl,--version-script=ext/exports.map -Wl,-z,defs,-z,now,-z,nodelete
+endef
+$(foreach n,next later,$(eval $(call next,$(n))))
+
 # It has the extension in itself and needs no quorate.so beside it.
-$(B)/quorated: $(B)/ext/quorated.o $(NEED_ext)
-	$(CC) -o $@ $^ $(LDFLAGS) $(LIBS) $(LIBS_ext)
+$(B)/quorated: $(OBJ_quorated) $(NEED_ext)
+	$(CC) -o $@ $^ $(LDFLAGS) $(LIBS) $(LIBS_ext) -lmicrohttpd
+$(B)/ext/http.o: ext/page.html
 
 define room
 $$(B)/$(1)/%.o: $(1)/%.c
@@ -165,12 +186,12 @@ SUITE_ENV = QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' \
 
 # Unit tests and suites in one run with one summary, all of them even if some
 # fail.
-test: all $(UNITS) $(if $(SAN),,$(CRASH) $(FAULT))
+test: all $(NEXT) $(UNITS) $(if $(SAN),,$(CRASH) $(FAULT))
 	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(if $(SAN),,$(CRASH) $(FAULT) \
 	  raft/sim/mutants-sample) $(wildcard sql-tests/*.test)
 
 SUITES ?= $(notdir $(basename $(wildcard sql-tests/*.test)))
-suites: all
+suites: all $(NEXT)
 	@$(SUITE_ENV) sh sql-tests/all \
 	  $(foreach s,$(SUITES),sql-tests/$(s).test)
 

@@ -170,6 +170,15 @@ bool apply_knows(struct node *node, uint64_t sequence)
   return found;
 }
 
+/* Nobody else adds to it. */
+static void count(struct node *node, uint64_t applied)
+{
+  _Atomic uint64_t *n = &node->counters.transactions;
+  atomic_store_explicit(n,
+                        atomic_load_explicit(n, memory_order_relaxed) + applied,
+                        memory_order_relaxed);
+}
+
 static int confirm_own(struct node *node, struct transaction *tx,
                        const struct raft_entry *entry)
 {
@@ -181,6 +190,7 @@ static int confirm_own(struct node *node, struct transaction *tx,
   pthread_mutex_lock(&node->mutex);
   /* Whoever learns of the commit may ask for the index next. */
   node->applied = entry->index;
+  count(node, 1);
   node_settle(node, tx, TX_CONFIRMED);
   pthread_mutex_unlock(&node->mutex);
   return 0;
@@ -247,7 +257,9 @@ static int apply_commit(struct node *node, const struct raft_entry *entry)
   }
   wal_append_start(node->wal);
   int rc = append_part(node->wal, entry->body, head.n_page);
-  return rc ? rc : wal_append_commit(node->wal, head.n_page, entry->index);
+  if (rc == 0) rc = wal_append_commit(node->wal, head.n_page, entry->index);
+  if (rc == 0) count(node, 1);
+  return rc;
 }
 
 static int note_part(struct node *node, const struct raft_entry *entry)
@@ -301,6 +313,7 @@ static void large_done(struct task *task)
     return;
   }
   node->n_open = 0;
+  count(node, 1);
   pthread_mutex_lock(&node->mutex);
   node->applied++;
   pthread_mutex_unlock(&node->mutex);
@@ -309,11 +322,13 @@ static void large_done(struct task *task)
 }
 
 /* Appends the part of the transaction that entry `index` holds. */
-static int append_entry(struct node *node, raft_index index, uint32_t n_page)
+static int append_entry(struct node *node, raft_index index, uint32_t n_page,
+                        uint64_t *bytes)
 {
   struct raft_entry entry;
   int rc = read_one(node, index, &entry);
   if (rc) return rc;
+  if (entry.body) *bytes += entry.body->len;
   rc = append_part(node->wal, entry.body, n_page);
   raft_body_unref(entry.body);
   return rc;
@@ -347,12 +362,16 @@ void apply_large(struct node *node)
   /* The loop does not apply while this runs: what it owns may be read. */
   raft_index last = node->applied + 1;
   uint32_t n_page = node->large_n_page;
-  int rc = 0;
+  uint64_t bytes = 0;
+  int rc = 0, work = work_begin(node, "applying a large transaction");
   wal_append_start(node->wal);
-  for (unsigned i = 0; rc == 0 && i < node->n_open; i++)
-    rc = append_entry(node, node->open_parts[i], n_page);
-  if (rc == 0) rc = append_entry(node, last, n_page);
+  for (unsigned i = 0; rc == 0 && i < node->n_open; i++) {
+    rc = append_entry(node, node->open_parts[i], n_page, &bytes);
+    work_steps(node, work, i + 1, node->n_open + 1, bytes);
+  }
+  if (rc == 0) rc = append_entry(node, last, n_page, &bytes);
   if (rc == 0) rc = wal_append_commit(node->wal, n_page, last);
+  work_end(node, &work);
   node->large_rc = rc;
   node->large_task.run = large_done;
   node_post(node, &node->large_task);
@@ -525,6 +544,7 @@ static int apply_some(struct node *node, raft_index limit)
     raft_body_unref(entry.body);
   }
   if (rc == 0) rc = wal_append_publish(node->wal);
+  if (rc == 0) count(node, at - node->applied);
   if (rc == 0) set_applied(node, at);
   return rc;
 }

@@ -48,6 +48,14 @@ void cells_integer(struct cells *cells, uint64_t number)
   cell->number = (int64_t)number;
 }
 
+void cells_real(struct cells *cells, double real)
+{
+  struct cell *cell = next_cell(cells);
+  if (cell == NULL) return;
+  cell->type = CELL_REAL;
+  cell->real = real;
+}
+
 void cells_text(struct cells *cells, const char *text)
 {
   struct cell *cell = next_cell(cells);
@@ -59,7 +67,7 @@ void cells_text(struct cells *cells, const char *text)
     cells->bad = true;
 }
 
-static void cells_id(struct cells *cells, uint64_t id)
+void cells_id(struct cells *cells, uint64_t id)
 {
   char hex[20];
   snprintf(hex, sizeof(hex), "%016llx", (unsigned long long)id);
@@ -255,6 +263,7 @@ static void run_status(struct node *node, const struct call *call,
   cells_text(row, reason.s[0] ? reason.s : NULL);
   cells_text(row, warning.s[0] ? warning.s : NULL);
   cells_text(row, trust_time(trust_expires(node)).s);
+  cells_text(row, progress_describe(node, &reason) ? reason.s : NULL);
 }
 
 static const char *member_role(uint8_t role)
@@ -271,8 +280,8 @@ static void run_members(struct node *node, const struct call *call,
   struct member_row *rows = NULL;
   unsigned n = 0;
   (void)call;
-  (void)interrupt;
-  if (cluster_members(node, &rows, &n) != 0) answer->status = SQLITE_NOMEM;
+  int rc = cluster_members(node, interrupt, &rows, &n);
+  if (rc) answer->status = rc == -EINTR ? SQLITE_INTERRUPT : SQLITE_NOMEM;
   for (unsigned i = 0; i < n; i++) {
     const struct member_row *r = &rows[i];
     cells_text(row, r->name);
@@ -292,6 +301,14 @@ static void run_members(struct node *node, const struct call *call,
     else
       cells_null(row);
     cells_text(row, r->expires ? trust_time(r->expires).s : NULL);
+    if (r->known)
+      cells_integer(row, r->lag_ms);
+    else
+      cells_null(row);
+    if (r->round_trip_us)
+      cells_real(row, r->round_trip_us / 1e3);
+    else
+      cells_null(row);
   }
   free(rows);
 }
@@ -332,8 +349,8 @@ static const struct kind {
     [CALL_TERM] = {0, 0, 1, false, run_term},
     [CALL_INDEX] = {0, 0, 1, false, run_index},
     [CALL_FOLLOW_WRITER] = {0, 1, 1, false, run_follow_writer},
-    [CALL_STATUS] = {0, 0, 21, true, run_status},
-    [CALL_MEMBERS] = {0, 0, 9, true, run_members},
+    [CALL_STATUS] = {0, 0, 22, true, run_status},
+    [CALL_MEMBERS] = {0, 0, 11, true, run_members},
     [CALL_EVENTS] = {0, 0, 2, true, run_events},
     [CALL_PROMOTE] = {1, 1, 1, false, member_run_promote},
     [CALL_DEMOTE] = {1, 1, 1, false, member_run_demote},
@@ -344,6 +361,7 @@ static const struct kind {
     [CALL_INVITATIONS] = {0, 0, 8, true, invite_run_list},
     [CALL_METRICS] = {0, 0, 4, true, metrics_run},
     [CALL_ROTATE_CA] = {0, 1, 1, false, trust_run_rotate},
+    [CALL_LOG] = {4, 4, 7, true, entries_run},
 };
 
 /* NULL: there is no such call. */
@@ -393,6 +411,11 @@ static const char *find_fault(const struct call *call)
     if (n > 1 && !(has_text(&a[1]) && invite_role(a[1].text, &role)))
       return "the role must be voter or learner";
     return NULL;
+  case CALL_LOG:
+    return has_number(&a[0], INT64_MAX) && has_number(&a[1], INT64_MAX) &&
+                   has_number(&a[2], ENTRIES_MOST) && has_number(&a[3], 1)
+               ? NULL
+               : "malformed range";
   case CALL_TRANSFER:
     return n == 0 || has_text(&a[0]) ? NULL : "the name is missing";
   case CALL_ADVERTISE:
@@ -503,6 +526,21 @@ int call_do(struct connection *connection, struct call *call,
 
 /* ---- as bytes ---------------------------------------------------------- */
 
+static uint64_t bits_of(double real)
+{
+  uint64_t bits;
+  memcpy(&bits, &real, sizeof(bits));
+  return bits;
+}
+
+static double real_of(uint64_t bits)
+{
+  double real;
+  memcpy(&real, &bits, sizeof(real));
+  return real;
+}
+_Static_assert(sizeof(double) == sizeof(uint64_t), "as its bits");
+
 static void pack_cells(struct packer *out, const struct cells *cells)
 {
   pack_u32(out, (uint32_t)cells->n);
@@ -510,6 +548,7 @@ static void pack_cells(struct packer *out, const struct cells *cells)
     const struct cell *cell = &cells->at[i];
     pack_u8(out, (uint8_t)cell->type);
     if (cell->type == CELL_INTEGER) pack_u64(out, (uint64_t)cell->number);
+    if (cell->type == CELL_REAL) pack_u64(out, bits_of(cell->real));
     if (cell->type == CELL_TEXT) pack_text(out, cell->text);
   }
 }
@@ -519,6 +558,7 @@ static void parse_cell(struct parser *p, struct cells *cells)
   switch (parse_u8(p)) {
   case CELL_NULL: cells_null(cells); break;
   case CELL_INTEGER: cells_integer(cells, parse_u64(p)); break;
+  case CELL_REAL: cells_real(cells, real_of(parse_u64(p))); break;
   case CELL_TEXT: cells_text(cells, parse_text(p)); break;
   default: p->bad = true;
   }

@@ -6,7 +6,8 @@
 ** carries the call out (call_run()), whether SQL asked in this process or in
 ** another one that has the same file open: both are then packed as bytes.
 **
-** Packed, with pack.h. A cell: its type u8, then an integer u64 or a text. A
+** Packed, with pack.h. A cell: its type u8, then an integer u64, a real as the
+** bits of a double, u64, or a text. A
 ** call: what u8, write_wait u32, number of arguments u32, cells. An answer:
 ** status u32, the error a text, columns u32, number of cells u32, cells. There
 ** is one way to pack a value, and nothing else is taken. An answer may be
@@ -20,12 +21,18 @@
 
 /* ---- cells ------------------------------------------------------------- */
 
-enum cell_type { CELL_NULL = 0, CELL_INTEGER = 1, CELL_TEXT = 2 };
+enum cell_type {
+  CELL_NULL = 0,
+  CELL_INTEGER = 1,
+  CELL_TEXT = 2,
+  CELL_REAL = 3
+};
 
 /* A value of SQL. */
 struct cell {
   enum cell_type type;
   int64_t number;
+  double real;
   char *text; /* of a CELL_TEXT; malloc'd */
 };
 
@@ -37,8 +44,10 @@ struct cells {
 };
 void cells_null(struct cells *cells);
 void cells_integer(struct cells *cells, uint64_t number);
+void cells_real(struct cells *cells, double real);
 /* Copies the text; NULL: a null. */
 void cells_text(struct cells *cells, const char *text);
+void cells_id(struct cells *cells, uint64_t id); /* as 16 digits */
 void cells_clear(struct cells *cells);
 
 /* ---- calls ------------------------------------------------------------- */
@@ -66,7 +75,8 @@ enum {
   CALL_UNINVITE = 20,    /* name: a line */
   CALL_INVITATIONS = 21, /* tables */
   CALL_METRICS = 22,
-  CALL_ROTATE_CA = 23 /* [ms]: a line: what became of it */
+  CALL_ROTATE_CA = 23, /* [ms]: a line: what became of it */
+  CALL_LOG = 30        /* a table: from, to, most, of the newest (0 or 1) */
 };
 
 /* All zeros, and what it is; then its arguments are added, and at the end
@@ -137,6 +147,10 @@ void invite_run_withdraw(struct node *node, const struct call *call,
 void invite_run_list(struct node *node, const struct call *call,
                      const struct interrupt *interrupt, struct answer *answer);
 bool invite_role(const char *text, uint8_t *role);
+/* entries.c */
+#define ENTRIES_MOST 1000 /* rows of one answer */
+void entries_run(struct node *node, const struct call *call,
+                 const struct interrupt *interrupt, struct answer *answer);
 /* metrics.c */
 void metrics_run(struct node *node, const struct call *call,
                  const struct interrupt *interrupt, struct answer *answer);

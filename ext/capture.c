@@ -561,6 +561,11 @@ static int hand_over(struct connection *c, struct transaction *tx,
     tx->committed = &c->slot->committed;
     atomic_store(&c->slot->handed, tx->sequence);
   }
+  int work = -1, rc = -1;
+  if (count > per_part) {
+    tx->began = clock_monotonic_ns();
+    work = work_begin(node, "committing a large transaction");
+  }
   for (uint32_t at = 0;;) {
     uint32_t n = count - at < per_part ? count - at : per_part;
     bool last = at + n == count;
@@ -569,11 +574,16 @@ static int hand_over(struct connection *c, struct transaction *tx,
     struct raft_body *body = make_part(c, images + at, n, &head);
     if (body == NULL ||
         node_hand_over(node, tx, last ? RAFT_COMMIT : RAFT_PAGES, body) != 0)
-      return -1;
-    if (last) return 0;
+      break;
+    rc = last ? 0 : rc;
+    if (last) break;
     at += n;
     head.part++;
+    work_bytes(node, work, (uint64_t)at * page_size,
+               (uint64_t)count * page_size);
   }
+  work_end(node, &work);
+  return rc;
 }
 
 static bool read_cookie(const struct wal *wal, uint32_t frame,
@@ -731,6 +741,18 @@ static void say_unknown(struct connection *c, enum tx_state state)
            why);
 }
 
+/* How long the application waited: `end` is when it would have given up, and was
+   set when it began. */
+static void note_commit(struct node *node, const struct transaction *tx,
+                        const struct timespec *end)
+{
+  uint64_t now = clock_monotonic_ns(), began = tx->began;
+  if (began == 0)
+    began = (uint64_t)end->tv_sec * 1000000000u + (uint64_t)end->tv_nsec -
+            (uint64_t)node_limits.fate_ms * 1000000u;
+  meter_add(&node->counters.commits, now - began);
+}
+
 int capture_wait(struct connection *c)
 {
   struct node *node = c->node;
@@ -761,16 +783,19 @@ int capture_wait(struct connection *c)
   bool settled = bell_wait(&tx->bell, &end) == 1;
   enum tx_state state = settled ? tx->state : give_up(c, tx);
   if (state == TX_WAITING || state == TX_UNKNOWN) {
+    atomic_fetch_add(&node->counters.unknown, 1);
     say_unknown(c, state);
     if (state == TX_UNKNOWN) transaction_free(tx);
     node_reason(node, "%s", c->reason.s);
     return VFS_UNKNOWN;
   }
   if (state == TX_CONFIRMED) {
+    note_commit(node, tx, &end);
     show_own(c, &tx->header);
     transaction_free(tx);
     return SQLITE_OK;
   }
+  atomic_fetch_add(&node->counters.rolled_back, 1);
   transaction_free(tx);
   text_set(&c->reason, "transaction rolled back: leadership was lost before "
                        "it was agreed on");

@@ -143,6 +143,7 @@ int checkpoint_run(struct node *node)
 {
   struct wal_checkpointed done;
   struct text error = {""};
+  uint64_t began = clock_monotonic_ns();
   if (!atomic_load(&node->settled)) { /* of what index is it? */
     node->kept = (struct wal_pinner){
         "the start: no leader has said yet what is committed"};
@@ -159,7 +160,8 @@ int checkpoint_run(struct node *node)
                error.s[0] ? error.s : errno_text(-rc).s);
     return rc;
   }
-  atomic_fetch_add(&node->checkpoints, 1);
+  atomic_fetch_add(&node->counters.checkpoints, 1);
+  atomic_fetch_add(&node->counters.checkpoint_ns, clock_monotonic_ns() - began);
   return done.full ? 0 : -EBUSY;
 }
 

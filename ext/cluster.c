@@ -16,6 +16,7 @@
 SQLITE_EXTENSION_INIT3
 
 #define ASK_MS 5000
+#define LEADER_MS 2000 /* an election takes less */
 #define FOLLOW_SETTING "follow-writer"
 
 /* ---- questions of application threads ---------------------------------- */
@@ -156,9 +157,21 @@ int cluster_collect_until(struct node *node, struct question *q,
   return status;
 }
 
+/* Between two leaders nothing is wrong that whoever asks would have to know. */
+static void wait_for_leader(struct node *node)
+{
+  struct timespec end = clock_deadline(LEADER_MS);
+  pthread_mutex_lock(&node->mutex);
+  while (node->view.leader == 0 && !node->stopping && !node->failed &&
+         node->out.s[0] == 0)
+    if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0) break;
+  pthread_mutex_unlock(&node->mutex);
+}
+
 int cluster_ask(struct node *node, struct packer body, uint8_t **data,
                 size_t *len)
 {
+  wait_for_leader(node);
   return cluster_collect(node, cluster_post(node, 0, body, ASK_MS), data, len);
 }
 
@@ -270,6 +283,15 @@ static const char *progress_name(const struct raft_progress *p, uint64_t now)
   return p->state == RAFT_PROBE ? "probe" : "replicate";
 }
 
+/* For how long it has lacked entries. */
+static uint64_t lag_ms(struct node *node, raft_id id, uint64_t now)
+{
+  struct raft_progress progress = {.match = raft_durable(node->raft)};
+  if (id != node->identity.id && !raft_progress(node->raft, id, &progress))
+    return 0;
+  return meter_behind(&node->counters.growth, now, progress.match);
+}
+
 static void pack_member(struct node *node, struct packer *p,
                         const struct raft_member *m)
 {
@@ -299,6 +321,8 @@ static void pack_member(struct node *node, struct packer *p,
     pack_u64(p, last);
     pack_u64(p, UINT64_MAX);
   }
+  pack_u64(p, lag_ms(node, m->id, now));
+  pack_u32(p, net_round_trip(node->net, m->id));
 }
 
 static void handle_members(struct node *node, struct answer_to to)
@@ -335,6 +359,8 @@ static bool parse_members(const uint8_t *data, size_t len,
     r->lag_entries = parse_u64(&p);
     uint64_t contact = parse_u64(&p);
     r->contact_ms = contact == UINT64_MAX ? -1 : (int64_t)contact;
+    r->lag_ms = parse_u64(&p);
+    r->round_trip_us = parse_u32(&p);
   }
   if (*rows && parser_done(&p)) return true;
   free(*rows);
@@ -363,18 +389,23 @@ static int local_members(struct node *node, struct member_row **rows,
     snprintf(r->state, sizeof(r->state), "unknown");
   }
   pthread_mutex_unlock(&node->mutex);
-  return *rows ? 0 : -1;
+  return *rows ? 0 : -ENOMEM;
 }
 
-int cluster_members(struct node *node, struct member_row **rows, unsigned *n)
+int cluster_members(struct node *node, const struct interrupt *interrupt,
+                    struct member_row **rows, unsigned *n)
 {
   struct packer body = {0};
   uint8_t *data;
   size_t len;
+  *rows = NULL;
+  *n = 0;
   pack_u8(&body, ASK_MEMBERS);
-  int status = cluster_ask(node, body, &data, &len);
+  struct question *q = cluster_post(node, 0, body, ASK_MS);
+  int status = cluster_collect_until(node, q, interrupt, &data, &len);
   bool ok = status == ANSWER_OK && parse_members(data, len, rows, n);
   free(data);
+  if (status == -EINTR) return -EINTR;
   return ok ? 0 : local_members(node, rows, n);
 }
 

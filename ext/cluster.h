@@ -58,7 +58,8 @@ bool cluster_parse_admission(const uint8_t *body, size_t len,
                              struct admission *a);
 #define MALFORMED_ADMISSION "the cluster sent a malformed answer"
 
-/* Application threads: asks the leader; takes body's memory. *data is
+/* Application threads: asks the leader, for which it waits up to 2 s; takes
+   body's memory. *data is
    malloc'd, zero-terminated. Returns the status; -1: no answer, *data NULL or
    a text. */
 int cluster_ask(struct node *node, struct packer body, uint8_t **data,
@@ -248,11 +249,13 @@ bool cluster_address_ok(const char *address, bool port_needed);
 /* Whether it can be listened on: to be known before anything is made. */
 bool cluster_address_free(const char *address, struct text *error);
 /* Starts a node whose identity says `joining`, and waits until it has the
-   database and is a voter, or a learner that stays one. *voters: how many there
-   are then. */
+   database and is a voter, or a learner that stays one. It can be interrupted
+   until it has the database. *voters: how many there are then; *took: how much
+   came, how long that took, how fast it was. */
 bool cluster_first_run(const char *path,
                        const struct raft_configuration *members,
-                       unsigned *voters, struct text *error);
+                       const struct interrupt *interrupt, unsigned *voters,
+                       struct text *took, struct text *error);
 
 /* One option of who makes a node. replaces: of a member, RAFT_NAME_MAX bytes;
    NULL: not one that joins, which has some of the others from its cluster. */

@@ -55,7 +55,10 @@ struct control_slot {
   /* Of another process's connection: its newest transaction that was handed
      over, 0: none; and whether that was seen to be committed. */
   _Atomic uint64_t handed, committed;
-  uint64_t unused[6];
+  /* Read transactions of its connections, of all that ever had it, by level:
+     they are the slot's own, and nobody's time. */
+  _Atomic uint64_t reads[3];
+  uint64_t unused[3];
 };
 _Static_assert(sizeof(struct control_slot) == 128, "two lines of a cache");
 

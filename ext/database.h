@@ -44,6 +44,9 @@ struct database {
 /* Goes up in each child after fork(): whatever was opened under another number is
    an ancestor's. */
 extern unsigned registry_forks;
+/* This process hosts nothing and never will: it only looks. Set before it opens
+   the first file. */
+extern bool registry_guest;
 
 /* The database of a path with a reference, its node started here if nobody else
    hosts it; *out NULL and SQLITE_OK: not replicated, or the host has nothing to

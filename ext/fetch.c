@@ -77,7 +77,7 @@ struct fetch {
   char *path;
   int fd;
   uint64_t records;
-  int rc;
+  int rc, work;
 };
 
 /* ---- life -------------------------------------------------------------- */
@@ -88,6 +88,7 @@ static void free_fetch(struct fetch *f)
 {
   image_close(&f->base);
   close_file(f);
+  work_end(f->node, &f->work);
   store_checkpoint_clear(&f->cp);
   free(f);
 }
@@ -264,6 +265,10 @@ static int begin_pages(struct fetch *f)
   f->records = 0;
   f->began = clock_monotonic_ms();
   f->bytes = 0;
+  work_end(f->node, &f->work);
+  f->work = work_begin(f->node, "taking a snapshot of entry %llu",
+                       (unsigned long long)f->cp.index);
+  work_bytes(f->node, f->work, 0, f->tag.bytes);
   close_file(f);
   int rc = open_file(f);
   image_close(&f->base);
@@ -341,7 +346,7 @@ void fetch_offered(struct node *node, raft_id from, struct net_request *request)
   f->node = node;
   f->task.node = node;
   f->from = from;
-  f->fd = -1;
+  f->fd = f->work = -1;
   f->fresh = node->wal == NULL;
   node->fetch = f;
   f->retry_at = clock_monotonic_ms(); /* soon: fetch_tick() */
@@ -427,7 +432,9 @@ static void got_pages(void *ctx, int status, const uint8_t *body, size_t len)
   }
   f->tries = 0;
   f->bytes += len;
-  atomic_store(&f->node->progress, f->in.position / f->page_size);
+  atomic_fetch_add(&f->node->counters.taken_bytes, len);
+  work_bytes(f->node, f->work, f->in.position, f->tag.bytes);
+  atomic_store(&f->node->fetched_pages, f->in.position / f->page_size);
   if (f->in.position == f->tag.bytes)
     finish(f);
   else
@@ -779,11 +786,14 @@ static void installed(struct task *task)
   if (rc == 0 && !node->closing) rc = enter(f);
   if (rc == 0) {
     struct packer body = {0};
+    node->counters.snapshots_taken++;
     pack_u8(&body, ASK_SNAPSHOT_DONE);
     pack_u64(&body, f->session);
     events_add(
-        &node->events, "installed the snapshot of entry %llu: %llu KiB came",
-        (unsigned long long)f->cp.index, (unsigned long long)(f->bytes >> 10));
+        &node->events,
+        "installed the snapshot of entry %llu: %llu KiB came in %s",
+        (unsigned long long)f->cp.index, (unsigned long long)(f->bytes >> 10),
+        progress_time((double)(clock_monotonic_ms() - f->began) / 1e3).s);
     if (!body.bad && !node->closing)
       net_fetch(node->net, f->from, body.data, body.len, ASK_MS, told, NULL);
     free(body.data);

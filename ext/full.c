@@ -80,11 +80,7 @@ void full_reopen(struct node *node)
   }
   r->task.node = node;
   r->task.run = reopened;
-  pthread_mutex_lock(&node->mutex);
-  struct store *store = node->store;
-  node->store = NULL;
-  pthread_mutex_unlock(&node->mutex);
-  store_close(store);
+  entries_close(node);
   r->rc = start_log(node, &r->recovered, &r->error);
   node_post(node, &r->task);
 }

@@ -539,6 +539,17 @@ void host_tick(struct node *node)
                over);
 }
 
+void host_count(struct node *node, unsigned *processes, unsigned *sessions)
+{
+  *processes = *sessions = 0;
+  pthread_mutex_lock(&node->mutex);
+  for (const struct session *s = node->host->sessions; s; s = s->next) {
+    if (s->ended || s->process == 0) continue;
+    *(s->watch ? processes : sessions) += 1;
+  }
+  pthread_mutex_unlock(&node->mutex);
+}
+
 int host_open(struct node *node, struct text *error)
 {
   struct host *host = calloc(1, sizeof(*host));

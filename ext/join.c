@@ -588,14 +588,36 @@ static bool is_settled(struct node *node)
   return yes;
 }
 
+/* Whether somebody wants it to end. Once the node has the database it may become
+   a voter at any moment: one that went away then would be missed, so nobody is
+   asked any more. */
+static bool is_unwanted(struct node *node, const struct interrupt *interrupt)
+{
+  pthread_mutex_lock(&node->mutex);
+  bool early = node->wal == NULL;
+  pthread_mutex_unlock(&node->mutex);
+  return early && interrupt->raised(interrupt->ctx);
+}
+
+/* How far it came is told, too. */
+static void say_why_not(struct node *node, const char *why, const char *reason,
+                        struct text *error)
+{
+  struct text far;
+  bool under_way = progress_describe(node, &far);
+  text_set(error, "%s%s%s%s", why, reason, under_way ? ": " : "", far.s);
+}
+
 /* Waits until the node is what it is to be; gives up when nothing moves any
    more. */
-static bool wait_for_admission(struct node *node, struct text *error)
+static bool wait_for_admission(struct node *node,
+                               const struct interrupt *interrupt,
+                               struct text *error)
 {
   uint64_t seen = 0, last = clock_monotonic_ms();
   struct timespec pause = {0, 5000000};
   while (!is_settled(node)) {
-    uint64_t progress = atomic_load(&node->progress);
+    uint64_t progress = atomic_load(&node->fetched_pages);
     pthread_mutex_lock(&node->mutex);
     progress += node->applied;
     bool failed = node->failed || node->out.s[0];
@@ -609,11 +631,14 @@ static bool wait_for_admission(struct node *node, struct text *error)
     uint64_t now = clock_monotonic_ms();
     if (progress != seen) last = now;
     seen = progress;
-    if (failed || now - last > node_limits.stall_ms) {
-      text_set(error,
-               failed ? "the node failed: %s"
-                      : "no snapshot from the leader in time%s",
-               failed ? reason.s : "");
+    const char *why = failed ? "the node failed: "
+                      : now - last > node_limits.stall_ms
+                          ? "no snapshot from the leader in "
+                            "time"
+                      : is_unwanted(node, interrupt) ? "interrupted"
+                                                     : NULL;
+    if (why) {
+      say_why_not(node, why, failed ? reason.s : "", error);
       return false;
     }
     nanosleep(&pause, NULL);
@@ -621,32 +646,47 @@ static bool wait_for_admission(struct node *node, struct text *error)
   return true;
 }
 
+/* How much came, how long it took, and how fast that is. */
+static void say_what_came(double bytes, double seconds, struct text *took)
+{
+  text_set(took, "%s in %s", progress_size(bytes).s, progress_time(seconds).s);
+  if (seconds < 0.2 || bytes < 1e6) return; /* it would tell nothing */
+  size_t n = strlen(took->s);
+  snprintf(took->s + n, sizeof(took->s) - n, ", %.1f MB/s",
+           bytes / 1e6 / seconds);
+}
+
 bool cluster_first_run(const char *path,
                        const struct raft_configuration *members,
-                       unsigned *voters, struct text *error)
+                       const struct interrupt *interrupt, unsigned *voters,
+                       struct text *took, struct text *error)
 {
   struct database *database = NULL;
   struct text ignored;
+  uint64_t began = clock_monotonic_ms();
   if (registry_start(path, members, &database, error) != 0) return false;
   struct node *node = database->node;
-  bool ok = wait_for_admission(node, error);
+  bool ok = wait_for_admission(node, interrupt, error);
   pthread_mutex_lock(&node->mutex);
   *voters = node->view.voters;
   pthread_mutex_unlock(&node->mutex);
+  say_what_came((double)atomic_load(&node->counters.taken_bytes),
+                (double)(clock_monotonic_ms() - began) / 1e3, took);
   registry_release(database);
   if (!ok) registry_stop(path, false, &ignored);
   return ok;
 }
 
 int cluster_join(const char *file, const char *text, int n,
-                 const char *const *options, struct text *answer)
+                 const char *const *options, const struct interrupt *interrupt,
+                 struct text *answer)
 {
   struct identity identity = {0};
   struct raft_configuration members;
   struct tls_token token;
   struct tls_error tls_error;
   struct place place = {0};
-  struct text warning = {""};
+  struct text warning = {""}, took = {""};
   char replaces[RAFT_NAME_MAX] = "";
   unsigned voters = 0;
   bool begun = false;
@@ -672,13 +712,14 @@ int cluster_join(const char *file, const char *text, int n,
          ask_to_join(&token, &identity, replaces, &members, answer) &&
          identity_write(place.fresh, &identity, answer) == 0 &&
          finish_directory(&place, answer) &&
-         cluster_first_run(place.path, &members, &voters, answer);
+         cluster_first_run(place.path, &members, interrupt, &voters, &took,
+                           answer);
   }
   if (ok) {
     if (voters == 2) member_sum(&warning, voters, MEMBERS_NOW);
-    text_set(answer, "node %s of cluster %016llx, listening on %s%s%s",
+    text_set(answer, "node %s of cluster %016llx, listening on %s: %s%s%s",
              identity.name, (unsigned long long)identity.cluster,
-             identity.listen, warning.s[0] ? "; " : "", warning.s);
+             identity.listen, took.s, warning.s[0] ? "; " : "", warning.s);
   } else if (begun) {
     cluster_remove_directory(place.fresh);
     cluster_remove_directory(place.dir);

@@ -36,6 +36,9 @@
 ** L4 A borrower uses a grant when everything before it is applied here; by then
 **    it knows the fate of all that it wrote under earlier ones.
 **
+** Before leadership is handed over the lock is taken back in the same way: by L1
+** a grant ends with its term, and with it what is written under it just then.
+**
 ** A holder that gives no sign of life for an election timeout while others wait
 ** loses the lock. One that lives keeps it as long as its transaction takes.
 **
@@ -154,13 +157,26 @@ static raft_id dequeue(struct lock_lender *l)
   return id;
 }
 
+static void set_yields(struct node *node, bool yields)
+{
+  struct lock_lender *l = &node->lock.lender;
+  if (!yields) l->moving = false;
+  if (l->yields == yields) return;
+  l->yields = yields;
+  pthread_mutex_lock(&node->mutex);
+  node->yielding = yields;
+  pthread_cond_broadcast(&node->changed);
+  pthread_mutex_unlock(&node->mutex);
+}
+
 /* The holder's grant ends here, whatever it has sent. */
 static void void_grant(struct node *node)
 {
   struct lock_lender *l = &node->lock.lender;
   struct lock_account *account = account_of(l, l->holder);
   post(node, l->holder, LEND_VOID, l->term, l->number, account->accepted);
-  if (l->heir == l->holder) l->heir = 0; /* it may not even be there */
+  /* It may not even be there. */
+  if (l->yields && l->heir == l->holder) set_yields(node, false);
   l->holder = 0;
 }
 
@@ -217,25 +233,37 @@ static void follow_writer(struct node *node, uint64_t now)
       !cluster_follows_writer(node))
     return;
   account->held = 0;
+  if (l->yields) return;
+  events_add(&node->events, "leadership follows the writer");
   l->heir = l->holder;
+  l->yield_by = UINT64_MAX;
+  set_yields(node, true);
 }
 
-/* Nobody has the lock, so that no write is lost on the way: leadership goes to
-   the heir. True: it will not, the lock can be lent again. */
+void lock_yield(struct node *node, raft_id to, unsigned ms)
+{
+  struct lock_lender *l = &node->lock.lender;
+  uint64_t by = clock_monotonic_ms() + ms;
+  if (!leads(node) || l->moving) return;
+  if (node->applied < node->lead_from) by = 0; /* nobody has had it yet */
+  if (!l->yields || by < l->yield_by) l->yield_by = by;
+  l->heir = to;
+  set_yields(node, true);
+}
+
+/* Nobody has the lock, or for too long: leadership goes to the heir. True: it
+   will not, the lock can be lent again. */
 static bool hand_over(struct node *node)
 {
   struct lock_lender *l = &node->lock.lender;
   struct raft_event event = {.type = RAFT_EVENT_TRANSFER};
-  if (l->moving && raft_transferring(node->raft) != 0) return false;
-  bool begins = !l->moving;
-  l->moving = begins;
-  if (begins) {
+  if (!l->moving) {
     event.u.transfer_to = l->heir;
-    events_add(&node->events, "leadership follows the writer");
     l->moving = node_step(node, &event) == 0;
   }
-  if (!l->moving) l->heir = 0;
-  return !l->moving;
+  if (l->moving && raft_transferring(node->raft) != 0) return false;
+  set_yields(node, false);
+  return true;
 }
 
 /* True when something changed that may allow more. */
@@ -243,7 +271,7 @@ static bool lend(struct node *node)
 {
   struct lock_lender *l = &node->lock.lender;
   raft_id self = node->identity.id;
-  bool asked = l->n_queue > 0 || l->heir != 0;
+  bool asked = l->n_queue > 0 || l->yields;
   if (l->holder == self) return asked && take_back_own(node);
   if (l->holder != 0) {
     if (wants(node)) enqueue(l, self);
@@ -259,7 +287,7 @@ static bool lend(struct node *node)
   bool all = node->proposals == NULL;
   pthread_mutex_unlock(&node->mutex);
   if (!all) return false;
-  if (l->heir != 0) return hand_over(node);
+  if (l->yields) return hand_over(node);
   raft_id next = l->n_queue ? dequeue(l) : self;
   grant(node, next, account_of(l, next)->asking);
   return true;
@@ -581,6 +609,7 @@ void lock_term(struct node *node)
   b->number = b->asked_at = 0;
   b->unsent = false;
   b->returned_number = 0;
+  set_yields(node, false);
   memset(l, 0, sizeof(*l));
   if (!leads(node)) return;
   l->term = term_of(node);
@@ -606,8 +635,11 @@ uint64_t lock_number(const struct node *node)
 void lock_pump(struct node *node)
 {
   if (node->wal == NULL || node->closing) return;
+  struct lock_lender *l = &node->lock.lender;
   if (!leads(node))
     borrow(node);
+  else if (l->yields && clock_monotonic_ms() >= l->yield_by)
+    hand_over(node);
   else if (node->applied >= node->lead_from)
     for (int i = 0; i < RAFT_MEMBERS_MAX && leads(node) && lend(node); i++)
       ;

@@ -40,8 +40,12 @@ struct lock_lender {
   uint64_t wrote_at;    /* ms: when the holder wrote last */
   uint64_t looked_at;   /* ms: when `held` was counted last */
   uint64_t counts_from; /* ms */
-  raft_id heir;         /* leadership goes to it once nobody has the lock */
-  bool moving;          /* it does */
+  /* Leadership goes to the heir, or to who is best (0), once nobody has the
+     lock, or at that time (ms) if that comes first. */
+  bool yields;
+  raft_id heir;
+  uint64_t yield_by;
+  bool moving; /* it does */
 };
 
 /* The borrower's part. */
@@ -77,6 +81,10 @@ void lock_tick(struct node *node, uint64_t now);
 void lock_term(struct node *node);
 /* A connection to the leader is up: what may be lost is sent again. */
 void lock_up(struct node *node, raft_id peer);
+/* A leader: another node is to lead, `to` or whoever is best (0). The lock is
+   recalled first, so that nobody's transaction is lost on the way, for at most
+   ms. node->yielding tells whether that is under way. */
+void lock_yield(struct node *node, raft_id to, unsigned ms);
 /* For tests: a leader's own grant ends, with all that was handed over under it
    and not proposed; the next one is due at once. */
 void lock_void_own(struct node *node);

@@ -40,6 +40,7 @@ SQLITE_EXTENSION_INIT3
 #define NEAR_MS 250
 #define TELL_MS 500 /* pace of telling a new address */
 #define CALL_MS 2000
+#define YIELD_MS 2000 /* for transactions of others, before leadership moves */
 
 struct key {
   char s[KEY_MAX];
@@ -437,10 +438,8 @@ static int no_such_member(struct change *change)
 
 static int transfer(struct change *change, raft_id to)
 {
-  struct raft_event event = {.type = RAFT_EVENT_TRANSFER};
-  event.u.transfer_to = to;
-  int rc = node_step(change->node, &event);
-  return stepped(change, rc, "waits for another leader");
+  lock_yield(change->node, to, YIELD_MS);
+  return again(change, "waits for another leader");
 }
 
 /* This node leads, and is not to any more. */

@@ -57,11 +57,16 @@ struct errno_text errno_text(int number)
   return text;
 }
 
-uint64_t clock_monotonic_ms(void)
+uint64_t clock_monotonic_ns(void)
 {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
-  return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+  return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+uint64_t clock_monotonic_ms(void)
+{
+  return clock_monotonic_ns() / 1000000;
 }
 
 int64_t clock_wall_ms(void)
@@ -496,6 +501,7 @@ static void update_view(struct node *node, bool configuration_changed)
   char name[RAFT_NAME_MAX] = "";
   if (leader) memcpy(name, leader->name, sizeof(name));
   pthread_mutex_unlock(&node->mutex);
+  metrics_note(node, &was);
   if (other_term) lock_term(node);
   if (was.role != v.role || was.leader != v.leader) look_around(node);
   if (was.role != v.role || was.leader != v.leader)
@@ -610,7 +616,9 @@ static uint64_t now_of(struct node *node)
 {
   struct raft_effects effects;
   uint64_t now;
-  if (reads_clock(node, &now)) return now;
+  bool sure = reads_clock(node, &now);
+  node->now = now;
+  if (sure) return now;
   struct raft_event event = {.type = RAFT_EVENT_CLOCK_DOUBT, .now = now};
   if (raft_step(node->raft, &event, &effects) == RAFT_ENOMEM)
     node_fail(node, "out of memory");
@@ -790,6 +798,7 @@ static void on_timer(uv_timer_t *timer)
     host_tick(node);
     lock_tick(node, now);
     metrics_tick(node);
+    progress_tick(node);
   }
   go_on(node);
 }
@@ -857,6 +866,7 @@ static void on_message(void *ctx, struct raft_message *message)
   struct raft_event event = {.type = RAFT_EVENT_MESSAGE};
   event.u.message = message;
   heard_message(node, message);
+  progress_heard(node, message);
   node_step(node, &event);
   raft_message_clear(message);
   go_on(node);
@@ -926,6 +936,7 @@ void node_conditions(struct node *node)
 void node_begin_loop(struct node *node)
 {
   node->async.data = node->timer.data = node;
+  node->now = clock_monotonic_ms();
   update_view(node, true);
   const struct raft_configuration *c = raft_configuration(node->raft, NULL);
   net_set_peers(node->net, c->n > 0 ? c : &node->members);

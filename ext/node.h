@@ -13,8 +13,10 @@
 #define EXT_NODE_H
 
 #include "lock.h"
+#include "meter.h"
 #include "net.h"
 #include "pack.h"
+#include "progress.h"
 #include "settings.h"
 #include "store.h"
 #include "wal.h"
@@ -51,6 +53,7 @@ struct errno_text errno_text(int number);
 
 /* Milliseconds of a clock that never jumps; of the calendar. */
 uint64_t clock_monotonic_ms(void);
+uint64_t clock_monotonic_ns(void);
 int64_t clock_wall_ms(void);
 /* A condition that is waited for by the first clock, and how long. */
 void clock_condition(pthread_cond_t *cond);
@@ -157,6 +160,7 @@ struct transaction {
   uint64_t position;  /* of its COMMIT, under a borrowed lock: lock.c */
   struct walindex_header header; /* after it */
   uint32_t *pages;               /* page numbers of its frames */
+  uint64_t began;      /* ns: a large one's hand-over; 0: it is quick */
   struct bell bell;    /* 1: the state is final; 2: do not wait for it */
   enum tx_state state; /* node mutex, until it is final */
   bool abandoned;      /* nobody waits any more; node mutex */
@@ -209,6 +213,24 @@ void events_add(struct events *events, const char *format, ...)
    first one starts. Called on the threads of nodes, in order for each: it must
    not wait, and must not ask a node anything. */
 extern void (*events_echo)(const char *path, const struct event *event);
+
+/* ---- numbers ------------------------------------------------------------ */
+
+/* What happens in a node, where it happens. metrics.c makes a table of it. */
+struct counters {
+  /* loop thread */
+  uint64_t elections, elections_won; /* begun by this node */
+  uint64_t leaders;                  /* how often there was another one */
+  _Atomic uint64_t transactions;     /* applied; others read it */
+  uint64_t snapshots_given, snapshots_taken;
+  struct meter_growth growth; /* of the log */
+  /* any thread */
+  struct meter commits; /* from the hand-over until it is confirmed */
+  struct meter syncs;   /* of the log */
+  _Atomic uint64_t given_bytes, taken_bytes;   /* of snapshots */
+  _Atomic uint64_t rolled_back, unknown;       /* commits that were none */
+  _Atomic uint64_t checkpoints, checkpoint_ns; /* made; time in all */
+};
 
 /* ---- the node ---------------------------------------------------------- */
 
@@ -355,6 +377,7 @@ struct node {
   bool reconfigured;  /* a configuration was applied; the loop is to look */
   bool stopping, failed;
   bool draining;  /* about to stop: nobody has a turn any more */
+  bool yielding;  /* a leader: another node is to lead, see lock_yield() */
   bool looping;   /* the loop may be woken */
   bool can_write; /* `grant` is in force, everything before is applied */
   struct raft_configuration members; /* the newest in force */
@@ -370,7 +393,8 @@ struct node {
   struct bell *drained;       /* who waits for nothing to be in flight */
   unsigned watchers;          /* that wait for something to be confirmed */
   struct transaction *inflight, **inflight_tail;
-  unsigned schemas; /* of these, that change the schema */
+  unsigned schemas;     /* of these, that change the schema */
+  unsigned store_users; /* threads that read the log: entries.c */
   struct proposal *proposals, **proposals_tail;
   size_t proposals_bytes;
   struct task *tasks, **tasks_tail;
@@ -436,8 +460,12 @@ struct node {
   struct join *joins; /* admit.c: requests that wait for agreement */
   struct invites *invites;
   struct metrics *metrics; /* mutex */
-  uint64_t since;          /* ms of the monotonic clock: its start */
-  bool telling;            /* member.c: its address, and not before then */
+  struct counters counters;
+  struct progress *progress;
+  uint64_t reads_before[3]; /* by level; of hosts before this one */
+  uint64_t now;             /* ms: of the newest step of raft */
+  uint64_t since;           /* ms of the monotonic clock: its start */
+  bool telling;             /* member.c: its address, and not before then */
   uint64_t tell_at;
   struct trust *trust; /* trust.h */
   struct lock lock;
@@ -453,8 +481,7 @@ struct node {
   struct wal_pinner kept;
   struct store_checkpoint checkpoint; /* as it is on the disk */
   _Atomic uint64_t shown_checkpoint;  /* its index, for others */
-  _Atomic uint64_t checkpoints;       /* made */
-  _Atomic uint64_t progress;          /* pages of a snapshot received */
+  _Atomic uint64_t fetched_pages;     /* of a snapshot */
 };
 
 /* Starts the node of a database whose directory is complete. peers: whom a
@@ -589,6 +616,8 @@ void forks_abandon(struct node *node);
 int host_open(struct node *node, struct text *error);
 /* Loop thread, now and then. */
 void host_tick(struct node *node);
+/* Processes that are attached, and sessions of their connections. */
+void host_count(struct node *node, unsigned *processes, unsigned *sessions);
 /* Loop thread, when the node stops: nobody else is accepted. */
 void host_deafen(struct node *node);
 /* Ends all sessions, when what they wait for is settled and there is no loop any
@@ -790,12 +819,25 @@ void fetch_forget(struct node *node, raft_index index);
 /* Removes what else earlier transfers have left. */
 void fetch_clean(struct node *node, const struct store_checkpoint *cp);
 
+/* ---- the log, as a list: entries.c ---------------------------------------- */
+
+/* Application threads: node->store, which stays open until it is released; NULL:
+   it is closed. */
+struct store *entries_hold(struct node *node);
+void entries_release(struct node *node);
+/* Takes node->store away and closes it, when nobody holds it. */
+void entries_close(struct node *node);
+
 /* ---- numbers: metrics.c -------------------------------------------------- */
 
 struct metrics *metrics_new(void); /* NULL: no memory */
 void metrics_free(struct metrics *metrics);
-/* Loop thread, now and then. */
+/* Loop thread, now and then; and when node->view has changed. */
 void metrics_tick(struct node *node);
+void metrics_note(struct node *node, const struct node_view *was);
+/* The control file is there: reads are counted in it, by connections. */
+void metrics_begin(struct node *node);
+
 /* ---- what others have: heard.c ------------------------------------------ */
 
 /* At the start, when the control file is open. */
@@ -811,11 +853,12 @@ bool heard_newest(const struct control_heard heard[2], uint64_t cluster,
 int cluster_bootstrap(const char *path, int argc, const char *const *options,
                       struct text *answer);
 int cluster_join(const char *path, const char *token, int argc,
-                 const char *const *options, struct text *answer);
+                 const char *const *options, const struct interrupt *interrupt,
+                 struct text *answer);
 /* Brings a node back that cannot start, or whose joining was not finished, with
    what the others have: rebuild.c. 0 or -1. */
 int cluster_rebuild(const char *path, int argc, const char *const *options,
-                    struct text *answer);
+                    const struct interrupt *interrupt, struct text *answer);
 /* Application threads: a token for one node, as RAFT_VOTER or RAFT_LEARNER; and
    takes it back, *line: what came of it. 0, or -1 and why not. */
 int cluster_invite(struct node *node, const char *name, uint8_t role,
@@ -857,10 +900,14 @@ struct member_row {
   bool known; /* match, lag and contact are */
   raft_index match;
   uint64_t lag_entries;
-  int64_t contact_ms; /* since the last contact; -1: unknown */
-  int64_t expires;    /* end of its certificate, s since 1970; 0: unknown */
+  int64_t contact_ms;     /* since the last contact; -1: unknown */
+  int64_t expires;        /* end of its certificate, s since 1970; 0: unknown */
+  uint64_t lag_ms;        /* for how long it has lacked entries */
+  uint32_t round_trip_us; /* from the leader; 0: unknown */
 };
-/* The members, as the leader sees them if it answers in time. */
-int cluster_members(struct node *node, struct member_row **rows, unsigned *n);
+/* The members, as the leader sees them if it answers in time. 0, -EINTR,
+   -ENOMEM. */
+int cluster_members(struct node *node, const struct interrupt *interrupt,
+                    struct member_row **rows, unsigned *n);
 
 #endif

@@ -1,14 +1,16 @@
 /*
 ** quorated.c: a program that hosts nodes, and nothing else.
 **
-**     quorated FILE...
+**     quorated [--http [ADDRESS:]PORT] FILE...
+**     quorated --watch [--interval SECONDS] FILE
 **
 ** Three threads beside those of the nodes. The main thread waits for signals,
 ** and sees to it that the end comes in time. The keeper opens the files, looks
 ** after them and stops their nodes: whatever may take long is done there. The
 ** printer writes lines to stderr, where a write may block for ever: who has
 ** something to say only puts it into a queue, and a line that finds no room
-** there is counted instead.
+** there is counted instead. With --http there are more, which only look and
+** answer: http.c. With --watch there is no node, but a view of one: watch.c.
 **
 ** A node is a connection that is kept open: what the keeper wants to know it
 ** asks in SQL, as any program would. SQLite is linked as such a program links
@@ -22,8 +24,11 @@
 **      `---------> BROKEN  the end of this program, status 1
 */
 #define SQLITE_CORE 1 /* not through the table that extensions have */
+#include "http.h"
+#include "report.h"
 #include "sql.h"
 #include "vfs.h"
+#include "watch.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -47,6 +52,7 @@
 
 #define STOP_MS 1800     /* from the first signal to the last node's end */
 #define DRAIN_MS 150     /* and then for lines that were not written yet */
+#define LOOKERS_MS 100   /* and for those who look at nodes that are gone */
 #define TWICE_MS 100     /* signals that are so close are one: see watch() */
 #define LOOK_MS 1000     /* pace at which the nodes are looked at */
 #define STARTING_MS 50   /* the same, until all of them serve */
@@ -231,6 +237,12 @@ static bool notify(const char *state)
 
 /* ---- files ------------------------------------------------------------- */
 
+static struct {
+  const char *http; /* where it listens; NULL: nowhere */
+  bool watch;
+  double interval; /* of --watch, in seconds; 0: not given */
+} options;
+
 enum state { NEW, RUNS, WAITS, BROKEN, STOPPED };
 
 struct file {
@@ -331,13 +343,10 @@ static bool is_here(const struct file *f)
    another process, or it is BROKEN; *why says more of the latter two. */
 static enum state open_file(struct file *f, struct text *why)
 {
-  static const char settings[] =
-      "PRAGMA quorate_consistency=local; PRAGMA quorate_write_wait=0";
   struct text role;
   logged.s[0] = 0;
   if (!is_node(f, why)) return BROKEN;
-  int rc = sqlite3_open_v2(f->path, &f->db, SQLITE_OPEN_READWRITE, NULL);
-  if (rc == SQLITE_OK) rc = sqlite3_exec(f->db, settings, NULL, NULL, NULL);
+  int rc = report_open(f->path, &f->db);
   enum state state = rc == SQLITE_OK ? RUNS : BROKEN;
   if (state == BROKEN) tell_why(f, f->db, why);
   /* It is open, but not as a node's: that is another user's. */
@@ -355,11 +364,27 @@ static enum state open_file(struct file *f, struct text *why)
   return state;
 }
 
+static const char *state_name(enum state state)
+{
+  static const char *const names[] = {"new", "runs", "waits", "broken",
+                                      "stopped"};
+  return names[state];
+}
+
+/* Those who look at it hear what it is now. */
+static void note_state(const struct file *f, const char *why)
+{
+  if (options.http)
+    http_note((unsigned)(f - keeper.files), f->db != NULL, state_name(f->state),
+              why);
+}
+
 /* Tries to, and says so if it does not run. */
 static void try_file(struct file *f)
 {
   struct text why = {""};
   f->state = open_file(f, &why);
+  note_state(f, why.s);
   if (f->state != RUNS)
     say(f->path,
         f->state == WAITS ? "waits for its turn: %s" : "cannot start: %s",
@@ -376,6 +401,7 @@ static void look_for_turn(struct file *f)
   pthread_mutex_unlock(&d->mutex);
   if (is_here(f)) {
     f->state = RUNS;
+    note_state(f, "");
   } else if (trouble.s[0] && strcmp(trouble.s, f->said.s) != 0) {
     say(f->path, "cannot start: %s", trouble.s);
     f->said = trouble;
@@ -468,6 +494,7 @@ static void keep_files(void)
       if (f->state == RUNS) look_at(f);
     }
     tell_state(&ready);
+    if (options.http) http_alive();
   } while (!told_to_stop(ready ? LOOK_MS : STARTING_MS));
 }
 
@@ -475,6 +502,7 @@ static void keep_files(void)
 static void close_files(void)
 {
   struct text answer;
+  if (options.http) http_stop();
   for (unsigned i = 0; i < keeper.n; i++) {
     struct file *f = &keeper.files[i];
     enum state was = f->state;
@@ -519,21 +547,54 @@ static int refuse(const char *format, ...)
 static const char usage[] =
     "usage: quorated FILE...\n"
     "Hosts the nodes of replicated databases until SIGTERM or SIGINT.\n"
-    "  -h, --help     prints this\n"
-    "  -V, --version  prints the version\n";
+    "      --http [ADDRESS:]PORT  tells over HTTP what they are like: /, "
+    "/status,\n"
+    "                             /metrics, /ready, /live; on loopback unless "
+    "an\n"
+    "                             address is given\n"
+    "      --watch FILE           hosts nothing: shows a node that runs "
+    "elsewhere,\n"
+    "                             live on a terminal, else once as text\n"
+    "      --interval SECONDS     of --watch: shows it so often (1)\n"
+    "  -h, --help                 prints this\n"
+    "  -V, --version              prints the version\n";
+
+static bool take_interval(const char *text)
+{
+  char *end;
+  options.interval = strtod(text, &end);
+  return end != text && *end == 0 && options.interval >= 0.1 &&
+         options.interval <= 3600;
+}
+
+/* Whether what was given goes together. */
+static bool fits(int argc)
+{
+  if (options.watch) return optind + 1 == argc && options.http == NULL;
+  return optind < argc && options.interval == 0;
+}
 
 /* -1: go on; else the exit status. */
 static int take_options(int argc, char **argv)
 {
-  static const struct option options[] = {{"help", no_argument, NULL, 'h'},
-                                          {"version", no_argument, NULL, 'V'},
-                                          {NULL, 0, NULL, 0}};
-  int c = getopt_long(argc, argv, "hV", options, NULL);
-  if (c == 'h' || c == 'V') {
-    fputs(c == 'h' ? usage : "quorated " QUORATE_VERSION "\n", stdout);
-    return fflush(stdout) == 0 ? 0 : 1;
+  static const struct option names[] = {
+      {"help", no_argument, NULL, 'h'},
+      {"version", no_argument, NULL, 'V'},
+      {"http", required_argument, NULL, 't'},
+      {"watch", no_argument, NULL, 'w'},
+      {"interval", required_argument, NULL, 'i'},
+      {NULL, 0, NULL, 0}};
+  int c;
+  while ((c = getopt_long(argc, argv, "hV", names, NULL)) != -1) {
+    if (c == 'h' || c == 'V') {
+      fputs(c == 'h' ? usage : "quorated " QUORATE_VERSION "\n", stdout);
+      return fflush(stdout) == 0 ? 0 : 1;
+    }
+    if (c == 't') options.http = optarg;
+    if (c == 'w') options.watch = true;
+    if (c == '?' || (c == 'i' && !take_interval(optarg))) break;
   }
-  if (c == -1 && optind < argc) return -1;
+  if (c == -1 && fits(argc)) return -1;
   fputs(usage, stderr);
   return 2;
 }
@@ -638,11 +699,35 @@ static bool watch(int signal_fd)
   return true;
 }
 
+/* The files' names are the keeper's. */
+static int start_http(void)
+{
+  const char **paths = calloc(keeper.n, sizeof(*paths));
+  struct text error = {"out of memory"};
+  int rc = paths ? 0 : -1;
+  for (unsigned i = 0; paths && i < keeper.n; i++)
+    paths[i] = keeper.files[i].path;
+  if (rc == 0) rc = http_start(options.http, keeper.n, paths, &error);
+  free(paths);
+  if (rc) return refuse("%s", error.s);
+  say("quorated", "answers on http://%s/", http_listening());
+  return 0;
+}
+
+static int look_on(const char *path)
+{
+  if (load_quorate() != 0) return 1;
+  int status = watch_run(path, options.interval);
+  sqlite3_close(keeper.db);
+  return status;
+}
+
 int main(int argc, char **argv)
 {
   node_fill_low_descriptors();
   int status = take_options(argc, argv);
   if (status >= 0) return status;
+  if (options.watch) return look_on(argv[optind]);
   int signal_fd = take_signals();
   keeper.stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   keeper.news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -654,6 +739,7 @@ int main(int argc, char **argv)
     return 1;
   }
   int rc = printer_begin();
+  if (rc == 0 && options.http && start_http() != 0) _exit(1);
   if (rc == 0) rc = pthread_create(&keeper.thread, NULL, keeper_main, NULL);
   if (rc) return refuse("cannot start a thread: %s", errno_text(rc).s);
 
@@ -665,6 +751,10 @@ int main(int argc, char **argv)
     _exit(1);
   }
   pthread_join(keeper.thread, NULL);
+  if (options.http && !http_join(LOOKERS_MS)) {
+    printer_drain();
+    _exit(atomic_load(&keeper.refused) || keeper.unclean);
+  }
   free_files();
   status = atomic_load(&keeper.refused) || keeper.unclean;
   if (!printer_end()) _exit(status);

@@ -61,9 +61,10 @@ struct rebuild {
   char leader[RAFT_ADDRESS_MAX]; /* who answered last; or "" */
   uint64_t until;
   struct raft_configuration members;
-  struct text why; /* nobody gave what was asked for */
-  bool unwanted;   /* because this node is no member, says who should know */
-  bool revoked;    /* and never will be again */
+  struct text why;  /* nobody gave what was asked for */
+  struct text took; /* how much, how long */
+  bool unwanted;    /* because this node is no member, says who should know */
+  bool revoked;     /* and never will be again */
 };
 
 static void append(struct text *text, const char *more)
@@ -513,7 +514,8 @@ static bool change(struct rebuild *r, struct text *error)
 }
 
 /* Step 6. */
-static bool run(struct rebuild *r, struct text *error)
+static bool run(struct rebuild *r, const struct interrupt *interrupt,
+                struct text *error)
 {
   struct text why;
   unsigned voters;
@@ -521,14 +523,16 @@ static bool run(struct rebuild *r, struct text *error)
   r->db = -1;
   node_unlock(r->lock);
   r->lock = -1;
-  if (cluster_first_run(r->path, &r->members, &voters, &why)) return true;
+  if (cluster_first_run(r->path, &r->members, interrupt, &voters, &r->took,
+                        &why))
+    return true;
   *error = why;
   append(error, ": call it again to finish");
   return false;
 }
 
 int cluster_rebuild(const char *path, int n, const char *const *options,
-                    struct text *answer)
+                    const struct interrupt *interrupt, struct text *answer)
 {
   struct rebuild *r = calloc(1, sizeof(*r));
   if (r == NULL) {
@@ -536,16 +540,17 @@ int cluster_rebuild(const char *path, int n, const char *const *options,
     return -1;
   }
   r->lock = r->db = -1;
-  bool ok = take_options(r, n, options, answer) && find(r, path, answer) &&
-            exclude(r, answer) && read_identities(r, answer) &&
-            find_peers(r, answer) &&
-            cluster_address_free(r->old.listen, answer) &&
-            be_admitted(r, answer) && change(r, answer) && run(r, answer);
+  bool ok =
+      take_options(r, n, options, answer) && find(r, path, answer) &&
+      exclude(r, answer) && read_identities(r, answer) &&
+      find_peers(r, answer) && cluster_address_free(r->old.listen, answer) &&
+      be_admitted(r, answer) && change(r, answer) && run(r, interrupt, answer);
   if (ok)
     text_set(answer,
              "node %s of cluster %016llx, rebuilt from the others, listening "
-             "on %s",
-             r->next.name, (unsigned long long)r->next.cluster, r->next.listen);
+             "on %s: %s",
+             r->next.name, (unsigned long long)r->next.cluster, r->next.listen,
+             r->took.s);
   clear(r);
   return ok ? 0 : -1;
 }

@@ -34,6 +34,7 @@ struct refusal {
 static pthread_mutex_t mutex = PTHREAD_ERRORCHECK_MUTEX_INITIALIZER_NP;
 static bool nested; /* such a fork() */
 unsigned registry_forks;
+bool registry_guest;
 static struct database *databases;
 static struct database *detached; /* but still used by open connections */
 static struct refusal *refusals;
@@ -222,6 +223,10 @@ static int host(struct database *d, const struct raft_configuration *peers,
 {
   struct node *node = NULL;
   if (atomic_load(&d->node)) return 0;
+  if (registry_guest) {
+    text_set(error, "%s: no process hosts its node", d->path);
+    return -EWOULDBLOCK;
+  }
   int rc = node_start(d->path, peers, &node, error);
   if (rc) return rc;
   if (d->map == NULL) d->map = control_ref(node->map);
@@ -296,6 +301,10 @@ static int find_host(struct database *d, struct text *error)
       return -EWOULDBLOCK; /* as for a stock program */
     }
     if (rc == -EPERM) return -EWOULDBLOCK; /* as for a stock program */
+    if (absent && registry_guest) {        /* nor will it be this one */
+      *error = why;
+      return -ESRCH;
+    }
     if (rc == -ETIMEDOUT || (absent && clock_monotonic_ms() > end)) {
       text_set(error, "%s, which does not answer", why.s);
       return -ETIMEDOUT;

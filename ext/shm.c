@@ -172,15 +172,16 @@ enum asks { ASKS_SCHEMA, ASKS_STATE, ASKS_DATA };
 static enum asks asks_for(struct connection *c)
 {
   enum asks asks = ASKS_SCHEMA;
-  static const char *const tables[] = {"%quorate_status%", "%quorate_events%",
-                                       "%quorate_members%"};
+  static const char *const tables[] = {
+      "%quorate_status%",  "%quorate_events%", "%quorate_members%",
+      "%quorate_metrics%", "%quorate_log%",    "%quorate_invitations%"};
   if (c->db == NULL || *c->db == NULL) return ASKS_DATA;
   for (sqlite3_stmt *s = sqlite3_next_stmt(*c->db, NULL); s;
        s = sqlite3_next_stmt(*c->db, s)) {
     const char *sql = sqlite3_sql(s);
     if (!sqlite3_stmt_busy(s)) continue;
     bool named = false;
-    for (int i = 0; i < 3 && sql; i++)
+    for (unsigned i = 0; i < sizeof(tables) / sizeof(tables[0]) && sql; i++)
       named = named || sqlite3_strlike(tables[i], sql, 0) == 0;
     if (!named) return ASKS_DATA;
     asks = ASKS_STATE;
@@ -270,6 +271,15 @@ static int begin(struct connection *c)
              : rc;
 }
 
+/* The slot is this connection's alone: no other thread adds to it. */
+static void count_read(struct connection *c)
+{
+  _Atomic uint64_t *reads = &c->reader.slot->reads[c->level];
+  atomic_store_explicit(reads,
+                        atomic_load_explicit(reads, memory_order_relaxed) + 1,
+                        memory_order_relaxed);
+}
+
 static int begin_read(struct connection *c, int slot)
 {
   if (c->writing) return SQLITE_OK; /* another slot, the same snapshot */
@@ -293,6 +303,7 @@ static int begin_read(struct connection *c, int slot)
     return refuse(c, SQLITE_BUSY_TIMEOUT,
                   "the file was detached: open it anew");
   }
+  if (!c->reserved && !c->looks) count_read(c);
   struct walindex_info *info = walindex_info(&c->index);
   bool same = c->generation == c->reader.generation && !c->spoiled &&
               memcmp(&c->given, &header, sizeof(header)) == 0;

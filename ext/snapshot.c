@@ -45,6 +45,7 @@ struct snapshot_out {
   struct image image;
   struct raft_configuration configuration; /* as of the image */
   raft_index configuration_index;
+  int work;
 };
 
 static struct snapshot_out *find_out(struct node *node, raft_id peer)
@@ -68,6 +69,7 @@ static void end_out(struct snapshot_out *s, bool ok)
   event.u.snapshot_sent.index = s->image.index;
   event.u.snapshot_sent.ok = ok;
   image_close(&s->image);
+  work_end(node, &s->work);
   free(s);
   if (!node->closing) node_step(node, &event);
 }
@@ -110,6 +112,7 @@ void snapshot_send(struct node *node, raft_id peer)
   if (s == NULL && (s = calloc(1, sizeof(*s))) != NULL) {
     s->node = node;
     s->peer = peer;
+    s->work = -1;
     s->next = node->snapshots;
     node->snapshots = s;
   }
@@ -122,6 +125,11 @@ void snapshot_peer_up(struct node *node, raft_id peer)
   if (find_out(node, peer)) send_offer(node, peer);
 }
 
+static bool is_member(struct node *node, raft_id peer)
+{
+  return raft_configuration_find(raft_configuration(node->raft, NULL), peer);
+}
+
 void snapshot_tick(struct node *node)
 {
   uint64_t now = clock_monotonic_ms(), keep = FORGET_MS;
@@ -130,7 +138,9 @@ void snapshot_tick(struct node *node)
     keep += (WINDOW >> 10) * UINT64_C(1000) / node->identity.snapshot_rate_kib;
   for (struct snapshot_out *s = node->snapshots, *next; s; s = next) {
     next = s->next;
-    if (now < s->used + (s->session ? keep : FORGET_MS)) continue;
+    if (now < s->used + (s->session ? keep : FORGET_MS) &&
+        is_member(node, s->peer))
+      continue;
     if (s->session)
       events_add(&node->events, "the snapshot of entry %llu was not fetched",
                  (unsigned long long)s->image.index);
@@ -208,6 +218,13 @@ static const char *open_image(struct snapshot_out *s)
   s->configuration = node->configuration;
   s->configuration_index = node->configuration_index;
   s->session = ++node->last_session | (uint64_t)clock_wall_ms() << 20;
+  const struct raft_member *m =
+      raft_configuration_find(raft_configuration(node->raft, NULL), s->peer);
+  s->work = work_begin(node, "giving %s a snapshot of entry %llu",
+                       m ? m->name : "another node",
+                       (unsigned long long)s->image.index);
+  work_bytes(node, s->work, 0,
+             (uint64_t)s->image.n_page * node->wal->page_size);
   events_add(&node->events, "giving a snapshot of entry %llu, %u pages",
              (unsigned long long)s->image.index, s->image.n_page);
   return NULL;
@@ -222,6 +239,7 @@ static void handle_open(struct node *node, raft_id from,
   struct packer head = {0};
   if (s && s->session && raft_term_at(node->raft, s->image.index) == 0) {
     image_close(&s->image);
+    work_end(node, &s->work);
     s->session = 0;
   }
   const char *why = s == NULL         ? "no snapshot was offered"
@@ -277,6 +295,9 @@ static void handle_pages(struct snapshot_out *s, struct parser *p,
     uint64_t sum = XXH3_64bits(buf + 8, (size_t)(end - buf) - 8);
     memcpy(buf, &sum, 8);
     net_reply(request, 0, buf, (size_t)(end - buf));
+    atomic_fetch_add(&s->node->counters.given_bytes, (uint64_t)(end - buf));
+    work_bytes(s->node, s->work, (first + count - 1) * page_size,
+               s->image.n_page * page_size);
   }
   free(buf);
 }
@@ -301,6 +322,7 @@ bool snapshot_request(struct node *node, raft_id from, const uint8_t *body,
     handle_pages(s, &p, request);
   } else {
     net_reply(request, 0, NULL, 0);
+    node->counters.snapshots_given++;
     end_out(s, true);
   }
   return true;

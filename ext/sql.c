@@ -68,6 +68,34 @@ static const char *text_argument(sqlite3_context *ctx, sqlite3_value *value,
   return NULL;
 }
 
+/* Some functions take their time. SQLite tells a function that runs of no
+   interrupt: only a statement that is prepared or stepped learns of it. */
+struct probe {
+  sqlite3_stmt *stmt;
+  bool raised;
+};
+
+static bool interrupted(void *ctx)
+{
+  struct probe *probe = ctx;
+  if (probe->stmt && !probe->raised) {
+    probe->raised = sqlite3_step(probe->stmt) == SQLITE_INTERRUPT;
+    sqlite3_reset(probe->stmt);
+  }
+  return probe->raised;
+}
+
+/* Its statement is to be finalized. */
+static struct interrupt begin_probe(sqlite3_context *ctx, struct probe *probe)
+{
+  struct interrupt interrupt = {interrupted, probe};
+  probe->stmt = NULL;
+  probe->raised =
+      sqlite3_prepare_v2(sqlite3_context_db_handle(ctx), "VALUES(1)", -1,
+                         &probe->stmt, NULL) == SQLITE_INTERRUPT;
+  return interrupt;
+}
+
 /* ---- of this process --------------------------------------------------- */
 
 static bool take_options(sqlite3_context *ctx, int n, sqlite3_value **values,
@@ -88,6 +116,16 @@ static void finish(sqlite3_context *ctx, int rc, const struct text *answer)
     sqlite3_result_text(ctx, answer->s, -1, SQLITE_TRANSIENT);
   else
     fail(ctx, name_of(ctx), answer->s);
+}
+
+/* The same of what can be interrupted, and says how far it came. */
+static void end_probe(sqlite3_context *ctx, struct probe *probe, int rc,
+                      const struct text *answer)
+{
+  sqlite3_finalize(probe->stmt);
+  finish(ctx, rc, answer);
+  if (rc != SQLITE_OK && probe->raised)
+    sqlite3_result_error_code(ctx, SQLITE_INTERRUPT);
 }
 
 static void sql_bootstrap(sqlite3_context *ctx, int n, sqlite3_value **values)
@@ -129,8 +167,10 @@ static void sql_rebuild(sqlite3_context *ctx, int n, sqlite3_value **values)
   char *path = path_argument(ctx, values[0]);
   if (path == NULL) return;
   if (take_options(ctx, n - 1, values + 1, options)) {
-    int rc = cluster_rebuild(path, n - 1, options, &answer);
-    finish(ctx, rc ? SQLITE_ERROR : SQLITE_OK, &answer);
+    struct probe probe;
+    struct interrupt interrupt = begin_probe(ctx, &probe);
+    int rc = cluster_rebuild(path, n - 1, options, &interrupt, &answer);
+    end_probe(ctx, &probe, rc ? SQLITE_ERROR : SQLITE_OK, &answer);
   }
   free(path);
 }
@@ -146,8 +186,10 @@ static void sql_join(sqlite3_context *ctx, int n, sqlite3_value **values)
   file = text_argument(ctx, values[0], "the file");
   token = file ? text_argument(ctx, values[1], "the token") : NULL;
   if (token == NULL || !take_options(ctx, n - 2, values + 2, options)) return;
-  int rc = cluster_join(file, token, n - 2, options, &answer);
-  finish(ctx, rc, &answer);
+  struct probe probe;
+  struct interrupt interrupt = begin_probe(ctx, &probe);
+  int rc = cluster_join(file, token, n - 2, options, &interrupt, &answer);
+  end_probe(ctx, &probe, rc, &answer);
 }
 
 static void sql_stop(sqlite3_context *ctx, int n, sqlite3_value **values)
@@ -159,34 +201,6 @@ static void sql_stop(sqlite3_context *ctx, int n, sqlite3_value **values)
   int rc = registry_stop(path, true, &answer);
   free(path);
   finish(ctx, rc, &answer);
-}
-
-/* Some functions take their time. SQLite tells a function that runs of no
-   interrupt: only a statement that is prepared or stepped learns of it. */
-struct probe {
-  sqlite3_stmt *stmt;
-  bool raised;
-};
-
-static bool interrupted(void *ctx)
-{
-  struct probe *probe = ctx;
-  if (probe->stmt && !probe->raised) {
-    probe->raised = sqlite3_step(probe->stmt) == SQLITE_INTERRUPT;
-    sqlite3_reset(probe->stmt);
-  }
-  return probe->raised;
-}
-
-/* Its statement is to be finalized. */
-static struct interrupt begin_probe(sqlite3_context *ctx, struct probe *probe)
-{
-  struct interrupt interrupt = {interrupted, probe};
-  probe->stmt = NULL;
-  probe->raised =
-      sqlite3_prepare_v2(sqlite3_context_db_handle(ctx), "VALUES(1)", -1,
-                         &probe->stmt, NULL) == SQLITE_INTERRUPT;
-  return interrupt;
 }
 
 static void sql_detach(sqlite3_context *ctx, int n, sqlite3_value **values)
@@ -303,6 +317,8 @@ void sql_result(sqlite3_context *ctx, const struct cell *cell)
     sqlite3_result_text(ctx, cell->text, -1, SQLITE_TRANSIENT);
   else if (cell->type == CELL_INTEGER)
     sqlite3_result_int64(ctx, cell->number);
+  else if (cell->type == CELL_REAL)
+    sqlite3_result_double(ctx, cell->real);
   else
     sqlite3_result_null(ctx);
 }

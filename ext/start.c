@@ -75,6 +75,7 @@ int node_open_control(struct node *node, raft_index *confirmed,
   atomic_store(&shared->solo, false);
   atomic_store(&shared->lease_until, 0);
   heard_begin(node);
+  metrics_begin(node);
   return 0;
 }
 
@@ -154,6 +155,12 @@ static void store_done(void *ctx, uint64_t seq, int status, const char *error)
   node_wake(node);
 }
 
+static void store_synced(void *ctx, uint64_t ns)
+{
+  struct node *node = ctx;
+  meter_add(&node->counters.syncs, ns);
+}
+
 int start_log(struct node *node, struct raft_recovered *recovered,
               struct text *error)
 {
@@ -165,6 +172,7 @@ int start_log(struct node *node, struct raft_recovered *recovered,
                                   .cluster = node->identity.cluster,
                                   .node = node->identity.id,
                                   .done = store_done,
+                                  .synced = store_synced,
                                   .ctx = node};
   int rc = store_open(&options, &node->checkpoint, &store, recovered, &line);
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
@@ -340,9 +348,10 @@ struct node *node_new(const char *path)
   node->path = strdup(path);
   node->invites = invites_new();
   node->metrics = metrics_new();
+  node->progress = progress_new();
   node->since = clock_monotonic_ms();
   if (node->path == NULL || node->invites == NULL || node->metrics == NULL ||
-      asprintf(&node->dir, "%s-quorate", path) < 0) {
+      node->progress == NULL || asprintf(&node->dir, "%s-quorate", path) < 0) {
     node->dir = NULL;
     node_free(node);
     return NULL;
@@ -529,33 +538,38 @@ static void stop_loop(struct node *node)
 /* A leader's farewell: `over` once there is nothing to wait for. */
 struct farewell {
   struct task task;
-  bool over;
+  unsigned ms;
+  bool begun;
 };
 
+/* Not without anybody who could take over. */
 static void begin_farewell(struct task *task)
 {
   struct farewell *farewell = (struct farewell *)task;
   struct node *node = task->node;
-  struct raft_event event = {.type = RAFT_EVENT_TRANSFER};
-  if (node_step(node, &event) == 0) return;
+  if (node->view.voters > 1) lock_yield(node, 0, farewell->ms);
   pthread_mutex_lock(&node->mutex);
-  farewell->over = true;
+  farewell->begun = true;
   pthread_cond_broadcast(&node->changed);
   pthread_mutex_unlock(&node->mutex);
 }
 
 /* A leader that is stopped hands over first, so that nobody has to notice that
    it is gone. If that does not work within an election timeout, or a second, it
-   goes: a process that ends must not keep its user waiting. */
+   goes: a process that ends must not keep its user waiting. Half of that is for
+   a transaction on another node to end. */
 static void hand_over(struct node *node, struct farewell *farewell)
 {
   unsigned ms = node->identity.election_timeout_ms;
-  struct timespec end = clock_deadline(ms < FAREWELL_MS ? ms : FAREWELL_MS);
+  if (ms > FAREWELL_MS) ms = FAREWELL_MS;
+  struct timespec end = clock_deadline(ms);
   if (!node->loop_started) return;
   farewell->task.run = begin_farewell;
+  farewell->ms = ms / 2;
   node_post(node, &farewell->task);
   pthread_mutex_lock(&node->mutex);
-  while (!farewell->over && node->view.role == RAFT_LEADER &&
+  while ((!farewell->begun || node->yielding) &&
+         node->view.role == RAFT_LEADER &&
          pthread_cond_timedwait(&node->changed, &node->mutex, &end) == 0)
     ;
   pthread_mutex_unlock(&node->mutex);
@@ -613,7 +627,7 @@ static void drop_queues(struct node *node)
 
 void node_stop(struct node *node, bool clean)
 {
-  struct farewell farewell = {.over = false}; /* the loop may still run it */
+  struct farewell farewell = {.begun = false}; /* the loop may still run it */
   if (clean) drain(node);
   announce_stop(node);
   if (clean) hand_over(node, &farewell);
@@ -632,11 +646,7 @@ void node_stop(struct node *node, bool clean)
        next start has nothing to do. */
     node->clean = checkpoint_run(node) == 0;
   }
-  pthread_mutex_lock(&node->mutex);
-  struct store *store = node->store;
-  node->store = NULL;
-  pthread_mutex_unlock(&node->mutex);
-  store_close(store);
+  entries_close(node);
   raft_free(node->raft);
   node->raft = NULL;
 }
@@ -668,6 +678,7 @@ void node_free(struct node *node)
   lock_clear(node);
   invites_free(node->invites);
   metrics_free(node->metrics);
+  progress_free(node->progress);
   host_free(node);
   pthread_mutex_destroy(&node->events.mutex);
   pthread_mutex_destroy(&node->identity_mutex);

@@ -65,6 +65,7 @@ struct connection {
 
   /* the write transaction */
   struct write_place place;
+  bool looks;    /* at what the node is like: its reads are not counted */
   bool reserved; /* its turn has come; the WRITE lock is not taken yet */
   bool kept;     /* it may read data first, and keep the turn for a while */
   bool stale;    /* it wanted to write when it was too late */

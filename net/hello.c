@@ -24,8 +24,10 @@
 #include <stdio.h>
 
 #define MAGIC 0x726f7571u /* "quor" */
-#define LOWEST 1u
-#define HIGHEST 1u
+#ifndef NET_LOWEST /* a build for a test of upgrades has others: the Makefile */
+#define NET_LOWEST 1u
+#define NET_HIGHEST 1u
+#endif
 #define HELLO_SIZE 40u
 
 bool net_hello_send(struct net_connection *c, const struct net_identity *self,
@@ -35,8 +37,8 @@ bool net_hello_send(struct net_connection *c, const struct net_identity *self,
   struct iovec part = {.iov_base = body, .iov_len = sizeof body};
 
   net_put32(body, MAGIC);
-  net_put32(body + 4, LOWEST);
-  net_put32(body + 8, HIGHEST);
+  net_put32(body + 4, NET_LOWEST);
+  net_put32(body + 8, NET_HIGHEST);
   net_put32(body + 12, purpose);
   net_put64(body + 16, self->cluster);
   net_put64(body + 24, self->id);
@@ -64,11 +66,11 @@ unsigned net_hello_check(const struct net_hello *hello,
                          const struct net_identity *self, raft_id certificate,
                          char why[NET_TEXT], enum net_refusal *refusal)
 {
-  if (hello->lowest > HIGHEST || hello->highest < LOWEST) {
+  if (hello->lowest > NET_HIGHEST || hello->highest < NET_LOWEST) {
     *refusal = NET_REFUSED_VERSION;
     snprintf(why, NET_TEXT,
              "protocol versions %u to %u at a node that speaks %u to %u",
-             hello->lowest, hello->highest, LOWEST, HIGHEST);
+             hello->lowest, hello->highest, NET_LOWEST, NET_HIGHEST);
     return NET_GOODBYE_VERSION;
   }
   if (hello->is.cluster != self->cluster) {

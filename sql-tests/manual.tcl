@@ -77,9 +77,9 @@ proc manual_page {file} {
   return $found
 }
 
-# A block of a README is ```sh or ```sql and the terminal where it is typed: n1 to
-# n3, which become shells of sqlite3 and back, or n4, which stays a shell; "all"
-# are the first three.  What begins with # or -- is what was answered.
+# A block of a README is ```sh or ```sql and the terminal where it is typed: n1
+# to n3, which become shells of sqlite3 and back, or n4, which stays a shell;
+# "all" are the first three.  What begins with # or -- is what was answered.
 proc manual_block {language host lines at} {
   set mark [dict get {sh # sql --} $language]
   set steps {}
@@ -222,7 +222,7 @@ proc manual_sh {host command} {
   set plain [string map {"\\\n" ""} $command]
   set typed {^(LD_PRELOAD=\S+ )?sqlite3(\s+-cmd "[^"]*")*( [^\s"']+)?$}
   if {[regexp $typed $plain]} { return [manual_type $host $plain] }
-  if {[regexp {^(\S*)quorated ([^-]\S*)$} $plain - path file]
+  if {[regexp {^(\S*)quorated (?:--http \S+ )?([^-]\S*)$} $plain - path file]
       && ($path ne "" || [file exists $file-quorate])} {
     return [manual_host quorated-$host env PATH=$::prefix/bin:$::env(PATH) \
               sh -c [manual_at $host "exec $plain"]]

@@ -82,7 +82,8 @@ def main():
     section = re.search(
         r"^## %s\n(.*?)^## " % re.escape(sys.argv[2]), text, re.S | re.M
     ).group(1)
-    blocks = re.findall(r"^```(?:sh|sql) (\w+)\n(.*?)\n```$", section, re.S | re.M)
+    fence = re.compile(r"^```(?:sh|sql) (\w+)\n(.*?)\n```$", re.S | re.M)
+    blocks = fence.findall(section)
     terminals = {name: Terminal() for name in ("n1", "n2", "n3", "n4")}
     try:
         for where, block in blocks:

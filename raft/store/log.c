@@ -19,6 +19,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 static uint8_t zeros[8];
 
@@ -156,15 +157,33 @@ static int write_gathered(struct store *store, char **error)
   return 0;
 }
 
+static uint64_t now_ns(void)
+{
+  struct timespec t;
+
+  (void)clock_gettime(CLOCK_MONOTONIC, &t);
+  return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static int sync_active(struct store *store)
+{
+  const struct store_options *o = &store->options;
+  const struct io *io = store->io;
+  uint64_t began = o->synced ? now_ns() : 0;
+  int rc = io->sync(io->ctx, store->writer.active->fd);
+
+  if (!rc && o->synced) o->synced(o->ctx, now_ns() - began);
+  return rc;
+}
+
 int store_log_flush(struct store *store, char **error)
 {
   struct writer *w = &store->writer;
-  const struct io *io = store->io;
   int rc = write_gathered(store, error);
 
   if (rc || !w->dirty) return rc;
-  rc = io->sync(io->ctx, w->active->fd);
-  if (MUTANT(53) && rc) rc = io->sync(io->ctx, w->active->fd);
+  rc = sync_active(store);
+  if (MUTANT(53) && rc) rc = sync_active(store);
   if (rc) return segment_error(store, w->active, rc, "sync failed", error);
   w->dirty = false;
   if (w->fresh) {

@@ -486,12 +486,11 @@ static int read_body(const struct cursor *c, const struct record *record,
   return 0;
 }
 
-/* The next entry. 1: it would be more than room bytes; 2: the log changed
-   while it was read, this is not what followed. */
-static int cursor_next(struct store *store, struct cursor *c, size_t room,
-                       struct raft_entry *entry, char **error)
+/* The header of the next entry. 2: the log changed while it was read, this is
+   not what followed. */
+static int cursor_record(struct store *store, struct cursor *c,
+                         struct record *record, char **error)
 {
-  struct record record;
   int rc;
 
   if (!c->segment || c->index == c->end)
@@ -501,19 +500,79 @@ static int cursor_next(struct store *store, struct cursor *c, size_t room,
   if (rc) return rc;
   rc = store_segment_seek(
       c->segment, (uint32_t)(c->index - c->segment->header.first),
-      (uint32_t)(c->index - c->segment->header.first), &c->offset, &record);
+      (uint32_t)(c->index - c->segment->header.first), &c->offset, record);
   if (rc) return cursor_error(store, c, rc, "damaged record header", error);
-  if (c->chained && record.prev != c->chain) return 2;
+  return c->chained && record->prev != c->chain ? 2 : 0;
+}
+
+static void cursor_advance(struct cursor *c, const struct record *record)
+{
+  c->chain = record->checksum;
+  c->chained = true;
+  c->offset += store_record_size(record->length);
+  c->index++;
+}
+
+/* The next entry. 1: it would be more than room bytes; 2: as above. */
+static int cursor_next(struct store *store, struct cursor *c, size_t room,
+                       struct raft_entry *entry, char **error)
+{
+  struct record record;
+  int rc = cursor_record(store, c, &record, error);
+
+  if (rc) return rc;
   if (record.length > room) return 1;
   *entry = (struct raft_entry){
       .index = record.index, .term = record.term, .type = record.type};
   rc = record.length ? read_body(c, &record, &entry->body) : 0;
   if (rc) return cursor_error(store, c, rc, "damaged body", error);
-  c->chain = record.checksum;
-  c->chained = true;
-  c->offset += store_record_size(record.length);
-  c->index++;
+  cursor_advance(c, &record);
   return 0;
+}
+
+static int cursor_peek(struct store *store, struct cursor *c,
+                       struct store_head *head, char **error)
+{
+  struct record record;
+  int rc = cursor_record(store, c, &record, error);
+  const struct io *io;
+  size_t len;
+  ssize_t got;
+
+  if (rc) return rc;
+  *head = (struct store_head){.index = record.index,
+                              .term = record.term,
+                              .type = record.type,
+                              .length = record.length};
+  len = record.length < STORE_HEAD ? record.length : STORE_HEAD;
+  io = c->segment->io;
+  got = len ? io->pread(io->ctx, c->segment->fd, head->data, len,
+                        c->offset + RECORD_HEADER)
+            : 0;
+  if (got != (ssize_t)len)
+    return cursor_error(store, c, got < 0 ? (int)got : -EBADMSG,
+                        "body cannot be read back", error);
+  cursor_advance(c, &record);
+  return 0;
+}
+
+/* What came of reading n entries from `first` on; what was read before a bad
+   one is good. */
+static int read_result(struct store *store, raft_index first, unsigned n,
+                       int rc, char *line, char **error)
+{
+  if (n) {
+    free(line);
+    return (int)n;
+  }
+  if (rc == -ENOENT)
+    return store_error(error, rc, "%s: entry %" PRIu64 " is not in the log",
+                       store->log_dir, first);
+  if (error)
+    *error = line;
+  else
+    free(line);
+  return rc;
 }
 
 int store_read(struct store *store, raft_index first, raft_index last,
@@ -536,19 +595,25 @@ int store_read(struct store *store, raft_index first, raft_index last,
     n++;
   }
   store_segment_unref(c.segment);
-  /* what was read before the bad one is good */
-  if (n) {
-    free(line);
-    return (int)n;
+  return read_result(store, first, n, rc, line, error);
+}
+
+int store_peek(struct store *store, raft_index first, raft_index last,
+               unsigned max, struct store_head *heads, char **error)
+{
+  struct cursor c = {.index = first};
+  char *line = NULL;
+  unsigned n = 0;
+  int rc = 0;
+
+  if (error) *error = NULL;
+  if (!first || last < first || !max) return -EINVAL;
+  while (!rc && n < max && c.index <= last) {
+    rc = cursor_peek(store, &c, &heads[n], &line);
+    if (!rc) n++;
   }
-  if (rc == -ENOENT)
-    return store_error(error, rc, "%s: entry %" PRIu64 " is not in the log",
-                       store->log_dir, first);
-  if (error)
-    *error = line;
-  else
-    free(line);
-  return rc;
+  store_segment_unref(c.segment);
+  return read_result(store, first, n, rc, line, error);
 }
 
 /* ---- opening and closing ------------------------------------------------ */

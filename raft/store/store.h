@@ -39,6 +39,8 @@ struct store_options {
      durable; seq is then the newest that is). `error` is a line for people,
      valid during the call. */
   void (*done)(void *ctx, uint64_t seq, int status, const char *error);
+  /* Log thread: a sync of the log took so long. NULL: no clock is read. */
+  void (*synced)(void *ctx, uint64_t ns);
   void *ctx;
 };
 
@@ -122,6 +124,21 @@ int store_submit(struct store *store, const struct raft_persist *persist);
 int store_read(struct store *store, raft_index first, raft_index last,
                size_t max_bytes, unsigned max, struct raft_entry *entries,
                char **error);
+
+/* An entry, of whose body only the beginning was read. */
+#define STORE_HEAD 64u
+struct store_head {
+  raft_index index;
+  raft_term term;
+  uint8_t type;
+  uint32_t length;          /* of the body */
+  uint8_t data[STORE_HEAD]; /* as much of it as there is; then zeros */
+};
+
+/* As store_read(), for those who list entries: costs the same whatever their
+   size. The checksum of a body is not looked at. */
+int store_peek(struct store *store, raft_index first, raft_index last,
+               unsigned max, struct store_head *heads, char **error);
 
 /* Drops the whole log: it now begins after (index, term). For a node that
    took a snapshot. Waits for the log thread. Owner's thread only. */

@@ -43,6 +43,7 @@ struct harness {
   uint64_t durable;
   int status;
   unsigned failures, reports;
+  unsigned timed; /* syncs of the log */
   char failure[256];
   bool hold; /* the log thread waits inside done() while this is set */
 };
@@ -75,6 +76,16 @@ static inline void harness_done(void *ctx, uint64_t seq, int status,
   (void)pthread_mutex_unlock(&h->lock);
 }
 
+/* On the log thread, before the report of what it was for. */
+static inline void harness_synced(void *ctx, uint64_t ns)
+{
+  struct harness *h = ctx;
+
+  (void)pthread_mutex_lock(&h->lock);
+  if (ns < 60000000000u) h->timed++;
+  (void)pthread_mutex_unlock(&h->lock);
+}
+
 static inline void harness_init(struct harness *h, uint64_t seed)
 {
   memset(h, 0, sizeof(*h));
@@ -102,6 +113,7 @@ static inline int harness_try_open(struct harness *h)
                                   .node = NODE,
                                   .stepped = h->stepped,
                                   .done = harness_done,
+                                  .synced = harness_synced,
                                   .ctx = h};
   int rc;
 

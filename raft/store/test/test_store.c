@@ -630,6 +630,80 @@ static void reading_has_limits(void **state)
   harness_free(&h);
 }
 
+/* Heads of entries of one length: n of them, from first on. */
+static void expect_heads(struct harness *h, raft_index first, int n,
+                         raft_term term, size_t len)
+{
+  struct store_head heads[64];
+  int i;
+
+  assert_int_equal(
+      store_peek(h->store, first, first + (unsigned)n - 1, 64, heads, NULL), n);
+  for (i = 0; i < n; i++) {
+    raft_index index = first + (unsigned)i;
+    struct raft_body *body = make_body(index, term, 0, len);
+    size_t there = len < STORE_HEAD ? len : STORE_HEAD;
+
+    assert_int_equal(heads[i].index, index);
+    assert_int_equal(heads[i].term, term);
+    assert_int_equal(heads[i].type, len ? RAFT_COMMIT : RAFT_NOOP);
+    assert_int_equal(heads[i].length, len);
+    if (there) assert_memory_equal(heads[i].data, body->data, there);
+    for (; there < STORE_HEAD; there++)
+      assert_int_equal(heads[i].data[there], 0);
+    raft_body_unref(body);
+  }
+}
+
+static void beginnings_of_bodies(void **state)
+{
+  struct store_head heads[8];
+  struct harness h;
+
+  (void)state;
+  harness_init(&h, 18);
+  harness_open(&h);
+  harness_vote(&h, 1, 1);
+  harness_append(&h, 30, 500); /* several segments */
+  h.term = 2;
+  assert_int_equal(harness_submit(&h, true, 31, 5, STORE_HEAD - 1), 0);
+  harness_append(&h, 1, 0);
+  harness_append(&h, 5, STORE_HEAD);
+  expect_heads(&h, 1, 30, 1, 500);
+  expect_heads(&h, 11, 7, 1, 500);
+  expect_heads(&h, 31, 5, 2, STORE_HEAD - 1);
+  expect_heads(&h, 36, 1, 2, 0);
+  expect_heads(&h, 37, 5, 2, STORE_HEAD);
+  assert_int_equal(store_peek(h.store, 40, 99, 8, heads, NULL), 2);
+  assert_int_equal(store_peek(h.store, 1, 30, 3, heads, NULL), 3);
+  assert_int_equal(store_peek(h.store, 42, 50, 8, heads, &h.error), -ENOENT);
+  assert_string_equal(h.error, "/n/log: entry 42 is not in the log");
+  free(h.error);
+  h.error = NULL;
+  assert_int_equal(store_peek(h.store, 0, 9, 8, heads, NULL), -EINVAL);
+  assert_int_equal(store_peek(h.store, 9, 8, 8, heads, NULL), -EINVAL);
+  assert_int_equal(store_peek(h.store, 9, 9, 0, heads, NULL), -EINVAL);
+  harness_free(&h);
+}
+
+static void syncs_are_timed(void **state)
+{
+  struct store_stats stats;
+  struct harness h;
+
+  (void)state;
+  harness_init(&h, 19);
+  harness_open(&h);
+  harness_vote(&h, 1, 1);
+  assert_int_equal(h.timed, 0); /* a vote is not of the log */
+  harness_append(&h, 1, 100);
+  harness_append(&h, 30, 500);
+  store_stats(h.store, &stats);
+  assert_true(stats.syncs > 3);
+  assert_int_equal(h.timed, stats.syncs - 1);
+  harness_free(&h);
+}
+
 static void many_tiny_entries_in_one_segment(void **state)
 {
   struct harness h;
@@ -898,6 +972,8 @@ int main(void)
       cmocka_unit_test(files_of_others_are_refused),
       cmocka_unit_test(the_newest_two_configurations),
       cmocka_unit_test(reading_has_limits),
+      cmocka_unit_test(beginnings_of_bodies),
+      cmocka_unit_test(syncs_are_timed),
       cmocka_unit_test(many_tiny_entries_in_one_segment),
       cmocka_unit_test(reading_while_all_else_goes_on),
       cmocka_unit_test(nonsense_is_not_taken),
