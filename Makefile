@@ -10,7 +10,8 @@
 #                      databases; BENCHFLAGS="--only 'leader 1' --seconds 9"
 #   make coverage      what the unit tests and the simulator reach of raft/
 #   make sim           the simulator; SEEDS=n SEED=first SIMFLAGS=--trace
-#   make soak          an hour of it, from a random seed
+#   make soak          HOURS=1 of chaos (below) and of the simulator beside it,
+#                      from random seeds; sim-soak: of the simulator only
 #   make mutants       whether tests notice planted mistakes; MUTANTS='53 7'
 #   make crash         states that a loss of power may leave of a node, 10000 of
 #                      them; STATES=n CRASHFLAGS='--seed 7 --workload three'
@@ -18,11 +19,22 @@
 #                      SEED=n (`make test` runs a sample)
 #   make load          clients on all nodes, and every answer true; SECONDS=600
 #                      SEED=n (`make test` runs a sample)
+#   make chaos         clusters of real processes under faults of network,
+#                      processes, disks, clocks and members; SECONDS=600 SEED=n
+#                      PIECES='1 3' (`make test` runs a sample)
+#   make failover      how long writes stop when the leader goes; LOOPS=100
+#                      WAYS='killed stopped'
 #   make fault         each call on files of a node fails, one after the other;
 #                      FAULTFLAGS='--scene join --error EIO'
+#   make sqlite-tests  SQLite's own test suite on nodes; SQLITE_TESTS='select*'
+#                      for some of it; fetches SQLite's source from Debian
 #   make bench-storage figures of joining, catching up, restarts, transactions
 #                      of any size, memory, disk; MIB=1024 DIR=/big/disk
 #                      PARTS='database large small'
+#   make fuzz          each fuzz target for FUZZ_SECONDS=3600, one after the
+#                      other; TARGET='message log' for some; needs clang
+#   make fuzz-minute   a minute each
+#   make fuzz-coverage what the fuzz targets reach of what they are about
 #   make check-style   formatter, warnings of both compilers, house rules
 #   make SAN=address,undefined ...   the same with sanitizers; or SAN=thread
 #   make CC=clang ...  the same with another compiler, WERROR=1 with warnings
@@ -47,7 +59,8 @@ space  := $(empty) $(empty)
 VARIANT := $(subst $(comma),-,$(SAN)) \
            $(if $(findstring clang,$(notdir $(CC))),clang) \
            $(if $(WERROR),werror) $(if $(COVERAGE),coverage) \
-           $(if $(MUTANT),mutant$(MUTANT)) $(if $(PLAIN),plain)
+           $(if $(MUTANT),mutant$(MUTANT)) $(if $(PLAIN),plain) \
+           $(if $(FUZZ),fuzz)
 VARIANT := $(subst $(space),-,$(strip $(VARIANT)))
 B      := build$(if $(VARIANT),/$(VARIANT))
 
@@ -62,6 +75,7 @@ ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -pthread \
           $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer \
               -fno-sanitize-recover=all) \
           $(if $(COVERAGE),--coverage -fprofile-update=atomic -DNDEBUG) \
+          $(if $(FUZZ),-fsanitize=fuzzer-no-link) \
           $(CPPFLAGS) $(CFLAGS)
 LDFLAGS += $(if $(SAN),-fsanitize=$(SAN)) $(if $(COVERAGE),--coverage)
 LIBS   := -luv -lssl -lcrypto -lxxhash -pthread
@@ -141,14 +155,31 @@ $$(B)/$(1)/test/%.o: $(1)/test/%.c
 	$$(CC) $$(ALL_CFLAGS) $$(INC_$(1)) -MMD -MP -c -o $$@ $$<
 $$(B)/$(1)/test/%: $$(B)/$(1)/test/%.o $$(NEED_$(1))
 	$$(CC) -o $$@ $$^ $$(LDFLAGS) $$(CMOCKA) $$(LIBS) $$(LIBS_$(1))
+$$(B)/$(1)/fuzz/%.o: $(1)/fuzz/%.c
+	@mkdir -p $$(@D)
+	$$(CC) $$(ALL_CFLAGS) $$(INC_$(1)) -Isql-tests/fuzz -MMD -MP -c -o $$@ $$<
+$$(B)/$(1)/fuzz/%: $$(B)/$(1)/fuzz/%.o $$(FUZZ_MAIN) $$(NEED_$(1))
+	$$(CC) -o $$@ $$^ $$(LDFLAGS) $$(FUZZ_LINK) $$(WRAP_$$(@F)) $$(LIBS) $$(LIBS_$(1))
+FUZZERS += $$(patsubst %.c,$$(B)/%,$$(wildcard $(1)/fuzz/fuzz_*.c))
 UNIT_$(1) := $$(patsubst %.c,$$(B)/%,$$(wildcard $(1)/test/test_*.c))
 UNITS += $$(UNIT_$(1))
 unit-$(1): $$(UNIT_$(1))
 	@set -e; for t in $$^; do echo "== $$$$t"; $$$$t; done
 endef
 LIBS_ext := -lsqlite3
+# What drives a fuzz target: libFuzzer with FUZZ=1, else a replay of its corpus.
+FUZZ_MAIN := $(if $(FUZZ),,$(B)/sql-tests/fuzz/replay.o)
+FUZZ_LINK := $(if $(FUZZ),-fsanitize=fuzzer)
+# One of them has functions of its own in the place of some of net/.
+WRAP_fuzz_node := $(addprefix -Wl$(comma)--wrap=,net_call net_fetch \
+                  net_reply net_request_identity net_request_remote net_close \
+                  clock_monotonic_ms)
 $(foreach r,$(ROOMS),$(eval $(call room,$(r))))
 .SECONDARY:
+
+$(B)/sql-tests/fuzz/%.o: sql-tests/fuzz/%.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
 # What a loss of power may leave of a node: by itself a sample.
 CRASH     := $(B)/ext/test/crash/crash
@@ -184,13 +215,16 @@ endif
 SUITE_ENV = QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' \
             QUORATE_PRELOAD='$(PRELOAD)'
 
+SUITE_FILES := $(wildcard sql-tests/*.test sql-tests/chaos/*.test)
+
 # Unit tests and suites in one run with one summary, all of them even if some
 # fail.
-test: all $(NEXT) $(UNITS) $(if $(SAN),,$(CRASH) $(FAULT))
-	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(if $(SAN),,$(CRASH) $(FAULT) \
-	  raft/sim/mutants-sample) $(wildcard sql-tests/*.test)
+test: all $(NEXT) $(UNITS) $(FUZZERS) $(if $(SAN),,$(CRASH) $(FAULT))
+	@$(SUITE_ENV) sh sql-tests/all $(UNITS) $(FUZZERS) \
+	  $(if $(SAN),,$(CRASH) $(FAULT) raft/sim/mutants-sample \
+	  sql-tests/sqlite/sample) $(SUITE_FILES)
 
-SUITES ?= $(notdir $(basename $(wildcard sql-tests/*.test)))
+SUITES ?= $(patsubst sql-tests/%.test,%,$(SUITE_FILES))
 suites: all $(NEXT)
 	@$(SUITE_ENV) sh sql-tests/all \
 	  $(foreach s,$(SUITES),sql-tests/$(s).test)
@@ -211,6 +245,23 @@ load: all
 processes: all
 	@SOAK_SECONDS=$(SECONDS) SEED=$(SEED) LIVE=1 SUITE_SECONDS=86400 \
 	  $(SUITE_ENV) sh sql-tests/all sql-tests/soak.test
+
+# Pieces of a minute, each a cluster of its own, with a report.
+CHAOS = SEED=$(SEED) LIVE=1 SUITE_SECONDS=864000 $(SUITE_ENV) \
+        sh sql-tests/all sql-tests/chaos/chaos.test
+chaos: all
+	@CHAOS_SECONDS=$(SECONDS) PIECES='$(PIECES)' $(CHAOS)
+
+LOOPS ?= 100
+failover: all
+	@LOOPS=$(LOOPS) $(if $(WAYS),WAYS='$(WAYS)') LIVE=1 SUITE_SECONDS=86400 \
+	  $(SUITE_ENV) sh sql-tests/all sql-tests/chaos/failover.test
+
+# SQLite's own tests, with quorate as the default VFS.
+SQLITE_TESTS ?=
+sqlite-tests: all
+	@QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' \
+	  sh sql-tests/sqlite/run $(foreach p,$(SQLITE_TESTS),'$(p)')
 
 demo: all
 	@QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' sh demo/quickstart
@@ -237,8 +288,16 @@ $(SIM): $(B)/raft/sim/main.o $(NEED_raft/sim)
 sim: $(SIM)
 	@$(SIM) $(SEED) --seeds $(or $(SEEDS),1000) $(SIMFLAGS)
 
-soak: $(SIM)
-	@sh raft/sim/soak $(SIM)
+HOURS ?= 1
+sim-soak: $(SIM)
+	@sh raft/sim/soak $(SIM) $$(($(HOURS) * 3600))
+
+# Both, and each says what it found.
+soak: SEED = $$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')
+soak: all $(SIM)
+	@nice sh raft/sim/soak $(SIM) $$(($(HOURS) * 3600)) & sim=$$!; \
+	CHAOS_SECONDS=$$(($(HOURS) * 3600)) $(CHAOS); chaos=$$?; \
+	wait $$sim && exit $$chaos
 
 # Whether the tests notice each of the mistakes in raft/sim/mutants.list.
 mutants:
@@ -256,7 +315,21 @@ bench-storage: all
 	@QUORATE_TEST_DIR='$(DIR)' $(SUITE_ENV) \
 	  tclsh sql-tests/storage.tcl $(MIB) $(PARTS)
 
-compile: all $(UNITS) $(BENCH) $(SIM) $(CRASH) $(FAULT)
+# Bytes that come from outside, made up: see sql-tests/fuzz/README.md.
+FUZZ_SECONDS ?= 3600
+TARGET       ?= $(patsubst fuzz_%,%,$(notdir $(FUZZERS)))
+FUZZ_BUILD   := CC=clang FUZZ=1 SAN=address,undefined
+fuzzers: $(FUZZERS)
+fuzz: $(FUZZERS)
+	@$(MAKE) --no-print-directory -s $(FUZZ_BUILD) fuzzers
+	@sh sql-tests/fuzz/run $(B) $(FUZZ_SECONDS) $(TARGET)
+fuzz-minute:
+	@$(MAKE) --no-print-directory FUZZ_SECONDS=60 fuzz
+fuzz-coverage:
+	@$(MAKE) --no-print-directory -s COVERAGE=1 fuzzers
+	@bash sql-tests/fuzz/coverage $(B)/coverage $(TARGET)
+
+compile: all $(UNITS) $(FUZZERS) $(BENCH) $(SIM) $(CRASH) $(FAULT)
 
 coverage:
 	@$(MAKE) --no-print-directory COVERAGE=1 reach
@@ -339,13 +412,13 @@ npm: all
 	if command -v npm >/dev/null; then \
 	  cd '$(NPM_DIR)' && npm pack --silent ./package; fi
 
--include $(shell find $(B) -name '*.d' 2>/dev/null)
+-include $(shell find $(B) -name '*.d' -type f 2>/dev/null)
 
 clean:
 	rm -rf build
 
-.PHONY: all sim soak mutants mutants-sample crash fault unit test suites kill \
-        load processes demo bench bench-storage compile coverage reach \
-        check-style install uninstall deb npm \
-        clean \
+.PHONY: all sim sim-soak soak chaos failover fuzz fuzz-minute fuzz-coverage \
+        fuzzers mutants mutants-sample crash fault unit test suites kill load \
+        processes sqlite-tests demo bench bench-storage compile coverage reach \
+        check-style install uninstall deb npm clean \
         $(addprefix unit-,$(ROOMS))

@@ -11,7 +11,7 @@
 # only the checks of the source need.
 BUILD_PACKAGES='make gcc libc6-dev libsqlite3-dev libuv1-dev libssl-dev
   libxxhash-dev libmicrohttpd-dev sqlite3'
-TEST_PACKAGES='libcmocka-dev openssl tcl libsqlite3-tcl python3'
+TEST_PACKAGES='libcmocka-dev curl openssl tcl libsqlite3-tcl python3'
 # Programs that the library is preloaded into as they are. PowerDNS would start
 # to serve where it is installed on a running system.
 PROGRAM_PACKAGES='php-cli php-sqlite3 libdbd-sqlite3-perl fossil'

@@ -555,6 +555,7 @@ static int hand_over(struct connection *c, struct transaction *tx,
                          .page_size = page_size};
   pthread_mutex_lock(&node->mutex);
   head.sequence = tx->sequence = ++node->sequence;
+  atomic_store(&node->shared->sequence, node->sequence);
   pthread_mutex_unlock(&node->mutex);
   if (c->slot) {
     /* Should this process end, the next host can tell its fate. */
@@ -610,10 +611,11 @@ static bool changes_schema(const struct connection *c,
          memcmp(before, after, 4) != 0;
 }
 
+/* n: its frames, all of which are known. */
 static struct transaction *make_transaction(struct connection *c,
-                                            const struct walindex_header *now)
+                                            const struct walindex_header *now,
+                                            uint32_t n)
 {
-  uint32_t n = now->mx_frame - c->given.mx_frame;
   struct transaction *tx = transaction_new();
   if (tx == NULL) return NULL;
   tx->grant = c->grant;
@@ -634,12 +636,13 @@ static void take_over(struct connection *c, const struct walindex_header *now)
   uint32_t n = now->mx_frame - c->given.mx_frame, count = 0;
   struct wal_image *images = NULL;
   assert(c->tx == NULL);
-  c->tx = make_transaction(c, now);
+  /* Others than SQLite may have moved the header on. */
+  bool whole = now->mx_frame > c->given.mx_frame && n <= c->n_pending;
+  c->tx = make_transaction(c, now, whole ? n : 0);
   /* From here on the second phase tells: what cannot be handed over is
      rejected there. */
   if (c->tx == NULL) return;
-  if (now->mx_frame > c->given.mx_frame && n <= c->n_pending)
-    images = newest_images(c, n, now->n_page, &count);
+  if (whole) images = newest_images(c, n, now->n_page, &count);
   c->tx->schema = images && changes_schema(c, images, count);
   if (images == NULL || count == 0 || capture_revoked(c) ||
       close_chain(c, n, &c->tx->header) != 0 ||

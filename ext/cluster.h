@@ -257,6 +257,10 @@ bool cluster_first_run(const char *path,
                        const struct interrupt *interrupt, unsigned *voters,
                        struct text *took, struct text *error);
 
+/* Makes a file, which exists, node 1 of a cluster that stays alone (auto.c): it
+   listens nowhere. A reference, or NULL and *error says why. */
+struct database;
+struct database *cluster_bootstrap_alone(const char *file, struct text *error);
 /* One option of who makes a node. replaces: of a member, RAFT_NAME_MAX bytes;
    NULL: not one that joins, which has some of the others from its cluster. */
 bool cluster_take_option(struct identity *i, const char *name,

@@ -94,6 +94,8 @@ struct control {
   /* A lease of this node as the leader: until when, in ms of CLOCK_BOOTTIME, 0:
      none; and the commit index, known to nobody before it is here. */
   _Atomic uint64_t lease_until, lease_commit;
+  /* The newest sequence number that a host gave a transaction. */
+  _Atomic uint64_t sequence;
   /* Of the host's loop alone, one after the other: one of them is whole. */
   struct {
     _Alignas(512) struct control_heard it;

@@ -82,6 +82,31 @@ void registry_free(struct database *database);
 /* Has it attached again to a host, if there is one: attach_begin(). */
 int registry_attach(struct database *database, struct text *error);
 
+/* An open file, by the name that SQLite gave it: the pointer. A VFS that stands
+   between SQLite and this one hides the file, and passes the name on. Also one that
+   was inherited is listed until it is closed. */
+struct opened {
+  struct opened *next;
+  const char *name;
+};
+void registry_list(struct opened *opened, const char *name);
+void registry_unlist(struct opened *opened);
+/* NULL: none; *known: but there is such a database. */
+struct opened *registry_listed(const char *name, bool *known);
+/* A directory stands beside the file, of a node or not. */
+bool registry_has_directory(const char *path);
+/* A node that nobody can join and that lost its file makes way for a new one. */
+void registry_forget_lost(const char *path);
+
+/* ---- auto.c: nodes that nobody can join ---------------------------------- */
+
+bool auto_wanted(void);
+/* The file of a node that runs here is gone, or is another one. */
+bool auto_lost(const struct node *node);
+/* Removes the directory of such a node, which does not run, if its file is gone or
+   another. */
+void auto_forget(const char *path);
+
 /* ---- attach.c: this process is not the host ----------------------------- */
 
 /* Attaches to the host, if there is one that takes us. 0 or a negated errno

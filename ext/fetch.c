@@ -177,6 +177,17 @@ static bool has_voter(const struct raft_configuration *c)
   return false;
 }
 
+/* Of the database, which it is put on; and of what was received so far of the
+   same snapshot, which goes on in whole pages. */
+static bool is_page_size(const struct fetch *f, uint32_t size,
+                         const struct raft_snapshot_tag *tag)
+{
+  if (size < 512 || size > 65536 || (size & (size - 1))) return false;
+  if (!f->fresh && size != f->node->wal->page_size) return false;
+  return size == f->page_size || f->in.tag.index != tag->index ||
+         f->in.tag.term != tag->term || f->in.tag.bytes != tag->bytes;
+}
+
 static bool parse_head(struct fetch *f, const uint8_t *head, size_t len)
 {
   struct parser p = parser_of(head, len);
@@ -192,12 +203,14 @@ static bool parse_head(struct fetch *f, const uint8_t *head, size_t len)
   f->cp.configuration_index = parse_u64(&p);
   const uint8_t *c = parse_blob(&p, &n_configuration);
   const uint8_t *s = parse_blob(&p, &n_settings);
-  f->page_size = parse_u32(&p);
+  uint32_t page_size = parse_u32(&p);
   f->n_page = parse_u32(&p);
   f->rate = parse_u64(&p);
+  f->tag = (struct raft_snapshot_tag){.index = f->cp.index,
+                                      .term = f->cp.term,
+                                      .bytes = (uint64_t)f->n_page * page_size};
   if (!parser_done(&p) || f->session == 0 || f->n_page == 0 ||
-      f->page_size < 512 || f->page_size > 65536 ||
-      (f->page_size & (f->page_size - 1)) ||
+      !is_page_size(f, page_size, &f->tag) ||
       f->cp.configuration_index > f->cp.index ||
       raft_configuration_decode(c, n_configuration, &f->cp.configuration) ||
       !has_voter(&f->cp.configuration) ||
@@ -209,10 +222,7 @@ static bool parse_head(struct fetch *f, const uint8_t *head, size_t len)
   memcpy(f->cp.settings, s, n_settings);
   f->cp.settings_len = n_settings;
   f->cp.from_snapshot = true;
-  f->tag =
-      (struct raft_snapshot_tag){.index = f->cp.index,
-                                 .term = f->cp.term,
-                                 .bytes = (uint64_t)f->n_page * f->page_size};
+  f->page_size = page_size;
   return true;
 }
 
@@ -273,7 +283,6 @@ static int begin_pages(struct fetch *f)
   int rc = open_file(f);
   image_close(&f->base);
   if (rc || f->fresh) return rc;
-  if (f->page_size != f->node->wal->page_size) return -EBADMSG;
   int failed = image_open(f->node->wal, "a snapshot for this node", &f->base);
   if (failed == 0) image_of_node(&f->base);
   return failed;
@@ -325,7 +334,35 @@ static void open_session(struct fetch *f)
   send_ask(f, &body, (struct ask){0}, got_head);
 }
 
-void fetch_offered(struct node *node, raft_id from, struct net_request *request)
+/* Who offers may have become a member while this node was away: it is dialled
+   where it says that it is, and must prove to be that node. The snapshot, or
+   any newer configuration, then says where everybody is. */
+static bool can_dial(struct node *node, raft_id from, struct parser *offer)
+{
+  const struct raft_configuration *own = raft_configuration(node->raft, NULL);
+  if (own->n == 0) own = &node->members; /* it is about to join */
+  struct raft_configuration *theirs = calloc(1, sizeof(*theirs)),
+                            *all = malloc(sizeof(*all));
+  const struct raft_member *member = NULL;
+  size_t len;
+  const uint8_t *body = parse_blob(offer, &len);
+  bool known = raft_configuration_find(own, from) != NULL;
+  if (theirs && all && parser_done(offer) &&
+      raft_configuration_decode(body, len, theirs) == 0)
+    member = raft_configuration_find(theirs, from);
+  if (!known && member && own->n < RAFT_MEMBERS_MAX) {
+    *all = *own;
+    all->members[all->n++] = *member;
+    net_set_peers(node->net, all);
+    known = true;
+  }
+  free(theirs);
+  free(all);
+  return known;
+}
+
+void fetch_offered(struct node *node, raft_id from, struct parser *offer,
+                   struct net_request *request)
 {
   static const char busy[] = "another snapshot is being taken";
   struct fetch *f = node->fetch;
@@ -338,7 +375,7 @@ void fetch_offered(struct node *node, raft_id from, struct net_request *request)
   }
   fetch_drop(node); /* its leader leads no more */
   if (node->failed || (node->wal == NULL && !node->identity.joining) ||
-      (f = calloc(1, sizeof(*f))) == NULL) {
+      !can_dial(node, from, offer) || (f = calloc(1, sizeof(*f))) == NULL) {
     static const char cannot[] = "this node cannot take a snapshot";
     net_reply(request, 1, cannot, sizeof(cannot) - 1);
     return;
@@ -834,6 +871,7 @@ static void finish(struct fetch *f)
   pthread_mutex_lock(&node->mutex);
   while (node->inflight)
     node_settle(node, node->inflight, TX_UNKNOWN);
+  node->earlier.skipped = true;
   pthread_mutex_unlock(&node->mutex);
   start_install(node);
 }

@@ -498,6 +498,10 @@ int cluster_invite(struct node *node, const char *name, uint8_t role,
   uint8_t digest[32];
   struct packer body = {0};
   if (!valid_name(name, error)) return -1;
+  if (identity_alone(&node->identity)) {
+    text_set(error, "this node was made by QUORATE_AUTO: it listens nowhere");
+    return -1;
+  }
   snprintf(t.name, sizeof(t.name), "%s", name);
   member_address(node, t.address);
   if (tls_random(t.secret, sizeof(t.secret), &tls_error) != 0 ||

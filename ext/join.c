@@ -415,41 +415,73 @@ static void undo_bootstrap(const struct place *place)
   }
 }
 
+/* Makes the node and starts it, with a reference; what fails is undone. */
+static struct database *make_first(struct place *place, struct identity *i,
+                                   struct text *error)
+{
+  struct database *database = NULL;
+  char *ca_key = NULL;
+  bool ok = cluster_make_identity(i, &ca_key, error) &&
+            begin_directory(place, error) &&
+            identity_write(place->fresh, i, error) == 0 &&
+            write_first_checkpoint(place->fresh, i, ca_key, error) &&
+            convert(place, error) && fence(place, error) &&
+            finish_directory(place, error);
+  /* Who opens the file from here on finds a node: if that is another thread or
+     process, it may have started it by now. */
+  ok = ok && registry_open(place->path, &database, error) == SQLITE_OK &&
+       database;
+  tls_free_text(ca_key);
+  if (!ok) {
+    undo_bootstrap(place);
+    return NULL;
+  }
+  struct text ignored;
+  struct node *node = atomic_load(&database->node);
+  if (node)
+    node_barrier(node, LEVEL_LINEARIZABLE, 5000 + i->election_timeout_ms, NULL,
+                 &ignored);
+  return database;
+}
+
 int cluster_bootstrap(const char *file, int n, const char *const *options,
                       struct text *answer)
 {
   struct identity identity = {0};
   struct place place = {0};
   struct database *database = NULL;
-  char *ca_key = NULL;
-  bool begun = false;
-  bool ok = take_options(&identity, n, options, NULL, answer) &&
-            place_find(file, &place, answer) &&
-            cluster_address_free(identity.listen, answer);
-  if (ok) {
-    begun = true;
-    ok = cluster_make_identity(&identity, &ca_key, answer) &&
-         begin_directory(&place, answer) &&
-         identity_write(place.fresh, &identity, answer) == 0 &&
-         write_first_checkpoint(place.fresh, &identity, ca_key, answer) &&
-         convert(&place, answer) && fence(&place, answer) &&
-         finish_directory(&place, answer) &&
-         registry_start(place.path, NULL, &database, answer) == 0;
-  }
-  if (ok) {
-    node_barrier(database->node, LEVEL_LINEARIZABLE,
-                 5000 + identity.election_timeout_ms, NULL, answer);
+  if (take_options(&identity, n, options, NULL, answer) &&
+      place_find(file, &place, answer) &&
+      cluster_address_free(identity.listen, answer))
+    database = make_first(&place, &identity, answer);
+  if (database) {
     text_set(answer, "node %s of new cluster %016llx, listening on %s",
              identity.name, (unsigned long long)identity.cluster,
              identity.listen);
     registry_release(database);
-  } else if (begun) {
-    undo_bootstrap(&place);
   }
-  tls_free_text(ca_key);
   identity_clear(&identity);
   place_clear(&place);
-  return ok ? SQLITE_OK : SQLITE_ERROR;
+  return database ? SQLITE_OK : SQLITE_ERROR;
+}
+
+struct database *cluster_bootstrap_alone(const char *file, struct text *error)
+{
+  static const char *const options[] = {"listen", "127.0.0.1:1"};
+  struct identity identity = {0};
+  struct place place = {0};
+  struct database *database = NULL;
+  /* Others may be using the file: that is found out before any work. */
+  if (take_options(&identity, 2, options, NULL, error) &&
+      place_find(file, &place, error) && place.existed &&
+      convert(&place, error)) {
+    snprintf(identity.listen, sizeof(identity.listen), LISTEN_NONE);
+    snprintf(identity.advertise, sizeof(identity.advertise), LISTEN_NONE);
+    database = make_first(&place, &identity, error);
+  }
+  identity_clear(&identity);
+  place_clear(&place);
+  return database;
 }
 
 /* ---- join -------------------------------------------------------------- */
@@ -650,7 +682,7 @@ static bool wait_for_admission(struct node *node,
 static void say_what_came(double bytes, double seconds, struct text *took)
 {
   text_set(took, "%s in %s", progress_size(bytes).s, progress_time(seconds).s);
-  if (seconds < 0.2) return; /* it would tell nothing */
+  if (seconds < 0.2 || bytes < 1e6) return; /* it would tell nothing */
   size_t n = strlen(took->s);
   snprintf(took->s + n, sizeof(took->s) - n, ", %.1f MB/s",
            bytes / 1e6 / seconds);

@@ -460,10 +460,13 @@ static void look_around(struct node *node)
     near += c->members[i].id == node->identity.id ||
             was_heard(node, c->members[i].id);
   }
+  pthread_mutex_lock(&node->mutex); /* who stops the node takes it away */
+  bool can_write = node->can_write;
+  pthread_mutex_unlock(&node->mutex);
   atomic_store(&node->shared->near,
                node->view.role == RAFT_LEADER ? near > voters / 2
                : node->view.leader ? was_heard(node, node->view.leader)
-                                   : !node->can_write);
+                                   : !can_write);
 }
 
 /* Brings what other threads see up to date. */

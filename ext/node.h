@@ -119,6 +119,16 @@ int identity_read_outside(struct identity *identity, struct text *error);
    user nor root. 0: not so, or there is no such file. */
 int identity_private(const char *path, bool owner, struct text *error);
 void identity_clear(struct identity *identity);
+/* It listens nowhere, and nobody can join it: auto.c. */
+#define LISTEN_NONE "none"
+static inline bool identity_alone(const struct identity *identity)
+{
+  return strcmp(identity->listen, LISTEN_NONE) == 0;
+}
+/* The node of such an identity has started; is about to give up its lock, with
+   everything in the database file: auto.c. */
+void auto_begun(const char *path);
+void auto_ended(const char *path);
 
 /* ---- the directory that they are in: directory.c ------------------------- */
 
@@ -149,6 +159,7 @@ struct grant {
 struct earlier {
   uint64_t *sequences;
   size_t n, cap;
+  bool skipped; /* a snapshot came: some may be in it */
 };
 
 /* A local transaction between its hand-over and its fate. */

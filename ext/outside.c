@@ -38,7 +38,8 @@ bool outside_option(struct identity *i, const char *name, const char *value,
   } else if (strcmp(name, "key") == 0) {
     ok = take_path(value, i->key_file);
   } else if (strcmp(name, "names") == 0) {
-    ok = value[0] && strlen(value) < sizeof(i->names);
+    ok = value[0] && strlen(value) < sizeof(i->names) &&
+         strchr(value, '\n') == NULL;
     if (ok) strcpy(i->names, value);
   } else {
     return false;

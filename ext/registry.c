@@ -37,6 +37,7 @@ unsigned registry_forks;
 bool registry_guest;
 static struct database *databases;
 static struct database *detached; /* but still used by open connections */
+static struct opened *files;
 static struct refusal *refusals;
 static struct text newest; /* of the refusals */
 static bool exiting;
@@ -147,7 +148,7 @@ bool registry_refusal(const char *path, struct text *reason)
   return found;
 }
 
-static bool has_directory(const char *path)
+bool registry_has_directory(const char *path)
 {
   char *dir = NULL;
   struct stat st;
@@ -157,6 +158,38 @@ static bool has_directory(const char *path)
       lstat(dir, &st) == 0 && (S_ISDIR(st.st_mode) || S_ISLNK(st.st_mode));
   free(dir);
   return is;
+}
+
+/* ---- open files -------------------------------------------------------- */
+
+void registry_list(struct opened *o, const char *name)
+{
+  enter();
+  o->name = name;
+  o->next = files;
+  files = o;
+  pthread_mutex_unlock(&mutex);
+}
+
+void registry_unlist(struct opened *o)
+{
+  enter();
+  struct opened **at = &files;
+  while (*at && *at != o)
+    at = &(*at)->next;
+  if (*at) *at = o->next;
+  pthread_mutex_unlock(&mutex);
+}
+
+struct opened *registry_listed(const char *name, bool *known)
+{
+  enter();
+  struct opened *o = files;
+  while (o && o->name != name)
+    o = o->next;
+  *known = o || find(name);
+  pthread_mutex_unlock(&mutex);
+  return o;
 }
 
 /* ---- databases --------------------------------------------------------- */
@@ -314,6 +347,9 @@ static int find_host(struct database *d, struct text *error)
   }
 }
 
+static void retire(struct database *d, bool gone);
+static raft_index stop_one(struct database *d, bool clean);
+
 static int open_new(const char *path, struct database **out, struct text *error)
 {
   static const struct text none;
@@ -339,15 +375,31 @@ static int reopen(struct database *d, struct text *error)
   return rc ? SQLITE_CANTOPEN : SQLITE_OK;
 }
 
+void registry_forget_lost(const char *path)
+{
+  if (!registry_has_directory(path)) return;
+  enter();
+  struct database *d = find(path);
+  struct node *node = d ? atomic_load(&d->node) : NULL;
+  bool lost = node && auto_lost(node);
+  if (lost) {
+    node_stop(node, false);
+    if (node->wal) wal_forbid(node->wal);
+    retire(d, true);
+  }
+  if (lost || d == NULL) auto_forget(path);
+  pthread_mutex_unlock(&mutex);
+}
+
 int registry_open(const char *path, struct database **out, struct text *error)
 {
   *out = NULL;
-  if (!has_directory(path)) return SQLITE_OK;
+  if (!registry_has_directory(path)) return SQLITE_OK;
   int rc = SQLITE_OK;
   enter();
   struct database *d = find(path);
   /* Else it was detached meanwhile. */
-  if (d == NULL && has_directory(path))
+  if (d == NULL && registry_has_directory(path))
     rc = open_new(path, &d, error);
   else if (d && !atomic_load(&d->node) && !d->live)
     rc = reopen(d, error);
@@ -386,8 +438,11 @@ int registry_start(const char *path, const struct raft_configuration *peers,
 void registry_release(struct database *d)
 {
   enter();
-  bool last = --d->refs == 0 && atomic_load(&d->node) == NULL;
+  struct node *node = atomic_load(&d->node);
+  bool last = --d->refs == 0 && node == NULL;
   d->released = clock_monotonic_ms();
+  if (d->refs == 0 && node && auto_wanted() && identity_alone(&node->identity))
+    stop_one(d, true);
   if (last && d->live) {
     attach_look(d); /* it lingers for a while */
     last = false;
@@ -453,7 +508,7 @@ static int find_or_start(const char *path, struct database **out,
 {
   struct database *d = find(path), *made = NULL;
   *out = NULL;
-  if (d == NULL && !has_directory(path)) return 0;
+  if (d == NULL && !registry_has_directory(path)) return 0;
   if (d == NULL) d = made = new_database(path);
   if (d == NULL) return -ENOMEM;
   int rc = host(d, NULL, why);

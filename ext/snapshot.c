@@ -17,6 +17,8 @@
 ** between requests, and when the connection broke, until nothing was asked for
 ** some time.
 **
+** OFFER: blob configuration, of the leader. Who has missed much may not know
+** where it is, nor that it is a member.
 ** OPEN's answer: u32 version 2, u64 session, u64 cluster, u64 index, u64 term,
 ** u64 term of the sender, u64 configuration index, blob configuration, blob
 ** settings, u32 page size, u32 pages, u64 bytes a second (0: no limit).
@@ -99,11 +101,20 @@ static void offered(void *ctx, int status, const uint8_t *body, size_t len)
 static void send_offer(struct node *node, raft_id peer)
 {
   struct offer *offer = calloc(1, sizeof(*offer));
-  uint8_t ask = ASK_SNAPSHOT_OFFER;
-  if (offer == NULL) return; /* raft is told when it is forgotten */
-  offer->node = node;
-  offer->peer = peer;
-  net_call(node->net, peer, &ask, 1, OFFER_MS, offered, offer);
+  struct raft_body *c =
+      raft_configuration_encode(raft_configuration(node->raft, NULL));
+  struct packer p = {0};
+  pack_u8(&p, ASK_SNAPSHOT_OFFER);
+  if (c) pack_blob(&p, c->data, c->len);
+  if (offer && c && !p.bad) {
+    offer->node = node;
+    offer->peer = peer;
+    net_call(node->net, peer, p.data, p.len, OFFER_MS, offered, offer);
+  } else {
+    free(offer); /* raft is told when it is forgotten */
+  }
+  raft_body_unref(c);
+  free(p.data);
 }
 
 void snapshot_send(struct node *node, raft_id peer)
@@ -311,7 +322,7 @@ bool snapshot_request(struct node *node, raft_id from, const uint8_t *body,
     return false;
   struct snapshot_out *s = find_out(node, from);
   if (what == ASK_SNAPSHOT_OFFER) {
-    fetch_offered(node, from, request);
+    fetch_offered(node, from, &p, request);
   } else if (what == ASK_SNAPSHOT_OPEN) {
     if (s) s->used = clock_monotonic_ms();
     handle_open(node, from, request);

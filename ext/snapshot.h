@@ -23,8 +23,9 @@ static inline uint32_t snapshot_part_pages(uint32_t page_size)
   return (256u << 10) / page_size;
 }
 
-/* A leader has a snapshot for this node: to be fetched, soon. */
-void fetch_offered(struct node *node, raft_id from,
+/* A leader has a snapshot for this node: to be fetched, soon. `offer`: what
+   follows the first byte of the request. */
+void fetch_offered(struct node *node, raft_id from, struct parser *offer,
                    struct net_request *request);
 
 #endif

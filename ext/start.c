@@ -68,6 +68,11 @@ int node_open_control(struct node *node, raft_index *confirmed,
   struct control *shared = node->shared = node->map->control;
   *confirmed = control_begin(node->map);
   control_set_hold(node->map, HOLD_NONE); /* somebody may wait since before */
+  /* Later than those of earlier hosts, also when the calendar has gone back. */
+  uint64_t sequence = atomic_load(&shared->sequence);
+  if (sequence > node->sequence && sequence < UINT64_MAX / 2)
+    node->started = node->sequence = sequence;
+  atomic_store(&shared->sequence, node->sequence);
   atomic_store(&shared->election_ms, node->identity.election_timeout_ms);
   atomic_store(&shared->led, false);
   atomic_store(&shared->near, false);
@@ -284,7 +289,7 @@ static int open_network(struct node *node, struct text *error)
                                 .self = i->id,
                                 .incarnation = i->incarnation,
                                 .tls = node->tls,
-                                .listen = i->listen,
+                                .listen = identity_alone(i) ? NULL : i->listen,
                                 .callbacks = &callbacks};
   if (net_open(&options, &node->net, &net_error) != 0) {
     text_set(error, "%s", net_error.text);
@@ -445,8 +450,11 @@ int node_start(const char *path, const struct raft_configuration *peers,
   int rc = prepare(node, peers, error);
   /* The first of its events; from then on the threads change what it tells. */
   if (rc == 0) {
-    events_add(&node->events, "started at entry %llu, listening on %s",
-               (unsigned long long)node->applied, net_listening(node->net));
+    events_add(&node->events, "started at entry %llu, listening %s%s",
+               (unsigned long long)node->applied,
+               identity_alone(&node->identity) ? "nowhere" : "on ",
+               net_listening(node->net));
+    if (identity_alone(&node->identity)) auto_begun(node->path);
     trust_announce(node);
   }
   if (rc == 0) rc = start_threads(node, error);
@@ -654,6 +662,8 @@ void node_stop(struct node *node, bool clean)
 void node_close(struct node *node)
 {
   wal_close(node->wal, node->clean);
+  if (node->lock_fd >= 0 && node->clean && identity_alone(&node->identity))
+    auto_ended(node->path);
   node_unlock(node->lock_fd);
   node->lock_fd = -1;
 }

@@ -18,8 +18,13 @@
 #define DAY 86400
 #define LATE_MS 10000 /* due for so long and not renewed: worth a warning */
 
+#define YEAR_10000 INT64_C(253402300799) /* less a second */
+
 struct clock_text trust_time(int64_t seconds)
 {
+  /* Some are a peer's: of years that have four digits. */
+  if (seconds < 0) seconds = 0;
+  if (seconds > YEAR_10000) seconds = YEAR_10000;
   struct clock_text text = clock_text(seconds * 1000);
   text.s[strlen("2026-01-01 00:00:00")] = 0;
   return text;

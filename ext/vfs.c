@@ -22,6 +22,9 @@ SQLITE_EXTENSION_INIT3
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* Whose file it is: a number of our own. */
+#define FCNTL_CONNECTION 0x71756f72
+
 static sqlite3_vfs *below; /* the VFS that was the default */
 
 struct wal_handle {
@@ -152,6 +155,7 @@ static int db_close(sqlite3_file *file)
 {
   struct connection *c = (struct connection *)file;
   vfs_shm_unmap(file, 0);
+  registry_unlist(&c->opened);
   int rc = c->real->pMethods->xClose(c->real);
   attach_close(c); /* an inherited one has no session any more */
   if (!vfs_inherited(c)) control_leave(&c->reader);
@@ -300,6 +304,7 @@ static int db_control(sqlite3_file *file, int op, void *arg)
   case SQLITE_FCNTL_PDB: c->db = arg; return SQLITE_OK;
   case SQLITE_FCNTL_BUSYHANDLER: c->busy = arg; return SQLITE_OK;
   case SQLITE_FCNTL_PRAGMA: return db_pragma(c, arg);
+  case FCNTL_CONNECTION: *(struct connection **)arg = c; return SQLITE_OK;
   case SQLITE_FCNTL_COMMIT_PHASETWO:
     return vfs_inherited(c) ? VFS_INHERITED : capture_wait(c);
   case SQLITE_FCNTL_SIZE_HINT:
@@ -352,7 +357,7 @@ static sqlite3_file *real_space(sqlite3_file *file)
 static const char *setting(const char *name, const char *key, const char *env)
 {
   const char *value = sqlite3_uri_parameter(name, key);
-  return value ? value : getenv(env);
+  return value ? value : secure_getenv(env);
 }
 
 static int open_settings(struct connection *c, const char *name)
@@ -374,8 +379,7 @@ static int open_settings(struct connection *c, const char *name)
   return SQLITE_OK;
 }
 
-/* URI parameters that would go around the node. */
-static const char *forbidden(const char *name)
+const char *vfs_forbidden(const char *name)
 {
   static const char *const keys[] = {"nolock", "immutable", "readonly_shm"};
   for (unsigned i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
@@ -403,11 +407,11 @@ static int open_real(const char *name, sqlite3_file *real, int flags,
   return rc;
 }
 
-static int open_database(struct database *database, const char *name,
-                         sqlite3_file *file, int flags, int *out_flags)
+/* Everything of a connection but its file. */
+static int begin_connection(struct connection *c, struct database *database,
+                            const char *name)
 {
-  struct connection *c = (struct connection *)file;
-  const char *key = forbidden(name);
+  const char *key = vfs_forbidden(name);
   memset(c, 0, sizeof(*c));
   if (key) {
     struct node *node = atomic_load(&database->node);
@@ -428,19 +432,81 @@ static int open_database(struct database *database, const char *name,
   c->map = database->map;
   c->page_size = view.page_size;
   c->client.fd = c->draft = -1;
+  return SQLITE_OK;
+}
+
+static int open_database(struct database *database, const char *name,
+                         sqlite3_file *file, int flags, int *out_flags)
+{
+  struct connection *c = (struct connection *)file;
+  int rc = begin_connection(c, database, name);
+  if (rc != SQLITE_OK) return rc;
   c->real = real_space(file);
   rc = open_real(name, c->real, flags, out_flags);
   if (rc != SQLITE_OK) return rc;
   c->base.pMethods = &connection_methods;
+  registry_list(&c->opened, name);
   return SQLITE_OK;
 }
 
-static int open_wal(struct connection *c, const char *name, sqlite3_file *file,
-                    int flags, int *out_flags)
+int vfs_become(struct connection *c, struct database *database,
+               const char *name, sqlite3_file *real)
+{
+  int rc = begin_connection(c, database, name);
+  if (rc != SQLITE_OK) return rc;
+  c->real = real;
+  c->base.pMethods = &connection_methods;
+  registry_list(&c->opened, name);
+  return SQLITE_OK;
+}
+
+static int open_young(const char *name, sqlite3_file *file, int flags,
+                      int *out_flags)
+{
+  sqlite3_file *real = real_space(file);
+  int rc = open_real(name, real, flags, out_flags);
+  if (rc == SQLITE_OK) auto_begin(file, name, real);
+  return rc;
+}
+
+static struct connection *of_opened(struct opened *o)
+{
+  return (struct connection *)(void *)((char *)o -
+                                       offsetof(struct connection, opened));
+}
+
+/* Whether SQLite sees of the database what characteristics() says. Otherwise it
+   would end a transaction with frames that only fill a sector, each of which looks
+   like a commit. */
+static bool shows_powersafe(const char *name)
+{
+  sqlite3_file *seen = sqlite3_database_file_object(name);
+  return (seen->pMethods->xDeviceCharacteristics(seen) &
+          SQLITE_IOCAP_POWERSAFE_OVERWRITE) != 0;
+}
+
+/* The name of a -wal leads to that of its database, and that to the connection.
+   SQLITE_NOTFOUND: it is none of ours. */
+static int open_wal(const char *name, sqlite3_file *file, int flags,
+                    int *out_flags)
 {
   struct wal_handle *w = (struct wal_handle *)file;
+  bool known;
+  const char *database = sqlite3_filename_database(name);
+  struct opened *o = registry_listed(database, &known);
+  if (o == NULL && !known) return SQLITE_NOTFOUND;
+  /* Written past its node, the file would be damaged. */
+  const char *why =
+      o == NULL ? "the VFS above quorate gives files other names"
+      : shows_powersafe(name)
+          ? NULL
+          : "the VFS above quorate says that writes are not powersafe";
+  if (why) {
+    sqlite3_log(SQLITE_CANTOPEN, "quorate: %s: %s", name, why);
+    return SQLITE_CANTOPEN;
+  }
   w->base.pMethods = NULL;
-  w->connection = c;
+  w->connection = of_opened(o);
   w->real = real_space(file);
   int rc = open_real(name, w->real, flags, out_flags);
   if (rc == SQLITE_OK) w->base.pMethods = &wal_methods;
@@ -453,12 +519,13 @@ static int vfs_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *file,
   (void)vfs;
   file->pMethods = NULL;
   if (name && (flags & SQLITE_OPEN_WAL)) {
-    sqlite3_file *db = sqlite3_database_file_object(name);
-    if (db && db->pMethods == &connection_methods)
-      return open_wal((struct connection *)db, name, file, flags, out_flags);
+    int rc = open_wal(name, file, flags, out_flags);
+    if (rc != SQLITE_NOTFOUND) return rc;
   } else if (name && (flags & SQLITE_OPEN_MAIN_DB)) {
     struct database *database = NULL;
     struct text error = {""};
+    enum auto_kind kind = auto_look(name, flags);
+    if (kind == AUTO_YOUNG) return open_young(name, file, flags, out_flags);
     int rc = registry_open(name, &database, &error);
     if (rc != SQLITE_OK) {
       sqlite3_log(rc, "quorate: %s", error.s);
@@ -600,9 +667,15 @@ static sqlite3_vfs quorate_vfs = {
 
 int vfs_register(void)
 {
-  if (sqlite3_vfs_find("quorate")) return SQLITE_OK;
+  if (sqlite3_vfs_find("quorate")) {
+    /* After sqlite3_shutdown() SQLite's own is the default again. */
+    return sqlite3_vfs_find(NULL) == below
+               ? sqlite3_vfs_register(&quorate_vfs, 1)
+               : SQLITE_OK;
+  }
   below = sqlite3_vfs_find(NULL);
   if (below == NULL) return SQLITE_ERROR;
+  auto_learn();
   quorate_vfs.szOsFile = (int)header_size() + below->szOsFile;
   quorate_vfs.mxPathname = below->mxPathname;
   return sqlite3_vfs_register(&quorate_vfs, 1);
@@ -610,12 +683,10 @@ int vfs_register(void)
 
 struct connection *vfs_connection(sqlite3 *db, const char *schema)
 {
-  sqlite3_file *file = NULL;
-  if (sqlite3_file_control(db, schema, SQLITE_FCNTL_FILE_POINTER, &file) !=
-          SQLITE_OK ||
-      file == NULL || file->pMethods != &connection_methods)
-    return NULL;
-  return (struct connection *)file;
+  struct connection *c = NULL;
+  /* Other VFSs above this one pass on what they do not know. */
+  int rc = sqlite3_file_control(db, schema, FCNTL_CONNECTION, &c);
+  return rc == SQLITE_OK ? c : NULL;
 }
 
 void vfs_locate(struct connection *c)
@@ -652,27 +723,38 @@ const char *vfs_below_name(void)
   return below->zName;
 }
 
-/* The database file, by the VFS below. Free it with close_below(). */
+/* The database file, by the VFS below, which looks at its name until it is closed:
+   by close_below(). */
+struct below_file {
+  const char *name;
+  sqlite3_file file;
+};
+
 static sqlite3_file *open_below(const char *path, int flags)
 {
-  /* The name as the VFS expects it: with an empty list of parameters. */
-  const char *name = sqlite3_create_filename(path, "", "", 0, NULL);
-  sqlite3_file *file = calloc(1, (size_t)below->szOsFile);
-  if (name == NULL || file == NULL ||
-      below->xOpen(below, name, file, flags | SQLITE_OPEN_MAIN_DB, NULL) !=
-          SQLITE_OK) {
-    if (file && file->pMethods) file->pMethods->xClose(file);
-    free(file);
-    file = NULL;
-  }
-  sqlite3_free_filename(name);
-  return file;
+  struct below_file *b =
+      calloc(1, offsetof(struct below_file, file) + (size_t)below->szOsFile);
+  if (b == NULL) return NULL;
+  /* As the VFS expects it: with an empty list of parameters. */
+  b->name = sqlite3_create_filename(path, "", "", 0, NULL);
+  if (b->name && below->xOpen(below, b->name, &b->file,
+                              flags | SQLITE_OPEN_MAIN_DB, NULL) == SQLITE_OK)
+    return &b->file;
+  if (b->file.pMethods) b->file.pMethods->xClose(&b->file);
+  sqlite3_free_filename(b->name);
+  free(b);
+  return NULL;
 }
 
 static void close_below(sqlite3_file *file)
 {
-  if (file) file->pMethods->xClose(file);
-  free(file);
+  if (file == NULL) return;
+  struct below_file *b =
+      (struct below_file *)(void *)((char *)file -
+                                    offsetof(struct below_file, file));
+  file->pMethods->xClose(file);
+  sqlite3_free_filename(b->name);
+  free(b);
 }
 
 static bool read_header(sqlite3_file *file, uint8_t header[20])

@@ -29,6 +29,7 @@ struct client {
 */
 struct connection {
   sqlite3_file base;
+  struct opened opened;
   unsigned forks; /* registry_forks when it was opened */
   struct database *database;
   struct node *node; /* that runs in this process; NULL: in another one */
@@ -97,6 +98,13 @@ struct connection {
 
 /* Registers the VFS as the default; harmless when it is there already. */
 int vfs_register(void);
+/* A URI parameter that would go around the node, or NULL. */
+const char *vfs_forbidden(const char *name);
+/* A file that the VFS below has open, without a lock, becomes a connection: the
+   reference to the database is then its. An SQLite result code; after an error
+   what `c` points to is not a file. */
+int vfs_become(struct connection *c, struct database *database,
+               const char *name, sqlite3_file *real);
 /* The connection behind a schema of a database handle, or NULL. */
 struct connection *vfs_connection(sqlite3 *db, const char *schema);
 /* Before it begins something: where the node is now. */
@@ -126,6 +134,19 @@ char *vfs_absolute(const char *path);
 bool vfs_read_versions(const char *path, uint8_t versions[2]);
 bool vfs_write_version(const char *path, uint8_t version);
 bool vfs_parse_level(const char *text, enum read_level *level);
+
+/* ---- auto.c: QUORATE_AUTO, for tests -------------------------------------- */
+
+/* Whether the environment asks for it; once, when the VFS is registered. Never
+   in a program that has more rights than who runs it. */
+void auto_learn(void);
+/* Before a database is opened that has no directory. A copy of a node's file
+   becomes a node here, and is then opened as one. */
+enum auto_kind { AUTO_OTHER, AUTO_YOUNG };
+enum auto_kind auto_look(const char *name, int flags);
+/* The file was opened by the VFS below and is to become a node by its first
+   commit. */
+void auto_begin(sqlite3_file *file, const char *name, sqlite3_file *real);
 
 /* ---- interrupt.c ------------------------------------------------------- */
 

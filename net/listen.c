@@ -203,6 +203,7 @@ int net_listen_begin(struct net *net)
 
 void net_listen_end(struct net *net)
 {
+  if (net->listen_fd < 0) return;
   uv_close((uv_handle_t *)&net->listener, listener_closed);
   uv_close((uv_handle_t *)&net->pause, pause_closed);
 }

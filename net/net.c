@@ -212,8 +212,8 @@ int net_open(const struct net_options *options, struct net **out,
   *out = NULL;
   if (!net) return -1;
   net->hub.loop = options->loop;
-  if (net_listen(net, options->listen, error)) goto fail;
-  rc = net_listen_begin(net);
+  if (options->listen && net_listen(net, options->listen, error)) goto fail;
+  rc = options->listen ? net_listen_begin(net) : 0;
   if (rc) {
     net_fail(error, "cannot listen on %.128s: %s", options->listen,
              uv_strerror(rc));

@@ -118,16 +118,18 @@ struct net_options {
   raft_id self;
   uint64_t incarnation;
   struct tls_context *tls; /* net keeps a reference */
-  const char *listen;      /* "host:port", "[v6]:port"; port 0: any */
+  const char *listen;      /* "host:port", "[v6]:port"; port 0: any; NULL: who
+                              is alone listens nowhere */
   const struct net_callbacks *callbacks; /* copied */
 };
 
 /* Binds and listens. On error nothing is left behind. */
 int net_open(const struct net_options *options, struct net **out,
              struct net_error *error);
-/* "host:port" really listened on. */
+/* "host:port" really listened on; or "". */
 const char *net_listening(const struct net *net);
-/* The descriptor of the listening socket, which is its for all of its life. */
+/* The descriptor of the listening socket, which is its for all of its life; or
+   -1. */
 int net_descriptor(const struct net *net);
 /* Ends everything: pending requests are answered with an error, calls get
    their callback with status -1; closed(ctx) comes when the last handle is

@@ -7,6 +7,9 @@
 #
 #   spawn NAME shell|tcl ?argument...?   starts a process
 #   spawn NAME program COMMAND ?argument...?    any other
+#                              ::preload(NAME): libraries for it;
+#                              ::environ(NAME): variables, NAME=VALUE;
+#                              ::wrap(NAME): a command that runs it
 #   sql NAME STATEMENT ?MS?    its answer, as the shell's list mode gives it;
 #                              an error of SQL is an error of Tcl, its code is
 #                              in ::code
@@ -116,8 +119,18 @@ proc spawn {name kind args} {
   if {[info exists ::preload($name)]} {
     set preload "$::cluster(QUORATE_PRELOAD) $::preload($name)"
   }
+  set variables {}
   if {[string trim $preload] ne ""} {
-    set command [list env LD_PRELOAD=[string trim $preload] {*}$command]
+    lappend variables LD_PRELOAD=[string trim $preload]
+  }
+  if {[info exists ::environ($name)]} {
+    lappend variables {*}$::environ($name)
+  }
+  if {$variables ne ""} {
+    set command [list env {*}$variables {*}$command]
+  }
+  if {[info exists ::wrap($name)]} {
+    set command [list {*}$::wrap($name) {*}$command]
   }
   set chan [open "|$command 2>@1" r+]
   fconfigure $chan -blocking 0 -buffering full -translation lf -encoding utf-8
@@ -439,6 +452,8 @@ proc cluster_end {} {
   set ::nodes {}
   array unset ::node
   array unset ::preload
+  array unset ::environ
+  array unset ::wrap
   array unset ::paused
 }
 

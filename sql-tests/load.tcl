@@ -2,16 +2,22 @@
 #
 #   load_schema                the tables; with load_forget, what was before is
 #                              forgotten, for a new cluster
-#   load_begin NAME THREADS KINDS ?PAUSE_US?     clients in a node's process
+#   load_begin NAME THREADS KINDS ?PAUSE_US? ?NODE?
+#                              clients in a process of a node, by default of the
+#                              same name
 #   load_listen                takes in what they were told so far
 #   load_done N                waits until N more operations are done
-#   load_end                   stops the clients of all nodes that run
+#   load_end                   stops the clients of all processes that run
 #   load_lost NAME             the process was killed
+#   load_mark NS NAME          from now on ::mark(ends) has when rows were
+#                              acknowledged, ns, that were begun after NS in a
+#                              process other than NAME
 #   load_account NODES         holds the ledger on each node against what
 #                              clients were told: "" or what is wrong
 #   load_verify                the same of pages: they agree and are sound
 #   pause NAME..., resume NAME...     SIGSTOP, SIGCONT
-#   load_linear                the same of registers: the checker's report
+#   load_linear                the same of registers, lists and the counter: the
+#                              checker's report
 #
 # Operations without an answer or whose fate was unknown may be there or not; it
 # is the same on all nodes, and never changes again.
@@ -36,13 +42,15 @@ proc resume {args} {
   }
 }
 
-# What clients were told of their counts: fate(NUMBER), t, a, f or u. How many
-# of all operations ended how; how long counts took that were done, or denied,
-# ms. load_anew forgets how many and how long.
+# What clients were told of rows that they wrote: fate(NUMBER), t, a, f or u.
+# How many of all operations ended how, and how many of each kind were done; how
+# long counts took that were done, or denied, ms. load_anew forgets how many and
+# how long.
 proc load_anew {} {
   foreach what {t a f u} {
     set ::told($what) 0
   }
+  array unset ::done
   set ::took {}
   set ::denied {}
   set ::wrong {}
@@ -74,12 +82,33 @@ proc load_schema {} {
          WITH RECURSIVE c(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM c
                                  WHERE i < 19)
            INSERT INTO account SELECT i, 1000 FROM c;
-         INSERT INTO register VALUES(0, 0), (1, 0), (2, 0), (3, 0)}
+         INSERT INTO register VALUES(0, 0), (1, 0), (2, 0), (3, 0);
+         CREATE TABLE list(k INTEGER PRIMARY KEY, v TEXT);
+         CREATE TABLE bag(n INTEGER PRIMARY KEY);
+         CREATE TABLE total(n INT);
+         INSERT INTO total VALUES(0);
+         CREATE TABLE parent(id INTEGER PRIMARY KEY, children INT);
+         CREATE TABLE child(id INTEGER PRIMARY KEY, parent INT NOT NULL
+           REFERENCES parent(id) ON DELETE CASCADE);
+         CREATE INDEX child_parent ON child(parent);
+         CREATE TRIGGER born AFTER INSERT ON child BEGIN
+           UPDATE total SET n = n + 1; END;
+         CREATE TRIGGER gone AFTER DELETE ON child BEGIN
+           UPDATE total SET n = n - 1; END;
+         CREATE TABLE shape(n INTEGER PRIMARY KEY)}
 }
 
-proc load_begin {name threads kinds {pause 500}} {
+proc load_begin {name threads kinds {pause 500} {node ""}} {
   global load logs
-  set file load/$name.[incr load(incarnation)]
+  if {$node eq ""} {
+    set node $name
+  }
+  # One that joined anew is another node than it was.
+  set label $node
+  if {[info exists ::node($node,label)]} {
+    set label $::node($node,label)
+  }
+  set file load/$label.[incr load(incarnation)]
   close [open $file w]
   set logs($name) [open $file]
   fconfigure $logs($name) -translation binary
@@ -87,7 +116,7 @@ proc load_begin {name threads kinds {pause 500}} {
   if {[catch {sql $name {SELECT load_stop()}}]} {
     sql $name {SELECT load_extension('./load')}
   }
-  sql $name "SELECT load_start('$::node($name,file)', '$file',\
+  sql $name "SELECT load_start('$::node($node,file)', '$file',\
              [expr {$load(incarnation) * 100000000}], $threads, '$kinds',\
              $pause)"
 }
@@ -99,12 +128,11 @@ proc load_take {name} {
   set end [string last \n $text]
   set logs($name,part) [string range $text $end+1 end]
   foreach line [split [string range $text 0 $end-1] \n] {
-    lassign $line what number time letter
+    lassign [split $line " "] what number time letter
     if {$what eq "i"} {
       incr told(t)
-      set counts [expr {$letter in {c l}}]
-      set kind($number) $counts
-      if {$counts} {
+      set kind($number) $letter
+      if {$letter in {c l s}} {
         set fate($number) t
         set since($number) $time
       }
@@ -117,11 +145,17 @@ proc load_take {name} {
     }
     incr told(t) -1
     incr told($letter)
-    if {$kind($number)} {
+    if {$letter eq "a"} {
+      incr ::done($kind($number))
+    }
+    if {$kind($number) in {c l s}} {
       set fate($number) $letter
       set ms [expr {($time - $since($number)) / 1e6}]
       switch $letter {
-        a { lappend took $ms }
+        a {
+          lappend took $ms
+          load_marked $name $since($number) $time
+        }
         f { lappend denied $ms }
       }
       unset since($number)
@@ -130,11 +164,28 @@ proc load_take {name} {
   }
 }
 
+proc load_mark {ns name} {
+  set ::mark(after) $ns
+  set ::mark(but) $name
+  set ::mark(ends) {}
+}
+
+proc load_marked {name began ended} {
+  global mark
+  if {$mark(after) ne "" && $began > $mark(after) && $name ne $mark(but)} {
+    lappend mark(ends) $ended
+  }
+}
+load_mark "" ""
+
+# Processes that have clients.
+proc load_names {} {
+  lsearch -all -inline -not -glob [array names ::logs] *,part
+}
+
 proc load_listen {} {
-  foreach name $::nodes {
-    if {[info exists ::logs($name)]} {
-      load_take $name
-    }
+  foreach name [load_names] {
+    load_take $name
   }
 }
 
@@ -153,8 +204,8 @@ proc load_lost {name} {
 }
 
 proc load_end {} {
-  set names [lmap name $::nodes {
-    if {![alive $name] || ![info exists ::logs($name)]} continue
+  set names [lmap name [load_names] {
+    if {![alive $name]} continue
     set name
   }]
   foreach name $names {
@@ -164,7 +215,7 @@ proc load_end {} {
   foreach name $names {
     collect $name 90000
   }
-  foreach name $::nodes {
+  foreach name [load_names] {
     load_lost $name
   }
 }
@@ -180,6 +231,12 @@ proc patient {name statement} {
   return $said
 }
 
+# What the clients' logs say of an operation.
+proc load_log {number} {
+  catch {exec grep " $number " {*}[glob load/*]} said
+  return [join [split $said \n] {; }]
+}
+
 proc load_account {names} {
   if {$::wrong ne ""} {
     return "[llength $::wrong] odd answers: [lindex $::wrong 0]"
@@ -187,27 +244,40 @@ proc load_account {names} {
   foreach name $names {
     set said [patient $name {SELECT count(*), ifnull(min(n), 1),
       ifnull(max(n), 0), (SELECT n FROM counter),
-      (SELECT sum(v) FROM account) FROM ledger}]
-    lassign [split $said |] rows first last counter money
+      (SELECT sum(v) FROM account), (SELECT n FROM total),
+      (SELECT count(*) FROM child), (SELECT group_concat(n) FROM shape),
+      (SELECT group_concat(n) FROM (SELECT substr(name, 7) AS n
+       FROM sqlite_schema WHERE name GLOB 'shape_[0-9]*'
+       ORDER BY CAST(n AS INT))) FROM ledger}]
+    lassign [split $said |] rows first last counter money total children \
+      shapes tables
     if {$first != 1 || $last != $rows || $counter != $rows ||
-        $money != 20000} {
+        $money != 20000 || $total != $children || $shapes ne $tables} {
       return "$name: $rows rows, numbered $first to $last, counter $counter,\
-              money $money"
+              money $money, $children children of $total,\
+              tables $tables of $shapes"
+    }
+    if {[set said [patient $name {PRAGMA foreign_key_check}]] ne ""} {
+      return "$name: foreign_key_check: $said"
     }
     set ids [patient $name {SELECT id FROM ledger ORDER BY n}]
+    append ids " " [patient $name {SELECT n FROM bag ORDER BY n}]
     if {[info exists all] && $all ne $ids} {
       return "$name has other rows than [lindex $names 0]"
     }
     set all $ids
   }
   array set there [concat {*}[lmap id $all {list $id 1}]]
+  set lost {}
   foreach {id what} [array get ::fate] {
     set is [info exists there($id)]
     if {$what eq "a" && !$is} {
-      return "$id is lost: its client was told that it is committed"
+      lappend lost $id
+      continue
     }
     if {$what eq "f" && $is} {
-      return "$id is there: its client was told that it is not"
+      return "$id is there: its client was told that it is not\
+              ([load_log $id])"
     }
     if {$what in {t u}} {
       if {[info exists ::settled($id)] && $::settled($id) != $is} {
@@ -221,11 +291,17 @@ proc load_account {names} {
       return "$id is there: nobody wrote it"
     }
   }
+  if {$lost ne ""} {
+    return "[llength $lost] are lost whose clients were told that they are\
+            committed: [join [lmap id [lrange [lsort $lost] 0 9] {
+              load_log $id
+            }] {; }]"
+  }
   return ""
 }
 
 proc load_linear {} {
-  catch {exec ./linear {*}[lsort [glob load/*]] 2>@1} said
+  catch {exec ./linear {*}[lsort [glob load/*.*]] 2>@1} said
   return $said
 }
 

@@ -2,7 +2,7 @@
 # fixture of cluster.tcl, and an installed quorate.
 #
 #   manual_page FILE           the steps in a page, as {section step...}...
-#   manual_readme FILE         the same of a README
+#   manual_readme FILE         the same of a README, without the prompts
 #   manual_play STEPS          runs them: "", or what was not as it is told
 #
 # A step is {line host kind text expected}.  Kinds are sql (n1>), sh (n1$),
@@ -12,7 +12,8 @@
 # There is one machine here.  n1, n2 and n3 have a directory each, which they
 # call /srv, and addresses of their own, as 10.0.0.1:7000: they stand for
 # directories and ports of the test, in both directions.  Their systemd is ours:
-# a quorated for each instance that is started.
+# a quorated for each instance that is started.  A README's terminals are these
+# machines, too, but they are all in the directory of the test.
 
 # Commands that cannot be run here, as patterns. Any other is.
 set manual_elsewhere {}
@@ -26,6 +27,9 @@ proc manual_steps {lines at} {
     regsub -all {\\&} $line {} line
     regsub -all {\\e} $line {\\} line
     if {[regexp {^\s*\.\.\.> ?(.*)$} $line - more]} {
+      lset steps end 3 "[lindex $steps end 3]\n$more"
+    } elseif {[string match {*\\} [lindex $steps end 3]]
+              && [regexp {^> (.*)$} $line - more]} {
       lset steps end 3 "[lindex $steps end 3]\n$more"
     } elseif {[regexp {^(n\d)([>$#]) (.*)$} $line - host prompt text]} {
       set kind [dict get {> sql $ sh # root} $prompt]
@@ -73,43 +77,55 @@ proc manual_page {file} {
   return $found
 }
 
-# A terminal begins with "$ sqlite3" and is a machine of its own; commands stand
-# in a block, or are indented.
+# A block of a README is ```sh or ```sql and the terminal where it is typed: n1
+# to n3, which become shells of sqlite3 and back, or n4, which stays a shell;
+# "all" are the first three.  What begins with # or -- is what was answered.
+proc manual_block {language host lines at} {
+  set mark [dict get {sh # sql --} $language]
+  set steps {}
+  set more 0
+  foreach line $lines {
+    incr at
+    if {[regexp "^$mark ?(.*)\$" $line - answer]} {
+      lset steps end 4 [concat [lindex $steps end 4] [list $answer]]
+      continue
+    }
+    if {$language eq "sh"} { regsub {\s+# .*$} $line {} line }
+    if {$more} {
+      lset steps end 3 "[lindex $steps end 3]\n$line"
+    } else {
+      lappend steps [list $at $host $language $line {}]
+    }
+    set more [expr {$language eq "sh" ? [string match {*\\} $line]
+                    : ![string match .* $line] && ![string match *\; $line]}]
+  }
+  return $steps
+}
+
+# What is in no such block is a picture or a figure, and is ```text.
 proc manual_readme {file} {
   set found {}
   set section ""
   set steps {}
-  set inside 0
+  set inside ""
   set n 0
-  set more 0
-  set terminal 0
   foreach line [manual_lines $file] {
     incr n
-    if {[regexp {^#+ (.*)$} $line - next]} {
+    if {$inside ne ""} {
+      if {$line ne "```"} { lappend block $line; continue }
+      foreach host $hosts {
+        lappend steps {*}[manual_block $inside $host $block $at]
+      }
+      set inside ""
+    } elseif {[regexp {^```(sh|sql)(?: (\w+))?$} $line - inside hosts]} {
+      if {$hosts eq "all"} { set hosts {n1 n2 n3} }
+      if {$hosts eq ""} { set hosts [expr {$inside eq "sh" ? "n4" : "n1"}] }
+      set at $n
+      set block {}
+    } elseif {[regexp {^## (.*)$} $line - next]} {
       if {[llength $steps]} { lappend found $section $steps }
       set section $next
       set steps {}
-    } elseif {[string match "```*" $line]} {
-      if {$inside} { lappend steps {*}[manual_steps $block $inside] }
-      set inside [expr {$inside ? 0 : $n}]
-      set block {}
-    } elseif {$inside} {
-      if {$line eq "\$ sqlite3"} { incr terminal }
-      regsub {^\$ } $line "n$terminal\$ " line
-      regsub {^sqlite> } $line "n$terminal> " line
-      lappend block $line
-    } elseif {[regexp {^    (\s*\S.*)$} $line - command]} {
-      if {$more} {
-        set command "[lindex $steps end 3]\n$command"
-        set steps [lrange $steps 0 end-1]
-      }
-      regsub {\s+# .*$|(\S)   +\S.*$} $command {\1} first
-      set kind [expr {[string match SELECT* $command] ? "sql" : "sh"}]
-      if {$kind eq "sh" && !$more} { set command $first }
-      set more [expr {$kind eq "sql" ? [string index $command end] ne ";"
-                                     : [string index $command end] eq "\\"}]
-      set host [expr {$kind eq "sql" ? "n1" : "n2"}]
-      lappend steps [list $n $host $kind $command {}]
     }
   }
   if {[llength $steps]} { lappend found $section $steps }
@@ -148,17 +164,20 @@ proc manual_unit {host unit} {
 }
 
 proc manual_start {host unit} {
-  manual_host {*}[manual_unit $host $unit]
+  lassign [manual_unit $host $unit] name file
+  manual_host $name $::prefix/bin/quorated $file
 }
 
-proc manual_host {name file} {
-  if {[alive $name]} return
-  spawn $name program $::prefix/bin/quorated $file
+# It stays in the foreground: for us, in a terminal of its own.
+proc manual_host {name args} {
+  if {[alive $name]} { return "" }
+  spawn $name program {*}$args
   wait_until {[string match "*quorated: ready*" $::proc($name,in)]
               || $::proc($name,ended)} 60000
   if {$::proc($name,ended)} {
     error "quorated did not start: $::proc($name,in)"
   }
+  string trimright $::proc($name,in) \n
 }
 
 proc manual_stop {host unit} {
@@ -182,25 +201,39 @@ proc manual_root {host command} {
   }
 }
 
+# Where the terminal of a host is; commands may change that.
+proc manual_at {host command} {
+  return "cd '$::manual_at($host)' && $command"
+}
+
+# A shell of sqlite3 in which one types: what it says at its beginning.
+proc manual_type {host command} {
+  regexp {^(?:LD_PRELOAD=(\S+) )?sqlite3(.*)$} $command - library arguments
+  unset -nocomplain ::preload(sh-$host)
+  if {$library ne ""} { set ::preload(sh-$host) $library }
+  spawn sh-$host program sh -c \
+    [manual_at $host "exec $::cluster(SQLITE3) -batch $arguments"]
+  set ::proc(sh-$host,kind) shell
+  sql sh-$host "" 60000
+}
+
 proc manual_sh {host command} {
-  set pattern {^(?:LD_PRELOAD=(\S+) )?sqlite3(?: (/\S+))?$}
-  if {[regexp $pattern [manual_map $host 0 $command] - library file]} {
-    unset -nocomplain ::preload(sh-$host)
-    if {$library ne ""} { set ::preload(sh-$host) $library }
-    spawn sh-$host shell {*}$file
-    return
-  }
-  # It stays in the foreground, as another terminal of ours.
-  if {[regexp {^quorated ([^-]\S*)$} [manual_map $host 0 $command] - file]
-      && [file exists $file-quorate]} {
-    manual_host quorated-$host $file
-    return
+  set command [manual_map $host 0 $command]
+  set plain [string map {"\\\n" ""} $command]
+  set typed {^(LD_PRELOAD=\S+ )?sqlite3(\s+-cmd "[^"]*")*( [^\s"']+)?$}
+  if {[regexp $typed $plain]} { return [manual_type $host $plain] }
+  if {[regexp {^(\S*)quorated (?:--http \S+ )?([^-]\S*)$} $plain - path file]
+      && ($path ne "" || [file exists $file-quorate])} {
+    return [manual_host quorated-$host env PATH=$::prefix/bin:$::env(PATH) \
+              sh -c [manual_at $host "exec $plain"]]
   }
   set failed [catch {
     exec env PATH=$::prefix/bin:$::env(PATH) timeout 60 \
-      sh -c [manual_map $host 0 $command] </dev/null 2>@1
+      sh -c [manual_at $host "$command\nrc=\$?; pwd >'$::dir/at'; exit \$rc"] \
+      </dev/null 2>@1
   } said]
   regsub {\n?child process exited abnormally$} $said {} said
+  set ::manual_at($host) [lindex [manual_lines $::dir/at] 0]
   set ::manual_failed $failed
   return $said
 }
@@ -235,6 +268,13 @@ proc manual_sql {host text} {
     reap sh-$host
     return
   }
+  if {[string match ".shell kill *" $text]} {
+    puts $::proc(sh-$host,chan) $text
+    flush $::proc(sh-$host,chan)
+    wait_until {$::proc(sh-$host,ended)}
+    reap sh-$host
+    return
+  }
   set ::manual_failed [catch {
     sql sh-$host [manual_map $host 0 $text] 60000
   } said]
@@ -255,7 +295,8 @@ proc manual_fits {expected said} {
   if {$expected eq ""} {
     return [expr {!$::manual_failed}]
   }
-  regsub -all {[][\\.*+?(){}|^$]} [join $expected \n] {\\&} pattern
+  regsub {^Runtime error: } [join $expected \n] {Error: } expected
+  regsub -all {[][\\.*+?(){}|^$]} $expected {\\&} pattern
   regsub -all {\\\.\\\.\\\.} $pattern {.*} pattern
   regexp "^$pattern\$" $said
 }

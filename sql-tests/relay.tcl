@@ -1,83 +1,112 @@
-# Links between nodes that a test can cut: a relay before each node, whose
-# address is what the others are told.
+# Links between nodes that a test controls (relay.c): one for each two nodes and
+# direction. A node is told the others' addresses as names, NAME.relay, and each
+# node finds its own links behind them (names.c).
 #
-#   relay_make NAME            its address, for the option `advertise`
+#   relay_make NAME            before its process starts: its address, for the
+#                              option `advertise`
+#   relay_way FROM TO WORD VALUE...
+#                              what happens to bytes from FROM to TO, in the
+#                              words of relay.c; * is anybody
+#   relay_break FROM TO        resets the connections that FROM dialled to TO
+#   relay_calm                 nothing happens to any bytes any more
 #   relay_cut NAME             no connection to the node or from it any more;
 #                              what was under way is lost
 #   relay_heal NAME
+#   relay_counts               what was done so far, as a dict
 #
-# A relay works while the test waits for something.
+# The relay ends with the cluster (cluster_end), and begins anew with the next.
 
-array set relay_pairs {}
+exec cc -D_GNU_SOURCE -O1 -o relay $here/relay.c -luv
+exec cc -D_GNU_SOURCE -O1 -shared -fPIC -o names.so $here/names.c -ldl
+set relayed {}
 array set relay_is_cut {}
 
+proc relay_say {args} {
+  global proc
+  puts $proc(relay,chan) $args
+  flush $proc(relay,chan)
+  wait_until {[string first \n $proc(relay,in)] >= 0 || $proc(relay,ended)}
+  set end [string first \n $proc(relay,in)]
+  set said [string range $proc(relay,in) 0 $end-1]
+  set proc(relay,in) [string range $proc(relay,in) $end+1 end]
+  return $said
+}
+
+proc relay_do {args} {
+  if {[set said [relay_say {*}$args]] ne "ok"} {
+    error "relay: $args: $said"
+  }
+}
+
 proc relay_make {name} {
-  set port [free_port]
-  socket -server [list relay_accept $name] -myaddr 127.0.0.1 $port
-  return 127.0.0.1:$port
+  global relayed node
+  if {![alive relay]} {
+    set relayed {}
+    array unset ::relay_is_cut
+    spawn relay program $::dir/relay $::cluster(SEED)
+  }
+  lappend relayed $name
+  lappend ::preload($name) $::dir/names.so
+  lappend ::environ($name) NAMES_FILE=$::dir/relay.$name
+  set last [llength $relayed]
+  for {set i 1} {$i < $last} {incr i} {
+    relay_link [lindex $relayed $i-1] $i $name $last
+    relay_link $name $last [lindex $relayed $i-1] $i
+  }
+  relay_names
+  return $name.relay:[lindex [split $node($name,listen) :] 1]
 }
 
-# The node whose process has this local port.
-proc relay_from {port} {
-  set f [open /proc/net/tcp]
-  set text [read $f]
-  close $f
-  set address [format {0100007F:%04X} $port]
-  set inode ""
-  foreach line [split $text \n] {
-    if {[lindex $line 1] eq $address && [lindex $line 9] > 0} {
-      set inode [lindex $line 9]
+proc relay_link {from i to j} {
+  set port [lindex [split $::node($to,listen) :] 1]
+  relay_do link $from $to 127.77.$i.$j $port 127.0.0.1 $port
+}
+
+# What each node takes the others' names for.
+proc relay_names {} {
+  set i 0
+  foreach from $::relayed {
+    incr i
+    set j 0
+    set f [open $::dir/relay.new w]
+    foreach to $::relayed {
+      puts $f "$to.relay [expr {[incr j] == $i ? "127.0.0.1"
+                                               : "127.77.$i.$j"}]"
     }
+    close $f
+    file rename -force $::dir/relay.new $::dir/relay.$from
   }
-  if {$inode eq ""} {
-    return ""
-  }
-  foreach name $::nodes {
-    if {![alive $name]} continue
-    foreach fd [glob -nocomplain /proc/$::proc($name,pid)/fd/*] {
-      if {![catch {file readlink $fd} to] && $to eq "socket:\[$inode\]"} {
-        return $name
-      }
-    }
-  }
-  return ""
 }
 
-proc relay_accept {name chan host port} {
-  set from [relay_from $port]
-  lassign [split $::node($name,listen) :] - to
-  if {[info exists ::relay_is_cut($name)] ||
-      [info exists ::relay_is_cut($from)] ||
-      [catch {socket 127.0.0.1 $to} out]} {
-    close $chan
-    return
-  }
-  foreach c [list $chan $out] {
-    fconfigure $c -blocking 0 -translation binary -buffering none
-  }
-  set ::relay_pairs($chan) [list $out $name $from]
-  fcopy $chan $out -command [list relay_end $chan]
-  fcopy $out $chan -command [list relay_end $chan]
+proc relay_way {from to args} {
+  relay_do way $from $to {*}$args
 }
 
-proc relay_end {chan args} {
-  if {[info exists ::relay_pairs($chan)]} {
-    set out [lindex $::relay_pairs($chan) 0]
-    unset ::relay_pairs($chan)
-    catch {close $chan}
-    catch {close $out}
-  }
+proc relay_break {from to} {
+  relay_do break $from $to
+}
+
+proc relay_calm {} {
+  array unset ::relay_is_cut
+  relay_do way * * calm 1
 }
 
 proc relay_cut {name} {
   set ::relay_is_cut($name) 1
-  foreach {chan pair} [array get ::relay_pairs] {
-    if {$name in [lrange $pair 1 2]} {
-      relay_end $chan
-    }
-  }
+  relay_do way * $name refuse 1
+  relay_do way $name * refuse 1
 }
 
 proc relay_heal {name} {
-  unset ::relay_is_cut($name)
+  unset -nocomplain ::relay_is_cut($name)
+  relay_do way * $name refuse 0
+  relay_do way $name * refuse 0
+  # Two that were cut off, and one is still.
+  foreach other [array names ::relay_is_cut] {
+    relay_cut $other
+  }
+}
+
+proc relay_counts {} {
+  return [relay_say counts]
 }

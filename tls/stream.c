@@ -295,10 +295,11 @@ static bool looks_like_tls(struct tls_stream *stream, const uint8_t *data,
 /* 1: the first record is there; 0: not yet; -1: it is none of a hello. */
 static int first_record(struct tls_stream *stream)
 {
-  const uint8_t *at = stream->in.data + stream->in.start;
   size_t n = tls_buffer_len(&stream->in), len;
+  const uint8_t *at;
 
   if (n < HEADER_LEN) return 0;
+  at = stream->in.data + stream->in.start;
   len = (size_t)at[3] << 8 | at[4];
   if (HEADER_LEN + len > HELLO_MAX)
     return die(stream, TLS_CAUSE_PROTOCOL, "handshake failed: hello too long");

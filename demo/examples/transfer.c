@@ -2,7 +2,6 @@
 ** transfer.c: moves money between accounts in a database that programs on other
 ** machines write, too; and what to do when a COMMIT does not say yes.
 **
-**     cc -o transfer transfer.c -lsqlite3
 **     ./transfer LIBRARY FILE ID FROM TO AMOUNT
 */
 #include <sqlite3.h>
@@ -66,6 +65,7 @@ static int transfer_once(void)
 
 int main(int argc, char **argv)
 {
+  if (argc != 7) puts("transfer LIBRARY FILE ID FROM TO AMOUNT");
   if (argc != 7 || sqlite3_open(":memory:", &db) != SQLITE_OK) return 2;
   words = argv + 3;
   /* Once in a process, before the file is opened. */

@@ -193,7 +193,8 @@ static bool record_plausible(const struct record *record)
   if (record->type == RECORD_MARK)
     return !record->length && record->mark == record->index;
   return record->type >= RAFT_NOOP && record->type <= RAFT_SETTING &&
-         record->length <= RAFT_BODY_MAX && record->mark < record->index;
+         record->length <= RAFT_BODY_MAX && record->term > 0 &&
+         record->mark < record->index;
 }
 
 bool store_record_decode(const uint8_t in[RECORD_HEADER], uint64_t seq,
