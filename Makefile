@@ -28,6 +28,7 @@
 #                      FAULTFLAGS='--scene join --error EIO'
 #   make sqlite-tests  SQLite's own test suite on nodes; SQLITE_TESTS='select*'
 #                      for some of it; fetches SQLite's source from Debian
+#   make valgrind      memory errors and leaks on the short path
 #   make bench-storage figures of joining, catching up, restarts, transactions
 #                      of any size, memory, disk; MIB=1024 DIR=/big/disk
 #                      PARTS='database large small'
@@ -263,6 +264,10 @@ sqlite-tests: all
 	@QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' \
 	  sh sql-tests/sqlite/run $(foreach p,$(SQLITE_TESTS),'$(p)')
 
+# Memory errors and leaks, on the short path.
+valgrind: all
+	@QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' sh sql-tests/valgrind
+
 demo: all
 	@QUORATE_LIBRARY='$(CURDIR)/$(B)/quorate.so' sh demo/quickstart
 
@@ -419,6 +424,6 @@ clean:
 
 .PHONY: all sim sim-soak soak chaos failover fuzz fuzz-minute fuzz-coverage \
         fuzzers mutants mutants-sample crash fault unit test suites kill load \
-        processes sqlite-tests demo bench bench-storage compile coverage reach \
-        check-style install uninstall deb npm clean \
+        processes sqlite-tests valgrind demo bench bench-storage compile \
+        coverage reach check-style install uninstall deb npm clean \
         $(addprefix unit-,$(ROOMS))
