@@ -454,6 +454,21 @@ void registry_release(struct database *d)
 
 /* ---- stop -------------------------------------------------------------- */
 
+/* Nobody finds it any more, if nobody has it open or its files are another
+   node's. False: it stays where it is. Mutex held. */
+static bool forget(struct database *d, bool gone)
+{
+  bool over = d->refs == 0 || gone;
+  if (over) unlist(d);
+  if (d->refs == 0) {
+    registry_free(d);
+  } else if (gone) {
+    d->next = detached;
+    detached = d;
+  }
+  return over;
+}
+
 /* Its node has ended, or its file is ordinary now. Mutex held. */
 static void retire(struct database *d, bool gone)
 {
@@ -463,13 +478,7 @@ static void retire(struct database *d, bool gone)
   atomic_store(&d->node, NULL);
   node->next = d->former;
   d->former = node;
-  if (d->refs == 0 || gone) unlist(d);
-  if (d->refs == 0) {
-    registry_free(d);
-  } else if (gone) {
-    d->next = detached;
-    detached = d;
-  }
+  forget(d, gone);
 }
 
 /* Mutex held. What is stopped is freed when nobody uses it. The newest entry
@@ -597,15 +606,7 @@ static bool make_way(struct database *d, struct node *was, struct recover *r)
 static void leave_behind(struct database *d, bool gone)
 {
   if (atomic_load(&d->node) || d->live) return;
-  if (d->refs == 0 || gone) unlist(d);
-  if (d->refs == 0) {
-    registry_free(d);
-  } else if (gone) {
-    d->next = detached;
-    detached = d;
-  } else {
-    attach_fence(d);
-  }
+  if (!forget(d, gone)) attach_fence(d);
 }
 
 /* Starts the new node, with a reference. Mutex held. */
