@@ -232,18 +232,23 @@ static void try_inspect(const struct store_options *options,
   must(sum_files(disk) == before);
 }
 
+static struct store_options options_of(struct disk *disk, uint64_t *durable)
+{
+  return (struct store_options){.dir = DIR_,
+                                .io = &disk->io,
+                                .segment_bytes = SEGMENT,
+                                .cluster = CLUSTER,
+                                .node = NODE,
+                                .stepped = true,
+                                .done = on_done,
+                                .ctx = durable};
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
   struct disk *disk = disk_fresh();
   uint64_t durable = 0, before;
-  struct store_options options = {.dir = DIR_,
-                                  .io = &disk->io,
-                                  .segment_bytes = SEGMENT,
-                                  .cluster = CLUSTER,
-                                  .node = NODE,
-                                  .stepped = true,
-                                  .done = on_done,
-                                  .ctx = &durable};
+  struct store_options options = options_of(disk, &durable);
   struct log_input log = put_files(disk, &options, input_of(data, size));
   static struct raft_recovered seen, r;
   struct store *store = NULL;
@@ -325,14 +330,7 @@ void fuzz_seeds(void (*seed)(const void *data, size_t size))
 {
   struct disk *disk = disk_fresh();
   uint64_t durable = 0;
-  struct store_options options = {.dir = DIR_,
-                                  .io = &disk->io,
-                                  .segment_bytes = SEGMENT,
-                                  .cluster = CLUSTER,
-                                  .node = NODE,
-                                  .stepped = true,
-                                  .done = on_done,
-                                  .ctx = &durable};
+  struct store_options options = options_of(disk, &durable);
   static const struct store_checkpoint none;
   static uint8_t copies[4][sizeof seed_bytes];
   size_t len[4];
