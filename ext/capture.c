@@ -667,45 +667,64 @@ void capture_finish(struct connection *c)
   if (!same) walindex_info(&c->index)->read_mark[1] = now->mx_frame;
 }
 
-void capture_for(struct connection *c, uint32_t count, uint32_t n_page,
-                 const uint32_t *pgnos,
-                 int (*page)(void *ctx, uint32_t i, uint8_t *data), void *ctx)
+/* Frame `i` of a transaction of another process, its page behind `header`. */
+static int write_for(struct connection *c, uint32_t i, uint8_t *header,
+                     uint32_t n_page)
+{
+  struct wal *wal = c->node->wal;
+  uint32_t frame = c->given.mx_frame + 1 + i;
+  memset(header, 0, WAL_FRAME_HEADER);
+  put_be32(header, c->pending[i]);
+  put_be32(header + 4, n_page);
+  fence_page(c, frame, header + WAL_FRAME_HEADER);
+  pthread_mutex_lock(&wal->file_mutex);
+  int rc = capture_revoked(c) ? refuse_revoked(c) : SQLITE_OK;
+  if (rc == SQLITE_OK) {
+    chain_frame(c, i, header);
+    rc = wal->io->pwrite(wal->io->ctx, wal->file, header, frame_size(c),
+                         wal_offset(wal, frame));
+  }
+  pthread_mutex_unlock(&wal->file_mutex);
+  return rc;
+}
+
+/* A result code of SQLite, and the reason, for an errno value. */
+static int not_written(struct connection *c, int rc)
+{
+  if (rc == -ENOSPC) full_noticed(c->node);
+  text_set(&c->reason, "transaction rolled back: writing to -wal: %s",
+           errno_text(-rc).s);
+  return rc == -ENOSPC ? SQLITE_FULL : SQLITE_IOERR_WRITE;
+}
+
+int capture_for(struct connection *c, uint32_t count, uint32_t n_page,
+                const uint32_t *pgnos,
+                int (*page)(void *ctx, uint32_t i, uint8_t *data), void *ctx)
 {
   struct walindex_header now = c->given;
-  struct wal *wal = c->node->wal;
-  int rc = 0;
+  int rc = SQLITE_OK;
   c->before = c->given;
   c->writing = true;
   capture_begin(c);
   c->diverged = true; /* the chain is made here */
-  for (uint32_t i = 0; rc == 0 && i < count; i++) {
-    uint32_t frame = c->given.mx_frame + 1 + i;
+  for (uint32_t i = 0; rc == SQLITE_OK && i < count; i++) {
     uint8_t *header = place_of(c, i);
-    rc = header ? set_pending(c, frame, pgnos[i]) : SQLITE_NOMEM;
-    if (rc == 0) rc = page(ctx, i, header + WAL_FRAME_HEADER);
-    if (rc) break;
-    memset(header, 0, WAL_FRAME_HEADER);
-    put_be32(header, pgnos[i]);
-    put_be32(header + 4, i + 1 == count ? n_page : 0);
-    fence_page(c, frame, header + WAL_FRAME_HEADER);
-    pthread_mutex_lock(&wal->file_mutex);
-    rc = capture_revoked(c) ? VFS_REJECTED : 0;
-    if (rc == 0) {
-      chain_frame(c, i, header);
-      rc = wal->io->pwrite(wal->io->ctx, wal->file, header, frame_size(c),
-                           wal_offset(wal, frame));
-    }
-    pthread_mutex_unlock(&wal->file_mutex);
+    rc = header ? set_pending(c, c->given.mx_frame + 1 + i, pgnos[i])
+                : SQLITE_IOERR_NOMEM;
+    if (rc == SQLITE_OK) rc = page(ctx, i, header + WAL_FRAME_HEADER);
+    if (rc == SQLITE_OK)
+      rc = write_for(c, i, header, i + 1 == count ? n_page : 0);
   }
-  if (rc == -ENOSPC) full_noticed(c->node);
-  if (rc == 0) {
+  if (rc == SQLITE_OK) {
     now.mx_frame += count;
     now.n_page = n_page;
     now.change++;
     walindex_seal(&now);
     take_over(c, &now);
+    if (c->tx == NULL) rc = SQLITE_IOERR_NOMEM;
   }
   c->writing = false;
+  return rc < 0 ? not_written(c, rc) : rc;
 }
 
 /* ---- fate -------------------------------------------------------------- */

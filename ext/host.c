@@ -288,8 +288,9 @@ static void do_commit(struct session *s, struct session_commit *commit)
   if (why) {
     text_set(&c->reason, "%s", why);
   } else {
-    capture_for(c, commit->count, commit->n_page, pgnos, give_page, commit);
-    rc = SQLITE_OK;
+    text_set(&c->reason, "%s", "");
+    rc =
+        capture_for(c, commit->count, commit->n_page, pgnos, give_page, commit);
   }
   writer_leave(c);
   if (commit->file >= 0) close(commit->file);

@@ -204,11 +204,12 @@ unsigned writer_patience(const struct connection *connection, uint64_t refused,
 void capture_begin(struct connection *connection);
 /* A transaction of another process, as if this connection, which stands for that
    one, had written it after writer_begin(): `count` frames, the page numbers in
-   order, the pages as page() gives them, 0 or an errno value. Then it is as
-   after capture_finish(). */
-void capture_for(struct connection *connection, uint32_t count, uint32_t n_page,
-                 const uint32_t *pgnos,
-                 int (*page)(void *ctx, uint32_t i, uint8_t *data), void *ctx);
+   order, the pages as page() gives them, 0 or a negative errno value. SQLITE_OK:
+   it is as after capture_finish(), and capture_wait() tells its fate. Else it was
+   handed over to nobody, and is rolled back; there may be a reason. */
+int capture_for(struct connection *connection, uint32_t count, uint32_t n_page,
+                const uint32_t *pgnos,
+                int (*page)(void *ctx, uint32_t i, uint8_t *data), void *ctx);
 /* A frame (or a part of one) is written to -wal by SQLite. */
 int capture_write(struct connection *connection, sqlite3_file *real,
                   const void *data, int n, sqlite3_int64 offset);
