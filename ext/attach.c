@@ -551,7 +551,7 @@ void attach_commit(struct connection *c, const struct session_commit *commit)
   struct control_slot *slot = c->reader.slot;
   m.commit.view = view_of(c);
   atomic_store(&slot->committed, 0);
-  atomic_store(&slot->handed, 0);
+  atomic_store(&slot->handed, CONTROL_SENT);
   c->reserved = false; /* the host gives the turn on */
   c->sent = true;
   if (c->client.fd >= 0) session_send(c->client.fd, &m, SEND_MS);
@@ -564,14 +564,16 @@ static bool nobody(void *ctx)
   return false;
 }
 
-/* What the host before had taken over: its fate is the next one's to tell. */
+/* What the host before had taken over: its fate is the next one's to tell. What
+   it had not, no host takes over any more, also one that was only slow. */
 static int resolve(struct connection *c, const struct timespec *end)
 {
   struct control_slot *slot = c->reader.slot;
   struct session_message answer, m = {.type = SESSION_RESOLVE};
   struct timespec now;
-  m.sequence = atomic_load(&slot->handed);
-  if (m.sequence == 0) return VFS_REJECTED; /* it was not in anybody's log */
+  m.sequence = CONTROL_SENT;
+  if (atomic_compare_exchange_strong(&slot->handed, &m.sequence, 0))
+    return VFS_REJECTED;
   for (;;) {
     hang_up(c);
     clock_gettime(CLOCK_MONOTONIC, &now);

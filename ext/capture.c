@@ -558,9 +558,12 @@ static int hand_over(struct connection *c, struct transaction *tx,
   atomic_store(&node->shared->sequence, node->sequence);
   pthread_mutex_unlock(&node->mutex);
   if (c->slot) {
-    /* Should this process end, the next host can tell its fate. */
+    /* Should this process end, the next host can tell its fate. Who waits no
+       longer has told its application that it was rolled back. */
+    uint64_t sent = CONTROL_SENT;
     tx->committed = &c->slot->committed;
-    atomic_store(&c->slot->handed, tx->sequence);
+    if (!atomic_compare_exchange_strong(&c->slot->handed, &sent, tx->sequence))
+      return -1;
   }
   int work = -1, rc = -1;
   if (count > per_part) {

@@ -25,6 +25,7 @@
 #define CONTROL_PROCESSES 1024u
 #define CONTROL_BLOCK 65536u /* frames in a block of page numbers */
 #define CONTROL_BLOCKS 4096u
+#define CONTROL_SENT UINT64_MAX
 
 /* The database at one moment, as wal.c has it. */
 struct control_view {
@@ -52,8 +53,9 @@ struct control_slot {
   _Atomic uint64_t index; /* the newest entry in it; 0: not known */
   _Atomic int32_t pid;
   char who[36]; /* what an image serves, for users; empty: a connection's */
-  /* Of another process's connection: its newest transaction that was handed
-     over, 0: none; and whether that was seen to be committed. */
+  /* Of another process's connection: its newest transaction, by its number, 0:
+     none, CONTROL_SENT: the host has it, but nobody's log yet; and whether that
+     was seen to be committed. */
   _Atomic uint64_t handed, committed;
   /* Read transactions of its connections, of all that ever had it, by level:
      they are the slot's own, and nobody's time. */

@@ -136,11 +136,15 @@ static void do_barrier(struct session *s, const struct session_barrier *b)
                             &interrupt, &s->c.reason));
 }
 
-static bool has_turn(struct session *s)
+/* From here on the turn lasts until writer_leave(): its frames are going to be in
+   -wal, where those of the next one would be. False: it was over. */
+static bool commit_begins(struct session *s)
 {
-  pthread_mutex_lock(&s->node->mutex);
-  bool has = s->node->writer == &s->c;
-  pthread_mutex_unlock(&s->node->mutex);
+  struct node *node = s->node;
+  pthread_mutex_lock(&node->mutex);
+  bool has = node->writer == &s->c;
+  if (has) node->writer_commits = true;
+  pthread_mutex_unlock(&node->mutex);
   return has;
 }
 
@@ -265,7 +269,7 @@ static const char *check_commit(struct session *s,
                                 const uint32_t *pgnos)
 {
   struct connection *c = &s->c;
-  if (!has_turn(s))
+  if (!commit_begins(s))
     return "transaction rolled back: the turn to write was over, this process "
            "gave no sign of life";
   if (commit->page_size != c->page_size || commit->n_page == 0 ||
@@ -491,8 +495,8 @@ static bool to_ask(struct node *node, uint64_t now, struct session **watch)
 {
   const struct connection *writer = node->writer;
   bool wanted = node->places || node->upgrading || node->recalled;
-  if (writer == NULL || writer->slot == NULL || !wanted ||
-      now - node->writer_since < PING_MS)
+  if (writer == NULL || writer->slot == NULL || node->writer_commits ||
+      !wanted || now - node->writer_since < PING_MS)
     return false;
   uint32_t process = atomic_load(&writer->slot->owner);
   struct session *s = node->host->sessions;

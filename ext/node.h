@@ -398,6 +398,7 @@ struct node {
   unsigned upgrading;        /* readers that want to write */
   struct connection *writer; /* whose turn it is */
   bool writer_writes;        /* it has the WRITE lock */
+  bool writer_commits;       /* for another process: its COMMIT is here */
   pthread_t writer_thread;
   uint64_t writer_since;      /* ms */
   struct write_place *places; /* who wants to be next */

@@ -107,7 +107,7 @@ void writer_note(struct node *node)
 static void give(struct node *node, struct connection *c)
 {
   node->writer = c;
-  node->writer_writes = false;
+  node->writer_writes = node->writer_commits = false;
   node->writer_thread = pthread_self();
   node->writer_since = clock_monotonic_ms();
   if (node->recalled && node->recall_left > 0) node->recall_left--;

@@ -3,11 +3,15 @@
 **
 ** Preloaded, it lets no fsync(2) or fdatasync(2) return while the file named by
 ** the environment variable STALL_FILE exists, and has them fail while that
-** named by FAIL_FILE does.
+** named by FAIL_FILE does. Nor does a pwrite(2) return, in a thread that serves
+** another process, while that named by HOLD_FILE exists, which is empty until
+** one waits there.
 */
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 static int is_there(const char *variable)
@@ -35,4 +39,18 @@ int fsync(int fd)
 int fdatasync(int fd)
 {
   return sync_by("fdatasync", fd);
+}
+
+ssize_t pwrite(int fd, const void *data, size_t n, off_t offset)
+{
+  ssize_t (*real)(int, const void *, size_t, off_t);
+  char name[17] = "";
+  *(void **)&real = dlsym(RTLD_NEXT, "pwrite");
+  if (is_there("HOLD_FILE") && prctl(PR_GET_NAME, name) == 0 &&
+      strcmp(name, "quorate session") == 0) {
+    truncate(getenv("HOLD_FILE"), 1);
+    while (is_there("HOLD_FILE"))
+      usleep(10000);
+  }
+  return real(fd, data, n, offset);
 }
