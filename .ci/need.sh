@@ -23,6 +23,8 @@ command -v npm >/dev/null 2>&1 ||
   PROGRAM_PACKAGES="$PROGRAM_PACKAGES nodejs npm libnode-dev"
 PROGRAM_PACKAGES="$PROGRAM_PACKAGES g++ mandoc pkg-config strace"
 STYLE_PACKAGES='clang clang-format'
+# What the longer tests need on top of that: .ci/long.
+FUZZ_PACKAGES='libclang-rt-dev valgrind'
 
 need_missing() {
   for need_p in "$@"; do
