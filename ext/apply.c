@@ -298,9 +298,10 @@ static void not_applied(struct node *node, int rc)
               (unsigned long long)(node->applied + 1), errno_text(-rc).s);
     return;
   }
-  if (!node->apply_full)
+  if (node->full_at != node->applied + 1)
     events_add(&node->events, "no room to apply entry %llu",
                (unsigned long long)(node->applied + 1));
+  node->full_at = node->applied + 1;
   node->apply_full = true;
 }
 

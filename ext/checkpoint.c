@@ -112,7 +112,7 @@ static int save(struct node *node, raft_index index, raft_index floor,
   /* It never goes back: pages of later entries may be in the file already. */
   if (floor > cp.floor) cp.floor = floor;
   if (arrived) cp.incoming = false;
-  rc = store_checkpoint_write(node->io, node->dir, &cp, &line);
+  rc = full_write_checkpoint(node, &cp, &line);
   if (rc) {
     text_set(error, "checkpoint: %s", line ? line : errno_text(-rc).s);
     free(line);
@@ -144,6 +144,7 @@ int checkpoint_run(struct node *node)
   struct wal_checkpointed done;
   struct text error = {""};
   uint64_t began = clock_monotonic_ns();
+  full_reserve(node);
   if (!atomic_load(&node->settled)) { /* of what index is it? */
     node->kept = (struct wal_pinner){
         "the start: no leader has said yet what is committed"};

@@ -701,7 +701,7 @@ static int record(struct fetch *f)
   char *line = NULL;
   uint8_t *settings = malloc(f->cp.settings_len + 1);
   if (settings == NULL) return -ENOMEM;
-  int rc = store_checkpoint_write(node->io, node->dir, &f->cp, &line);
+  int rc = full_write_checkpoint(node, &f->cp, &line);
   if (line) events_add(&node->events, "%s", line);
   free(line);
   if (rc) {

@@ -10,14 +10,22 @@
 **
 ** A leader whose connections find no room in -wal hands over. An entry that
 ** finds none is applied later.
+**
+** Room comes back by a checkpoint: then -wal begins anew, and the log is cut. It
+** needs a checkpoint file first, so there is always room for one: DIR/reserve,
+** which goes when a disk without any is found, and is made again when there is.
 */
 #include "node.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <sys/statvfs.h>
 
 #define AGAIN_MS 1000
 #define ROOM (40u << 20) /* some segments, and a checkpoint's worth of WAL */
+#define RESERVE (256u << 10) /* a checkpoint file, and what its name takes */
 
 struct reopening {
   struct task task;
@@ -106,4 +114,43 @@ void full_tick(struct node *node)
   node->worker_reopen = true;
   pthread_cond_signal(&node->worker_cond);
   pthread_mutex_unlock(&node->mutex);
+}
+
+/* ---- room for a checkpoint file ------------------------------------------ */
+
+static char *reserve_path(const struct node *node)
+{
+  char *path = NULL;
+  return asprintf(&path, "%s/reserve", node->dir) < 0 ? NULL : path;
+}
+
+void full_reserve(struct node *node)
+{
+  const struct io *io = node->io;
+  char *path = node->reserved ? NULL : reserve_path(node);
+  int fd = path ? io->open(io->ctx, path, O_RDWR | O_CREAT) : -1;
+  if (fd >= 0) {
+    node->reserved = io_extend(io, fd, RESERVE) == 0;
+    io->close(io->ctx, fd);
+    /* A part of it is of no use, but perhaps to somebody else. */
+    if (!node->reserved) io->unlink(io->ctx, path);
+  }
+  free(path);
+}
+
+int full_write_checkpoint(struct node *node,
+                          const struct store_checkpoint *checkpoint,
+                          char **error)
+{
+  const struct io *io = node->io;
+  int rc = store_checkpoint_write(io, node->dir, checkpoint, error);
+  char *path = rc == -ENOSPC ? reserve_path(node) : NULL;
+  if (path == NULL) return rc;
+  bool given = io->unlink(io->ctx, path) == 0;
+  free(path);
+  node->reserved = false;
+  if (!given) return rc;
+  free(*error);
+  *error = NULL;
+  return store_checkpoint_write(io, node->dir, checkpoint, error);
 }

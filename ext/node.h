@@ -450,6 +450,7 @@ struct node {
   bool disk_failed;
   bool log_closed;     /* and could not be opened anew; apply_busy, too */
   bool apply_full;     /* an entry found no room in -wal */
+  raft_index full_at;  /* the last one that did not, and of which was told */
   uint64_t room_at;    /* ms: when to look for room again */
   bool asked_to_serve; /* a read index that makes `serving` true */
   raft_index serve_from;
@@ -491,6 +492,7 @@ struct node {
   /* Owned by the worker; before and after it, by who starts and stops. */
   /* Who kept the newest checkpoint from being complete. */
   struct wal_pinner kept;
+  bool reserved;                      /* DIR/reserve is there: full.c */
   struct store_checkpoint checkpoint; /* as it is on the disk */
   _Atomic uint64_t shown_checkpoint;  /* its index, for others */
   _Atomic uint64_t fetched_pages;     /* of a snapshot */
@@ -752,6 +754,12 @@ bool full_log(const struct node *node);
 void full_noticed(struct node *node);
 void full_tick(struct node *node);   /* loop */
 void full_reopen(struct node *node); /* worker */
+/* Worker: makes DIR/reserve, if it is not there and the disk has room for it. */
+void full_reserve(struct node *node);
+/* Worker: store_checkpoint_write(), if need be in the place of the reserve. */
+int full_write_checkpoint(struct node *node,
+                          const struct store_checkpoint *checkpoint,
+                          char **error);
 
 /* ---- applying: apply.c (loop thread) ----------------------------------- */
 

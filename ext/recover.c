@@ -845,11 +845,12 @@ static int drop_folder(const struct recover *r, const char *name)
 static int empty(const struct recover *r)
 {
   static const char *const folders[] = {"log", "incoming", "rebuild"};
-  static const char *const files[] = {"vote", "control", "frames", "peers"};
+  static const char *const files[] = {"vote", "control", "frames", "peers",
+                                      "reserve"};
   int rc = 0;
   for (unsigned i = 0; rc == 0 && i < 3; i++)
     rc = drop_folder(r, folders[i]);
-  for (unsigned i = 0; rc == 0 && i < 4; i++)
+  for (unsigned i = 0; rc == 0 && i < 5; i++)
     rc = drop(r->dir, files[i]);
   return rc ? rc : io_posix.sync_dir(io_posix.ctx, r->dir);
 }

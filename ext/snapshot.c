@@ -35,6 +35,7 @@
 
 #define OFFER_MS 5000
 #define FORGET_MS 15000   /* without a request */
+#define NEEDLESS_MS 3000  /* the same, if nobody is known to need it */
 #define REFUSED_MS 1000   /* until one that was refused is offered again */
 #define WINDOW (1u << 20) /* bytes that a receiver asks for at once, about */
 
@@ -141,17 +142,27 @@ static bool is_member(struct node *node, raft_id peer)
   return raft_configuration_find(raft_configuration(node->raft, NULL), peer);
 }
 
+/* How long one is kept that is not asked for. It keeps all that is written
+   meanwhile in the WAL: no longer than need be when its peer has gone on with the
+   log, or another node leads, who gives what is needed. */
+static uint64_t keep_ms(struct node *node, const struct snapshot_out *s)
+{
+  struct raft_progress progress;
+  bool needed = raft_progress(node->raft, s->peer, &progress) &&
+                progress.state == RAFT_SNAPSHOT;
+  uint64_t ms = needed ? FORGET_MS : NEEDLESS_MS;
+  /* Who keeps to the limit asks for nothing for as long as that takes. */
+  if (s->session && node->identity.snapshot_rate_kib)
+    ms += (WINDOW >> 10) * UINT64_C(1000) / node->identity.snapshot_rate_kib;
+  return ms;
+}
+
 void snapshot_tick(struct node *node)
 {
-  uint64_t now = clock_monotonic_ms(), keep = FORGET_MS;
-  /* Who keeps to the limit asks for nothing for as long as that takes. */
-  if (node->identity.snapshot_rate_kib)
-    keep += (WINDOW >> 10) * UINT64_C(1000) / node->identity.snapshot_rate_kib;
+  uint64_t now = clock_monotonic_ms();
   for (struct snapshot_out *s = node->snapshots, *next; s; s = next) {
     next = s->next;
-    if (now < s->used + (s->session ? keep : FORGET_MS) &&
-        is_member(node, s->peer))
-      continue;
+    if (now < s->used + keep_ms(node, s) && is_member(node, s->peer)) continue;
     if (s->session)
       events_add(&node->events, "the snapshot of entry %llu was not fetched",
                  (unsigned long long)s->image.index);
