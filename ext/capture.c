@@ -623,6 +623,7 @@ static struct transaction *make_transaction(struct connection *c,
   if (tx == NULL) return NULL;
   tx->grant = c->grant;
   tx->epoch = c->epoch;
+  tx->base = c->given;
   tx->header = *now;
   tx->pages = malloc((size_t)n * sizeof(*tx->pages));
   if (tx->pages == NULL) {

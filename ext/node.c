@@ -277,7 +277,8 @@ int node_hand_over(struct node *node, struct transaction *tx, uint8_t type,
     if (pthread_cond_timedwait(&node->changed, &node->mutex, &end) != 0)
       lost = true;
   if (!lost && type == RAFT_COMMIT)
-    lost = wal_hand_over(node->wal, tx->epoch, &tx->header, tx->pages) != 0;
+    lost = wal_hand_over(node->wal, tx->epoch, &tx->base, &tx->header,
+                         tx->pages) != 0;
   if (lost) {
     purge(node, tx);
     pthread_mutex_unlock(&node->mutex);

@@ -169,6 +169,7 @@ struct transaction {
   uint64_t epoch;     /* of the WAL then */
   uint64_t sequence;  /* as in its entries */
   uint64_t position;  /* of its COMMIT, under a borrowed lock: lock.c */
+  struct walindex_header base;   /* before it */
   struct walindex_header header; /* after it */
   uint32_t *pages;               /* page numbers of its frames */
   uint64_t began;      /* ns: a large one's hand-over; 0: it is quick */

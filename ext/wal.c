@@ -634,11 +634,13 @@ int wal_append_commit(struct wal *wal, uint32_t n_page, raft_index index)
 }
 
 int wal_hand_over(struct wal *wal, uint64_t epoch,
+                  const struct walindex_header *base,
                   const struct walindex_header *header, const uint32_t *pages)
 {
   pthread_mutex_lock(&wal->mutex);
-  assert(header->mx_frame > wal->head.mx_frame || epoch != wal->epoch);
-  int rc = epoch == wal->epoch
+  bool newest = memcmp(&wal->head, base, sizeof(*base)) == 0;
+  assert(header->mx_frame > base->mx_frame);
+  int rc = epoch == wal->epoch && newest
                ? set_pgnos(wal, wal->head.mx_frame + 1, header->mx_frame, pages)
                : -EPERM;
   if (rc == 0) {

@@ -121,9 +121,11 @@ int wal_append_end(struct wal *wal, uint32_t n_page, raft_index index);
 int wal_append_publish(struct wal *wal);
 
 /* The newest transaction, whose frames a connection has written behind the
-   head under `epoch`, is in flight from now on: the head moves on. pages: page
-   numbers of its frames. -EPERM: the grant is gone. */
+   head under `epoch`, is in flight from now on: the head moves on. base: the
+   head that it was built on. pages: page numbers of its frames. -EPERM: the
+   grant is gone, or the head is another, which it would take back. */
 int wal_hand_over(struct wal *wal, uint64_t epoch,
+                  const struct walindex_header *base,
                   const struct walindex_header *header, const uint32_t *pages);
 
 /* Publishes the oldest transaction in flight: sets the salts of its commit

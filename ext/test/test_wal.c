@@ -111,7 +111,8 @@ static void test_many_frames(void **state)
 
 static int hand_over(struct world *w, const struct walindex_header *header)
 {
-  return wal_hand_over(w->wal, w->wal->epoch, header, w->origin.changed);
+  struct walindex_header base = w->wal->head;
+  return wal_hand_over(w->wal, w->wal->epoch, &base, header, w->origin.changed);
 }
 
 static void test_confirm(void **state)
@@ -138,8 +139,9 @@ static void test_confirm(void **state)
   uint64_t epoch = w.wal->epoch;
   wal_revoke(w.wal);
   assert_int_equal(w.wal->epoch, epoch + 1);
-  assert_int_equal(wal_hand_over(w.wal, epoch, &header, w.origin.changed),
-                   -EPERM);
+  assert_int_equal(
+      wal_hand_over(w.wal, epoch, &w.wal->confirmed, &header, w.origin.changed),
+      -EPERM);
   assert_int_equal(w.wal->head.mx_frame, header.mx_frame);
   wal_settle(w.wal);
   /* Whoever was shown it knows. */
@@ -152,8 +154,15 @@ static void test_confirm(void **state)
   assert_int_equal(w.wal->epoch, epoch);
   wal_settle(w.wal);
   assert_int_equal(w.wal->epoch, epoch + 1);
-  assert_int_equal(wal_hand_over(w.wal, epoch, &header, w.origin.changed),
-                   -EPERM);
+  assert_int_equal(
+      wal_hand_over(w.wal, epoch, &w.wal->confirmed, &header, w.origin.changed),
+      -EPERM);
+  /* So is who has built on what is the head no more, under any epoch. */
+  struct walindex_header base = w.wal->head;
+  base.mx_frame--;
+  assert_int_equal(
+      wal_hand_over(w.wal, epoch + 1, &base, &header, w.origin.changed),
+      -EPERM);
   wal_settle(w.wal); /* nothing was in flight */
   assert_int_equal(w.wal->epoch, epoch + 1);
   world_step(&w, "DELETE FROM t WHERE id > 5");
