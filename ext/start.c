@@ -213,6 +213,13 @@ static int open_log(struct node *node, struct raft_recovered *recovered,
   return rc;
 }
 
+/* What the files hold at least; 0: of no index, as long as pages of a snapshot
+   wait beside them. Readers of other processes may be there already. */
+static raft_index held_at_least(const struct store_checkpoint *cp)
+{
+  return cp->incoming ? 0 : cp->index;
+}
+
 /* Brings the database to K, if that is known to be the newest that can be in
    -wal; sets applied, and whether local reads may go on. */
 static int recover_database(struct node *node,
@@ -231,8 +238,8 @@ static int recover_database(struct node *node,
              node->dir, (unsigned long long)last, (unsigned long long)k);
     return -EBADMSG;
   }
-  int rc =
-      wal_open(node->io, node->path, cp->index, node->map, &node->wal, &line);
+  int rc = wal_open(node->io, node->path, held_at_least(cp), node->map,
+                    &node->wal, &line);
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
   free(line);
   if (rc) return rc;
@@ -492,8 +499,8 @@ int node_open_files(const char *path, struct node **out, raft_index *confirmed,
   if (rc) return rc;
   rc = store_checkpoint_read(node->io, node->dir, &node->checkpoint, &line);
   if (rc == 0)
-    rc = wal_open(node->io, node->path, node->checkpoint.index, node->map,
-                  &node->wal, &line);
+    rc = wal_open(node->io, node->path, held_at_least(&node->checkpoint),
+                  node->map, &node->wal, &line);
   if (rc) text_set(error, "%s", line ? line : errno_text(-rc).s);
   free(line);
   return rc;
