@@ -168,12 +168,22 @@ proc lose {args} {
   }
 }
 
+# Whoever has ended and was not ended by us.
+proc look_for_dead {process} {
+  if {$process in $::processes && $::proc($process,ended)} {
+    set last [string range $::proc($process,in) end-300 end]
+    lappend ::wrong "$process has ended by itself: [reap $process]: $last"
+    load_lost $process
+  }
+}
+
 # A start may find that the disk is full, or that another process is about to
 # take over.
 proc revive {} {
   set end [deadline 60000]
   foreach name [members] {
     foreach process [processes_of $name] {
+      look_for_dead $process
       while {![alive $process] && [catch {start_process $process} why]} {
         catch {append why ": " [sql $process {SELECT quorate_last_error()}]}
         lose $process
