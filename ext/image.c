@@ -41,6 +41,10 @@ int image_list(struct image *image)
   for (uint32_t i = 0; i < n; i++) {
     image->newest[i].frame = i + 1;
     image->newest[i].pgno = control_pgno(image->wal->map, i + 1);
+    if (image->newest[i].pgno == 0) {
+      image_close(image);
+      return -ENOMEM;
+    }
   }
   image->n_newest = wal_newest(image->newest, n, image->n_page);
   return 0;

@@ -149,11 +149,15 @@ static int fill(struct connection *c, const struct walindex_header *header,
   }
   if (c->spoiled) walindex_rewind(&c->index, c->valid);
   c->spoiled = false;
-  for (uint32_t f = c->valid + 1; f <= header->mx_frame; f++)
-    if (walindex_append(&c->index, f, control_pgno(c->map, f)) != 0) {
+  for (uint32_t f = c->valid + 1; f <= header->mx_frame; f++) {
+    uint32_t pgno = control_pgno(c->map, f);
+    /* A page that is not found in -wal would be read from the file, as it was
+       once. */
+    if (pgno == 0 || walindex_append(&c->index, f, pgno) != 0) {
       c->spoiled = true;
       return SQLITE_IOERR_NOMEM;
     }
+  }
   c->valid = header->mx_frame;
   c->generation = c->reader.generation;
   struct walindex_info *info = walindex_info(&c->index);

@@ -819,6 +819,7 @@ static int copy_pages(struct wal *wal, uint32_t from, uint32_t to,
   for (uint32_t i = 0; rc == 0 && i < n; i++) {
     copies[i].frame = from + 1 + i;
     copies[i].pgno = control_pgno(wal->map, from + 1 + i);
+    if (copies[i].pgno == 0) rc = -ENOMEM; /* not left out unseen */
   }
   if (rc == 0) n = wal_newest(copies, n, n_page);
   for (uint32_t i = 0; rc == 0 && i < n; i++) {

@@ -40,6 +40,29 @@ static void test_lock_bytes(void **state)
   world_free(&w);
 }
 
+/* Where there is no memory to see which page a frame is of, none is left out:
+   the file has it as it was once. */
+static void test_frames_unseen(void **state)
+{
+  struct world w;
+  struct image image;
+  struct wal_pinner pinned;
+  world_init(&w, state, 4096);
+  world_open(&w);
+  world_step(&w, "INSERT INTO t(v) VALUES('in the WAL only')");
+  int fd = w.map->frames_fd;
+  _Atomic uint32_t *block = atomic_exchange(&w.map->blocks[0], NULL);
+  w.map->frames_fd = -1;
+  assert_int_equal(image_open(w.wal, "a test", &image), -ENOMEM);
+  assert_null(image.wal);
+  assert_int_equal(world_checkpoint(&w, &pinned), -ENOMEM);
+  w.map->frames_fd = fd;
+  atomic_store(&w.map->blocks[0], block);
+  world_checkpoint_full(&w);
+  world_file_is_origin(&w);
+  world_free(&w);
+}
+
 static void test_pinner(void **state)
 {
   struct world w;
@@ -170,6 +193,7 @@ int main(void)
 {
   const struct CMUnitTest tests[] = {
       IN_DIR(test_lock_bytes),
+      IN_DIR(test_frames_unseen),
       IN_DIR(test_pinner),
       IN_DIR(test_stays),
       IN_DIR(test_opened_during_a_restart),

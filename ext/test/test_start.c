@@ -1,5 +1,6 @@
 /*
-** What readers of other processes are shown while a node is about to start.
+** What readers are shown, and what they are not: while a node is about to start,
+** and where there is no memory for what tells the pages of frames.
 */
 #include "nodes.h"
 
@@ -37,11 +38,40 @@ static void test_pages_that_wait_are_in_no_state(void **state)
   }
 }
 
+/* A connection that cannot see of which page a frame is must not read that page
+   from the file, as it was once: it would write on it. */
+static void test_frames_unseen(void **state)
+{
+  struct nodes nodes;
+  char *error;
+  nodes_make(&nodes, *state, 1, 300);
+  nodes_do(nodes.db[1], sqlite3_mprintf("CREATE TABLE t(id INTEGER)"));
+  nodes_do(nodes.db[1], sqlite3_mprintf("INSERT INTO t VALUES(1)"));
+  struct control_map *map = nodes_node(&nodes, 1)->map;
+  sqlite3 *db = nodes_connect(&nodes, 1);
+  int fd = map->frames_fd;
+  _Atomic uint32_t *block = atomic_exchange(&map->blocks[0], NULL);
+  map->frames_fd = -1;
+  char *answer =
+      nodes_ask(db, sqlite3_mprintf("SELECT count(*) FROM t"), &error);
+  int code = sqlite3_extended_errcode(db);
+  map->frames_fd = fd;
+  atomic_store(&map->blocks[0], block);
+  assert_null(answer);
+  free(error);
+  assert_int_equal(code, SQLITE_NOMEM);
+  assert_int_equal(nodes_number(db, sqlite3_mprintf("SELECT count(*) FROM t")),
+                   1);
+  sqlite3_close(db);
+  nodes_stop(&nodes, 1);
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_pages_that_wait_are_in_no_state,
                                       dir_make, dir_clear),
+      cmocka_unit_test_setup_teardown(test_frames_unseen, dir_make, dir_clear),
   };
   nodes_load();
   return cmocka_run_group_tests(tests, NULL, NULL);
