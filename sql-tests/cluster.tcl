@@ -29,6 +29,7 @@
 #   sha3 FILE, pages FILE      checksum of the content; of every page
 #   memory_mark NAME, memory_peak NAME      a process's memory, and its peak
 #                              since then, MiB
+#   no_leaks                   for env: a program's own leaks are not reported
 #   finish                     the last command of every suite
 #
 # Every wait has an end; times are for a machine that is busy with other
@@ -544,6 +545,13 @@ proc memory_of {name field} {
   close $f
   regexp "$field:\\s+(\\d+)" $text - kib
   return [expr {$kib / 1024}]
+}
+
+# What a program itself does not free is no leak of ours: a variable for env.
+proc no_leaks {} {
+  set given [expr {[info exists ::env(ASAN_OPTIONS)]
+                   ? "$::env(ASAN_OPTIONS):" : ""}]
+  return "ASAN_OPTIONS=${given}detect_leaks=0"
 }
 
 # ---- the end ---------------------------------------------------------------

@@ -8,6 +8,10 @@
 # time, counts as one failure.  What failed is said again at the end, where it
 # is found in a long output; the last line is "N passed, N failed".
 #
+# Sanitizers (QUORATE_PRELOAD, see Makefile) report to files: a process may end
+# where no test looks at what it printed.  Each report is a failure.  Only gcc's
+# UBSan has no files: it ends the process, which a test has to notice.
+#
 # SUITE_SECONDS=n: the time of each (600).  LIVE=1 prints what a program says at
 # once, for one that runs long and alone.
 
@@ -21,6 +25,15 @@ set running 0
 set passed 0
 set failed 0
 set bad {}
+set reports ""
+if {[info exists env(QUORATE_PRELOAD)] && $env(QUORATE_PRELOAD) ne ""} {
+  set reports [file join $env(QUORATE_TEST_DIR) reports]
+}
+set sanitizers {ASAN_OPTIONS TSAN_OPTIONS}
+foreach variable $sanitizers {
+  set given($variable) [expr {[info exists env($variable)]
+                              ? ":$env($variable)" : ""}]
+}
 
 # passed and failed cases according to a program's output, or an empty list.
 proc counts {output} {
@@ -55,7 +68,8 @@ proc failures {output} {
       set inside 0
     }
     if {$inside || [regexp {^==== \S+ .* FAILED$} $line] ||
-        [regexp {^\[ *(ERROR|LINE|FAILED) *\]} $line]} {
+        [regexp {^\[ *(ERROR|LINE|FAILED) *\]} $line] ||
+        [regexp {^SUMMARY: \w+Sanitizer|: runtime error: } $line]} {
       lappend found $line
     }
   }
@@ -65,6 +79,29 @@ proc failures {output} {
   return [join [lrange $found 0 59] \n]
 }
 
+# Where sanitizers report what is found in a program and its processes.
+proc reports_go_to {place} {
+  global env
+  file mkdir $place
+  foreach variable $::sanitizers {
+    set env($variable) log_path=$place/report$::given($variable)
+  }
+}
+
+# Adds what was reported to the program's output; how many reports.
+proc take_reports {chan} {
+  if {$::reports eq ""} {
+    return 0
+  }
+  set found [lsort [glob -nocomplain -directory $::place($chan) *]]
+  foreach report $found {
+    set f [open $report]
+    say $chan "\n==== [file tail $report] of a sanitizer FAILED\n[read $f]"
+    close $f
+  }
+  return [llength $found]
+}
+
 proc start {program} {
   global here
   if {[file extension $program] eq ".test"} {
@@ -72,7 +109,12 @@ proc start {program} {
   } else {
     set command [list [file normalize $program]]
   }
+  set place $::reports/[incr ::started]
+  if {$::reports ne ""} {
+    reports_go_to $place
+  }
   set chan [open "|$command 2>@1" r]
+  set ::place($chan) $place
   fconfigure $chan -blocking 0 -buffering none
   set ::output($chan) ""
   set ::began($chan) [clock milliseconds]
@@ -128,6 +170,7 @@ proc finish {chan} {
     say $chan "\nended early: $why\n"
     set n [list [lindex [concat $n 0] 0] 1]
   }
+  set n [list [lindex $n 0] [expr {[lindex $n 1] + [take_reports $chan]}]]
   puts [format "== %s (%.1f s)" $::program($chan) $seconds]
   if {!$::live} {
     puts [string trimright $::output($chan)]
