@@ -1,6 +1,6 @@
 /*
-** What readers are shown, and what they are not: while a node is about to start,
-** and where there is no memory for what tells the pages of frames.
+** What readers are shown: while a node is about to start, and where there is no
+** memory for what tells of which pages frames are.
 */
 #include "nodes.h"
 
