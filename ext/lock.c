@@ -35,6 +35,9 @@
 **    given back whole, or voided (VOID: how many were taken, no more will be).
 ** L4 A borrower uses a grant when everything before it is applied here; by then
 **    it knows the fate of all that it wrote under earlier ones.
+** L5 A borrower takes up a grant once. Told of it again when it was given back or
+**    lost, it refuses: others may write, and its own writes would be counted from
+**    1 again (L2).
 **
 ** Before leadership is handed over the lock is taken back in the same way: by L1
 ** a grant ends with its term, and with it what is written under it just then.
@@ -535,15 +538,31 @@ static void borrow(struct node *node)
   post(node, leader, LEND_ASK, b->asked_term, 0, node->started);
 }
 
+/* The lock is not here, whatever the leader thinks: it must not wait for it to be
+   given back. What was given back later is told again. */
+static void refuse_grant(struct node *node, uint64_t number)
+{
+  struct lock_borrower *b = &node->lock.borrower;
+  if (b->returned_number < number) {
+    b->returned_term = term_of(node);
+    b->returned_number = number;
+    b->returned_count = UNKNOWN;
+  }
+  if (b->heard < number) b->heard = number;
+  send_again(node);
+}
+
 static void on_grant(struct node *node, uint64_t number, raft_index from)
 {
   struct lock_borrower *b = &node->lock.borrower;
   if (b->number == number) return;
-  if (b->returned_term == term_of(node) && b->returned_number >= number) {
-    send_again(node); /* late: it was given back */
+  if (number <= b->heard) { /* L5 */
+    refuse_grant(node, number);
+    b->asked_at = 0;
     return;
   }
   if (b->number != 0) lock_overtaken(node);
+  b->heard = number;
   b->term = term_of(node);
   b->number = number;
   b->from = from;
@@ -559,14 +578,8 @@ static void on_recall(struct node *node, uint64_t number)
 {
   struct lock_borrower *b = &node->lock.borrower;
   if (b->number != number) {
-    if (b->returned_number != number) {
-      /* Never heard of, or this process is another one than that which had
-         it: it must not wait for somebody here to want it. */
-      b->returned_term = term_of(node);
-      b->returned_number = number;
-      b->returned_count = UNKNOWN;
-    }
-    send_again(node);
+    /* Never heard of, or this process is another one than that which had it. */
+    refuse_grant(node, number);
     return;
   }
   pthread_mutex_lock(&node->mutex);
@@ -583,6 +596,7 @@ static void on_void(struct node *node, uint64_t number, uint64_t accepted)
     b->asked_at = 0;
     node_lose_grant(node, false);
   }
+  if (b->heard < number) b->heard = number;
   apply_reject_after(node, &grant, accepted);
   forget_writes(b, &grant, UINT64_MAX);
 }
@@ -608,7 +622,7 @@ void lock_term(struct node *node)
   drop_writes(b);
   b->number = b->asked_at = 0;
   b->unsent = false;
-  b->returned_number = 0;
+  b->returned_number = b->heard = 0;
   set_yields(node, false);
   memset(l, 0, sizeof(*l));
   if (!leads(node)) return;

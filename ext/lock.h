@@ -55,6 +55,7 @@ struct lock_borrower {
   raft_index from;   /* to be applied before it is used */
   uint64_t sent;     /* writes under it */
   bool unsent;       /* some could not be sent, or may be lost */
+  uint64_t heard;    /* the newest grant in this term that was ever told of */
   uint64_t asked_at; /* ms; 0: not asked */
   raft_term asked_term;
   /* Writes that the leader may not have, oldest first. */
