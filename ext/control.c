@@ -547,3 +547,18 @@ void control_reap(struct control_map *map)
       free_slots(map, owner);
   }
 }
+
+void control_set_unsure(struct control_map *map)
+{
+  struct control *control = map->control;
+  uint32_t n = atomic_load(&control->slots_used);
+  for (uint32_t i = 0; i < n && i < CONTROL_SLOTS; i++) {
+    struct control_slot *slot = &control->slots[i];
+    uint64_t committed = atomic_load(&slot->committed);
+    uint64_t handed = atomic_load(&slot->handed);
+    /* Unless its process begins with another one just now. */
+    if (handed != 0 && handed != CONTROL_SENT && committed != handed)
+      atomic_compare_exchange_strong(&slot->committed, &committed,
+                                     CONTROL_UNSURE);
+  }
+}

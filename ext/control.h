@@ -26,6 +26,7 @@
 #define CONTROL_BLOCK 65536u /* frames in a block of page numbers */
 #define CONTROL_BLOCKS 4096u
 #define CONTROL_SENT UINT64_MAX
+#define CONTROL_UNSURE UINT64_MAX
 
 /* The database at one moment, as wal.c has it. */
 struct control_view {
@@ -54,8 +55,9 @@ struct control_slot {
   _Atomic int32_t pid;
   char who[36]; /* what an image serves, for users; empty: a connection's */
   /* Of another process's connection: its newest transaction, by its number, 0:
-     none, CONTROL_SENT: the host has it, but nobody's log yet; and whether that
-     was seen to be committed. */
+     none, CONTROL_SENT: the host has it, but nobody's log yet; and the same
+     number if that was seen to be committed, CONTROL_UNSURE: it may be in a
+     snapshot that came since. */
   _Atomic uint64_t handed, committed;
   /* Read transactions of its connections, of all that ever had it, by level:
      they are the slot's own, and nobody's time. */
@@ -212,5 +214,8 @@ bool control_next_pinned(const struct control_map *map, uint64_t generation,
                          unsigned *i, struct control_pinned *out);
 /* Frees the slots of processes that have ended. */
 void control_reap(struct control_map *map);
+/* The log is about to go on behind a snapshot: of transactions that were handed
+   over before, and not seen to be committed, no host can tell the fate. */
+void control_set_unsure(struct control_map *map);
 
 #endif

@@ -868,10 +868,10 @@ static void finish(struct fetch *f)
   image_close(&f->base);
   /* So long ago, a grant is over, and its frames are about to be overwritten. */
   lock_overtaken(node);
+  control_set_unsure(node->map); /* should this host end before it is told */
   pthread_mutex_lock(&node->mutex);
   while (node->inflight)
     node_settle(node, node->inflight, TX_UNKNOWN);
-  node->earlier.skipped = true;
   pthread_mutex_unlock(&node->mutex);
   start_install(node);
 }

@@ -159,7 +159,6 @@ struct grant {
 struct earlier {
   uint64_t *sequences;
   size_t n, cap;
-  bool skipped; /* a snapshot came: some may be in it */
 };
 
 /* A local transaction between its hand-over and its fate. */

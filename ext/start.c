@@ -70,8 +70,8 @@ int node_open_control(struct node *node, raft_index *confirmed,
   control_set_hold(node->map, HOLD_NONE); /* somebody may wait since before */
   /* Later than those of earlier hosts, also when the calendar has gone back. */
   uint64_t sequence = atomic_load(&shared->sequence);
-  if (sequence > node->sequence && sequence < UINT64_MAX / 2)
-    node->started = node->sequence = sequence;
+  if (sequence >= node->sequence && sequence < UINT64_MAX / 2)
+    node->started = node->sequence = sequence + 1;
   atomic_store(&shared->sequence, node->sequence);
   atomic_store(&shared->election_ms, node->identity.election_timeout_ms);
   atomic_store(&shared->led, false);

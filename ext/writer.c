@@ -395,13 +395,9 @@ int writer_resolve(struct connection *c, uint64_t sequence, unsigned ms)
   c->write_wait = write_wait;
   if (rc != SQLITE_OK) return VFS_UNKNOWN;
   writer_leave(c);
-  if (atomic_load(&slot->committed) == sequence ||
-      apply_knows(c->node, sequence))
-    return SQLITE_OK;
-  pthread_mutex_lock(&c->node->mutex);
-  bool skipped = c->node->earlier.skipped;
-  pthread_mutex_unlock(&c->node->mutex);
-  return skipped ? VFS_UNKNOWN : VFS_REJECTED;
+  uint64_t committed = atomic_load(&slot->committed);
+  if (committed == sequence || apply_knows(c->node, sequence)) return SQLITE_OK;
+  return committed == CONTROL_UNSURE ? VFS_UNKNOWN : VFS_REJECTED;
 }
 
 void writer_leave(struct connection *c)

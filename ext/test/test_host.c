@@ -1,0 +1,86 @@
+/*
+** What hosts of one node leave each other: which start is which, and what became
+** of transactions that one of them was given by another process.
+*/
+#include "nodes.h"
+
+#define LATER ((uint64_t)3600000 << 20) /* as numbers are made: an hour */
+#define RESOLVE_MS 30000
+
+static bool never(struct connection *c)
+{
+  (void)c;
+  return false;
+}
+
+static int resolve(struct node *node, struct control_slot *slot)
+{
+  struct connection c = {
+      .node = node, .map = node->map, .slot = slot, .interrupted = never};
+  return writer_resolve(&c, atomic_load(&slot->handed), RESOLVE_MS);
+}
+
+/* Also when the calendar has gone back, and the one before wrote nothing. */
+static void test_starts_differ(void **state)
+{
+  struct nodes nodes;
+  nodes_make(&nodes, *state, 1, 300);
+  struct node *node = nodes_node(&nodes, 1);
+  uint64_t newest = node->started + LATER;
+  atomic_store(&node->shared->sequence, newest);
+  nodes_stop(&nodes, 1);
+  for (int i = 0; i < 3; i++) {
+    nodes_open(&nodes, 1);
+    uint64_t started = nodes_node(&nodes, 1)->started;
+    assert_true(started > newest);
+    newest = started;
+    nodes_stop(&nodes, 1);
+  }
+  nodes_open(&nodes, 1);
+  node = nodes_node(&nodes, 1);
+  nodes_do(nodes.db[1], sqlite3_mprintf("CREATE TABLE t(x)"));
+  assert_true(atomic_load(&node->shared->sequence) > node->started);
+  nodes_stop(&nodes, 1);
+}
+
+static void test_fates(void **state)
+{
+  struct nodes nodes;
+  struct control_reader reader;
+  nodes_make(&nodes, *state, 1, 300);
+  struct node *node = nodes_node(&nodes, 1);
+  uint64_t earlier = node->started - 1;
+  assert_int_equal(control_enter(node->map, NULL, &reader), 0);
+  struct control_slot *slot = reader.slot;
+  atomic_store(&slot->committed, 0);
+  atomic_store(&slot->handed, earlier);
+  assert_int_equal(resolve(node, slot), VFS_REJECTED);
+  atomic_store(&slot->committed, earlier);
+  assert_int_equal(resolve(node, slot), SQLITE_OK);
+  /* What was seen to be committed is so behind a snapshot, too. */
+  control_set_unsure(node->map);
+  assert_int_equal(resolve(node, slot), SQLITE_OK);
+  atomic_store(&slot->committed, earlier - 1);
+  control_set_unsure(node->map);
+  assert_int_equal(resolve(node, slot), VFS_UNKNOWN);
+  /* What no host has begun with is in nobody's snapshot. */
+  atomic_store(&slot->committed, 0);
+  atomic_store(&slot->handed, CONTROL_SENT);
+  control_set_unsure(node->map);
+  assert_int_equal(atomic_load(&slot->committed), 0);
+  atomic_store(&slot->handed, 0);
+  control_set_unsure(node->map);
+  assert_int_equal(atomic_load(&slot->committed), 0);
+  control_leave(&reader);
+  nodes_stop(&nodes, 1);
+}
+
+int main(void)
+{
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(test_starts_differ, dir_make, dir_clear),
+      cmocka_unit_test_setup_teardown(test_fates, dir_make, dir_clear),
+  };
+  nodes_load();
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
