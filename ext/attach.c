@@ -160,8 +160,17 @@ static void tell(struct database *d, const struct text *trouble)
   pthread_mutex_unlock(&d->mutex);
 }
 
-/* Becomes the host, 0, or attaches to who has: -EALREADY. Or nobody here needs
-   it: -ESHUTDOWN. */
+void attach_over(struct database *d)
+{
+  pthread_mutex_lock(&d->mutex);
+  d->live = false;
+  d->trouble.s[0] = 0;
+  pthread_cond_broadcast(&d->changed);
+  pthread_mutex_unlock(&d->mutex);
+}
+
+/* Attaches to whoever is the host: -EALREADY. Or there is no more to watch: see
+   registry_host(). */
 static int find_next(struct database *d)
 {
   struct text error = {""};
@@ -169,7 +178,6 @@ static int find_next(struct database *d)
   for (int pause = RETRY_MS;; pause *= 2) {
     eventfd_t looks;
     int rc = registry_host(d, &error);
-    if (rc == 0) attach_unfence(d);
     if (rc == 0 || rc == -ESHUTDOWN) return rc;
     if ((rc == -EWOULDBLOCK || rc == -EPERM) && connect_watch(d, &error) == 0)
       return -EALREADY;
@@ -194,31 +202,24 @@ static void *watch_main(void *arg)
     if (rc == 0) rc = find_next(d);
   }
   free(buffer);
-  if (rc == -ESHUTDOWN) {
-    pthread_detach(pthread_self());
-    d->watching = false;
-    registry_free(d);
-    return NULL;
-  }
-  pthread_mutex_lock(&d->mutex);
-  d->live = false;
-  d->trouble.s[0] = 0;
-  pthread_cond_broadcast(&d->changed);
-  pthread_mutex_unlock(&d->mutex);
+  if (rc == -ESHUTDOWN) registry_free(d);
   return NULL;
 }
 
+/* Nobody waits for its thread: whatever that does with the database, it does as
+   long as that is live, or when it is its own. */
 static int start_watch(struct database *d)
 {
+  pthread_t thread;
   d->wake = eventfd(0, EFD_CLOEXEC);
   if (d->wake < 0) return -errno;
   d->watch_buffer = malloc(sizeof(*d->watch_buffer));
   if (d->watch_buffer == NULL) return -ENOMEM;
-  d->watching = true;
   d->live = true;
-  int rc = thread_start(&d->thread, watch_main, d);
-  if (rc) {
-    d->watching = false;
+  int rc = thread_start(&thread, watch_main, d);
+  if (rc == 0) {
+    pthread_detach(thread);
+  } else {
     d->live = false;
     free(d->watch_buffer);
   }
@@ -257,8 +258,6 @@ int attach_begin(struct database *d, struct text *error)
 
 void attach_end(struct database *d)
 {
-  if (d->watching) pthread_join(d->thread, NULL);
-  d->watching = false;
   if (d->wake >= 0) close(d->wake);
   d->wake = -1;
 }

@@ -31,9 +31,7 @@ struct database {
   _Atomic bool silent; /* it lives, and did not answer in time */
   struct client *clients;
   /* The watch: a thread that notices the end of the host. */
-  pthread_t thread;
-  bool watching;     /* it is to be joined */
-  _Atomic bool live; /* it has not ended yet */
+  _Atomic bool live; /* it has not ended yet; set by who has the registry */
   int watch, wake;   /* a session; an eventfd: look anew */
   struct session_buffer *watch_buffer;
   int db_fd, shm_fd; /* shared locks while nobody else has them: fences */
@@ -70,9 +68,10 @@ bool registry_recover(const char *path, struct recover *recover);
 /* Why the node of a path could not be opened here, or (path NULL) the newest
    such reason; false: no reason known. */
 bool registry_refusal(const char *path, struct text *reason);
-/* The watch: has this process host the node from now on. 0; -EWOULDBLOCK:
-   another does; -ESHUTDOWN: nobody here needs it, and it is the caller's now; or
-   why not. */
+/* The watch: has this process host the node from now on. 0: it does, or shall
+   not any more, and the watch is over: the database is not to be touched;
+   -EWOULDBLOCK: another does; -ESHUTDOWN: nobody here needs it, and it is the
+   caller's now; or why not. */
 int registry_host(struct database *database, struct text *error);
 /* The watch: ms until the database, which nobody has open, may be forgotten; -1:
    somebody has; 0: it is now, and is the caller's. Some programs open a file
@@ -114,6 +113,8 @@ void auto_forget(const char *path);
 int attach_begin(struct database *database, struct text *error);
 /* The watch looks anew at whether it is needed. */
 void attach_look(struct database *database);
+/* The watch: it ends, and connections go on without. */
+void attach_over(struct database *database);
 /* Takes back what is left of a watch that has ended. */
 void attach_end(struct database *database);
 /* In a child after fork(): closes what is the parent's. */

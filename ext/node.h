@@ -383,10 +383,11 @@ struct node {
   pthread_cond_t changed; /* those that wait for a state */
   pthread_cond_t worker_cond;
   struct node_view view;
-  struct text reason; /* why the last thing was refused */
-  struct text out;    /* not "": this node was removed, and what to do */
-  bool reconfigured;  /* a configuration was applied; the loop is to look */
-  bool stopping, failed;
+  struct text reason;    /* why the last thing was refused */
+  struct text out;       /* not "": this node was removed, and what to do */
+  bool reconfigured;     /* a configuration was applied; the loop is to look */
+  _Atomic bool stopping; /* also read without it */
+  bool failed;
   bool draining;  /* about to stop: nobody has a turn any more */
   bool yielding;  /* a leader: another node is to lead, see lock_yield() */
   bool looping;   /* the loop may be woken */

@@ -36,7 +36,7 @@ static bool nested; /* such a fork() */
 unsigned registry_forks;
 bool registry_guest;
 static struct database *databases;
-static struct database *detached; /* but still used by open connections */
+static struct database *detached; /* but open connections or a watch use it */
 static struct opened *files;
 static struct refusal *refusals;
 static struct text newest; /* of the refusals */
@@ -270,9 +270,17 @@ static int host(struct database *d, const struct raft_configuration *peers,
 int registry_host(struct database *d, struct text *error)
 {
   enter();
-  bool needed = d->refs > 0 && !exiting;
-  if (!needed) unlist(d);
-  int rc = needed ? host(d, NULL, error) : -ESHUTDOWN;
+  bool used = d->refs > 0 || atomic_load(&d->node);
+  /* It may have been detached meanwhile, and the files be another node's. */
+  bool ours = !exiting && find(d->path) == d;
+  int rc = used && ours ? host(d, NULL, error) : 0;
+  if (!used) {
+    unlist(d);
+    rc = -ESHUTDOWN;
+  } else if (rc == 0) {
+    if (ours) attach_unfence(d);
+    attach_over(d);
+  }
   pthread_mutex_unlock(&mutex);
   return rc;
 }
@@ -281,7 +289,7 @@ int registry_linger(struct database *d)
 {
   int left = -1;
   enter();
-  if (d->refs == 0) {
+  if (d->refs == 0 && atomic_load(&d->node) == NULL) {
     uint64_t past = clock_monotonic_ms() - d->released;
     left = past < LINGER_MS ? (int)(LINGER_MS - past) : 0;
     if (left == 0) unlist(d);
@@ -459,14 +467,17 @@ void registry_release(struct database *d)
 static bool forget(struct database *d, bool gone)
 {
   bool over = d->refs == 0 || gone;
-  if (over) unlist(d);
-  if (d->refs == 0) {
+  if (!over) return false;
+  unlist(d);
+  if (d->refs == 0 && !d->live) {
     registry_free(d);
-  } else if (gone) {
-    d->next = detached;
-    detached = d;
+    return true;
   }
-  return over;
+  /* A watch that waits for us frees it later. */
+  d->next = detached;
+  detached = d;
+  if (d->live) attach_look(d);
+  return true;
 }
 
 /* Its node has ended, or its file is ordinary now. Mutex held. */
