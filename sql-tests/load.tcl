@@ -14,6 +14,7 @@
 #                              process other than NAME
 #   load_account NODES         holds the ledger on each node against what
 #                              clients were told: "" or what is wrong
+#   load_missing NODES         the same while clients go on, of what is lost only
 #   load_verify                the same of pages: they agree and are sound
 #   pause NAME..., resume NAME...     SIGSTOP, SIGCONT
 #   load_linear                the same of registers, lists and the counter: the
@@ -62,6 +63,8 @@ proc load_forget {} {
   array unset ::logs
   array unset ::since
   array unset ::kind
+  array unset ::answer
+  set ::lost_at {}
   load_anew
   foreach file [glob -nocomplain load/*] {
     file delete $file
@@ -154,6 +157,7 @@ proc load_take {name} {
       switch $letter {
         a {
           lappend took $ms
+          set ::answer($number) [list $name $kind($number) $since($number) $time]
           load_marked $name $since($number) $time
         }
         f { lappend denied $ms }
@@ -291,11 +295,44 @@ proc load_account {names} {
       return "$id is there: nobody wrote it"
     }
   }
-  if {$lost ne ""} {
-    return "[llength $lost] are lost whose clients were told that they are\
-            committed: [join [lmap id [lrange [lsort $lost] 0 9] {
-              load_log $id
-            }] {; }]"
+  return [load_lost_rows $lost]
+}
+
+# Which rows, and for each of them in which process, by which kind of operation
+# and when its client was told; ::lost_at: when that was, ns.
+proc load_lost_rows {lost} {
+  set ::lost_at {}
+  if {$lost eq ""} {
+    return ""
+  }
+  set said "[llength $lost] are lost whose clients were told that they are\
+            committed:"
+  foreach id [lrange [lsort $lost] 0 19] {
+    lassign $::answer($id) process kind began ended
+    lappend ::lost_at $ended
+    append said [format "\n%s: %s %s, begun %.3f, told %.3f" $id $process $kind \
+      [expr {$began / 1e9}] [expr {$ended / 1e9}]]
+  }
+  return $said
+}
+
+# What was acknowledged before must be in what is read after that.
+proc load_missing {names} {
+  load_listen
+  set told [array names ::answer]
+  foreach name $names {
+    array unset there
+    foreach id [patient $name {SELECT id FROM ledger UNION ALL
+                               SELECT n FROM bag}] {
+      set there($id) 1
+    }
+    set lost [lmap id $told {
+      if {[info exists there($id)]} continue
+      set id
+    }]
+    if {$lost ne ""} {
+      return "$name: [load_lost_rows $lost]"
+    }
   }
   return ""
 }

@@ -5,6 +5,7 @@
 #        cluster must have for it: relay, veth, five (nodes), attached, small
 #   fault_draw                 one that this cluster can have
 #   fault_begin NAME           begins it; the script that ends it
+#   fault_note WHAT            ::happened has it, and when
 #
 # All choices are drawn from the seed; which node leads, and what the machine
 # makes of the moments, is not in it.
@@ -38,8 +39,16 @@ proc fault_draw {} {
   pick $all
 }
 
+# In ms of the clock that clients have; a machine that slept does not matter.
+proc fault_note {what} {
+  set f [open /proc/uptime]
+  lappend ::happened [expr {int([lindex [read $f] 0] * 1000)}] $what
+  close $f
+}
+
 proc fault_begin {name} {
   incr ::faults($name)
+  fault_note $name
   if {[info exists ::env(TRACE)]} {
     puts "[clock milliseconds] $name"
     flush stdout
