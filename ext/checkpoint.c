@@ -144,7 +144,6 @@ int checkpoint_run(struct node *node)
   struct wal_checkpointed done;
   struct text error = {""};
   uint64_t began = clock_monotonic_ns();
-  full_reserve(node);
   if (!atomic_load(&node->settled)) { /* of what index is it? */
     node->kept = (struct wal_pinner){
         "the start: no leader has said yet what is committed"};
@@ -373,6 +372,7 @@ static void checkpoint_and_restart(struct node *node)
   uint64_t asked = node->checkpoints_asked;
   bool ordered = asked != node->checkpoints_done;
   pthread_mutex_unlock(&node->mutex);
+  full_reserve(node);
   int rc = checkpoint_run(node);
   /* What has come meanwhile is copied while writers still write. */
   for (int i = 0; i < PASSES && rc == 0 && !is_nearly_copied(node); i++)

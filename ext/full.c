@@ -127,14 +127,17 @@ static char *reserve_path(const struct node *node)
 void full_reserve(struct node *node)
 {
   const struct io *io = node->io;
-  char *path = node->reserved ? NULL : reserve_path(node);
-  int fd = path ? io->open(io->ctx, path, O_RDWR | O_CREAT) : -1;
+  if (node->reserved) return;
+  char *path = reserve_path(node);
+  uint8_t *zeros = calloc(1, RESERVE);
+  int fd = path && zeros ? io->open(io->ctx, path, O_RDWR | O_CREAT) : -1;
   if (fd >= 0) {
-    node->reserved = io_extend(io, fd, RESERVE) == 0;
+    node->reserved = io->pwrite(io->ctx, fd, zeros, RESERVE, 0) == 0;
     io->close(io->ctx, fd);
     /* A part of it is of no use, but perhaps to somebody else. */
     if (!node->reserved) io->unlink(io->ctx, path);
   }
+  free(zeros);
   free(path);
 }
 
