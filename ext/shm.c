@@ -370,13 +370,16 @@ static int begin_write(struct connection *c)
 
 /* sqlite3_backup_step() takes the write lock and then finds out that the page
    sizes differ: all that it says is SQLITE_READONLY. It is the one that writes
-   without a statement. */
+   without a statement; a COMMIT of nothing is one. */
 static void note_failed_copy(struct connection *c)
 {
   char text[TEXT_MAX];
   if (c->n_pending > 0 || c->db == NULL || *c->db == NULL ||
-      !sqlite3_get_autocommit(*c->db) || wants_to_write(c))
+      !sqlite3_get_autocommit(*c->db))
     return;
+  for (sqlite3_stmt *s = sqlite3_next_stmt(*c->db, NULL); s;
+       s = sqlite3_next_stmt(*c->db, s))
+    if (sqlite3_stmt_busy(s)) return;
   snprintf(text, sizeof(text),
            "nothing was copied: what is restored into this database must have "
            "its page size, %u bytes",
