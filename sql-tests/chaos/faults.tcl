@@ -210,8 +210,16 @@ fault kill-all 1 {} {
   lose {*}$gone
 }
 
+# Those that another misfortune left alive.
+proc living {processes} {
+  lmap process $processes {
+    if {![alive $process]} continue
+    set process
+  }
+}
+
 fault stop-cont 5 {} {
-  set still [processes_of [victim]]
+  set still [living [processes_of [victim]]]
   pause {*}$still
   return [list wake $still]
 }
@@ -278,9 +286,26 @@ fault attached-dies 2 attached {
 }
 
 fault one-still 3 attached {
-  set process [pick [processes_of [has_second]]]
-  pause $process
+  set process [pick [living [processes_of [has_second]]]]
+  pause {*}$process
   return [list wake $process]
+}
+
+# A read transaction that goes on keeps -wal from beginning anew: it grows.
+fault long-read 2 {} {
+  set name [pick [awake]]
+  catch {
+    sql $name ".connection 1\n.open $::node($name,file)\nBEGIN;\
+               SELECT count(*) FROM account;\n.connection 0"
+  }
+  return [list long_read_ends $name]
+}
+
+proc long_read_ends {name} {
+  if {[alive $name]} {
+    resume $name
+    catch {sql $name ".connection 1\nCOMMIT;\n.connection 0"}
+  }
 }
 
 # ---- disks and clocks ------------------------------------------------------

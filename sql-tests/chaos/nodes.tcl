@@ -21,6 +21,9 @@ exec cc -D_GNU_SOURCE -shared -fPIC -o shift.so $here/shift.c
 exec cc -D_GNU_SOURCE -O1 -shared -fPIC -o stall.so $here/stall.c
 
 set kinds clssmmfdiioovrvwxkpqrkpq
+if {[info exists env(KINDS)]} {
+  set kinds $env(KINDS)
+}
 # So large that the node itself does not fill it: room must come back.
 set small_mib 400
 
