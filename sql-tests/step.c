@@ -1,15 +1,18 @@
 /*
-** step.c: kills a process between two of its system calls.
+** step.c: kills a process between two of its system calls, or has one fail.
 **
 ** Preloaded, it counts what a process sends, receives and writes, from when the
 ** file named by the environment variable STEP_FILE appears, which has a number
 ** N: before and after each such call the count goes one up, and at N the process
-** is killed. STEP_THREADS=all: of all threads; a name: of threads of that name;
-** else of the main thread.
+** is killed. Has the file an errno value behind N, the call fails with that: it
+** was made all the same if N was counted after it. STEP_THREADS=all: of all
+** threads; a name: of threads of that name; else of the main thread.
 **
-** A test counts N up until the process survives.
+** A test counts N up until the process survives, or nothing failed: the file
+** STEP_FILE.done is there when it did.
 */
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -31,19 +34,30 @@ static int is_counted(const char *threads)
   return strcmp(threads, "all") == 0 || strcmp(threads, own) == 0;
 }
 
-static void step(void)
+static void note_failure(const char *name)
+{
+  char done[4096];
+  snprintf(done, sizeof(done), "%s.done", name);
+  int fd = open(done, O_CREAT | O_CLOEXEC, 0600);
+  if (fd >= 0) close(fd);
+}
+
+/* The errno value with which this call fails; 0: it does not. */
+static int step(void)
 {
   static atomic_long towards;
   const char *name = getenv("STEP_FILE");
-  if (name == NULL || !is_counted(getenv("STEP_THREADS"))) return;
+  if (name == NULL || !is_counted(getenv("STEP_THREADS"))) return 0;
   FILE *file = fopen(name, "re");
   long at = 0;
-  int n = file ? fscanf(file, "%ld", &at) : 0;
+  int error = 0, n = file ? fscanf(file, "%ld %d", &at, &error) : 0;
   if (file) fclose(file);
-  if (n != 1 || at != towards) atomic_store(&counted, 0);
+  if (n < 1 || at != towards) atomic_store(&counted, 0);
   towards = at;
-  if (n == 1 && atomic_fetch_add(&counted, 1) + 1 == at)
-    kill(getpid(), SIGKILL);
+  if (n < 1 || atomic_fetch_add(&counted, 1) + 1 != at) return 0;
+  if (error == 0) kill(getpid(), SIGKILL);
+  note_failure(name);
+  return error;
 }
 
 #define COUNTED(result, name, parameters, arguments)                           \
@@ -51,9 +65,11 @@ static void step(void)
   {                                                                            \
     result(*real) parameters;                                                  \
     *(void **)&real = dlsym(RTLD_NEXT, #name);                                 \
-    step();                                                                    \
-    result got = real arguments;                                               \
-    step();                                                                    \
+    int error = step();                                                        \
+    result got = error ? -1 : real arguments;                                  \
+    int kept = error ? error : errno;                                          \
+    if (error == 0 && (error = step()) != 0) got = -1;                         \
+    errno = error ? error : kept;                                              \
     return got;                                                                \
   }
 

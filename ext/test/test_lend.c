@@ -133,9 +133,9 @@ static void test_another_one(void **state)
   assert_true(w.then.number > number);
   write_all(&nodes);
   for (unsigned i = 1; i <= NODES; i++)
-    assert_int_equal(nodes_number(nodes.db[i],
-                                  sqlite3_mprintf("SELECT count(*) FROM t")),
-                     NODES + 1);
+    assert_int_equal(
+        nodes_number(nodes.db[i], sqlite3_mprintf("SELECT count(*) FROM t")),
+        NODES + 1);
   nodes_stop(&nodes, 1);
   nodes_stop(&nodes, 2);
 }
