@@ -14,7 +14,7 @@
 #                              process other than NAME
 #   load_account NODES         holds the ledger on each node against what
 #                              clients were told: "" or what is wrong
-#   load_missing NODES         the same while clients go on, of what is lost only
+#   load_missing NODES         the same while clients go on: what is lost
 #   load_verify                the same of pages: they agree and are sound
 #   pause NAME..., resume NAME...     SIGSTOP, SIGCONT
 #   load_linear                the same of registers, lists and the counter: the
@@ -157,7 +157,8 @@ proc load_take {name} {
       switch $letter {
         a {
           lappend took $ms
-          set ::answer($number) [list $name $kind($number) $since($number) $time]
+          set ::answer($number) \
+            [list $name $kind($number) $since($number) $time]
           load_marked $name $since($number) $time
         }
         f { lappend denied $ms }
@@ -310,8 +311,8 @@ proc load_lost_rows {lost} {
   foreach id [lrange [lsort $lost] 0 19] {
     lassign $::answer($id) process kind began ended
     lappend ::lost_at $ended
-    append said [format "\n%s: %s %s, begun %.3f, told %.3f" $id $process $kind \
-      [expr {$began / 1e9}] [expr {$ended / 1e9}]]
+    append said [format "\n%s: %s %s, begun %.3f, told %.3f" $id $process \
+      $kind [expr {$began / 1e9}] [expr {$ended / 1e9}]]
   }
   return $said
 }
