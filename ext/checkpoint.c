@@ -33,7 +33,9 @@ SQLITE_EXTENSION_INIT3
 #define PATIENCE 8     /* that many times as long, even if it is read */
 #define WRITER_MS 1000 /* wait for the one that writes */
 #define READERS_MS 50  /* and for those that read, while others wait */
-#define AGAIN_MS 250   /* doubled each time that it was in vain */
+#define AGAIN_MS 250   /* doubled each time that it was in vain, */
+#define AGAIN_MOST 6   /* at most so often; */
+#define AGAIN_FULL 2   /* for want of room: until one is done the disk fills */
 #define ORDER_MS 30000 /* most that checkpoint_now() takes */
 #define SLICE_MS 50    /* and how often it looks for an interrupt */
 
@@ -354,7 +356,8 @@ static void finish_checkpoint(struct node *node, int rc, uint64_t asked)
   if (rc == -EBUSY && !kept.s[0]) kept = (struct wal_pinner){"a transaction"};
   pthread_mutex_lock(&node->mutex);
   node->worker_wanted = node->checkpoints_asked != asked;
-  node->in_vain = rc ? node->in_vain + (node->in_vain < 6) : 0;
+  unsigned most = rc == -ENOSPC ? AGAIN_FULL : AGAIN_MOST;
+  node->in_vain = rc == 0 ? 0 : node->in_vain < most ? node->in_vain + 1 : most;
   node->next_checkpoint =
       rc ? clock_monotonic_ms() + (AGAIN_MS << node->in_vain) : 0;
   if (node->checkpoints_done != asked) {
