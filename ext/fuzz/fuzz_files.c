@@ -54,10 +54,7 @@ static void make_dir(void)
   static bool made;
   if (made) return;
   made = true;
-  snprintf(dir, sizeof(dir), "%s/quorate-fuzz-XXXXXX",
-           access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
-  must(mkdtemp(dir));
-  atexit(remove_dir);
+  fuzz_make_dir(dir, sizeof(dir), remove_dir);
   put_file("ca.pem", "ca", 2);
   put_file("cert.pem", "cert", 4);
   put_file("key.pem", "key", 3);

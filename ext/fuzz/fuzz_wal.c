@@ -76,10 +76,7 @@ static void put_database(void)
 {
   uint8_t image[PAGES * PAGE];
   if (!dir[0]) {
-    snprintf(dir, sizeof(dir), "%s/quorate-fuzz-XXXXXX",
-             access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
-    must(mkdtemp(dir));
-    atexit(remove_dir);
+    fuzz_make_dir(dir, sizeof(dir), remove_dir);
   }
   for (uint32_t i = 0; i < PAGES; i++)
     make_page(image + (size_t)i * PAGE, i + 1, 0);

@@ -369,10 +369,7 @@ static inline void world_begin(void)
   if (world_dir[0]) return;
   load_quorate();
   if (getenv("FUZZ_EVENTS")) events_echo = echo;
-  snprintf(world_dir, sizeof(world_dir), "%s/quorate-fuzz-XXXXXX",
-           access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
-  must(mkdtemp(world_dir));
-  atexit(world_end);
+  fuzz_make_dir(world_dir, sizeof(world_dir), world_end);
   node_limits.segment_bytes = 32 << 10;
   world_path(path, "n.db");
   sql = sqlite3_mprintf(

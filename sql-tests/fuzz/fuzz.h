@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- what each target has ---------------------------------------------- */
 
@@ -111,6 +112,16 @@ static inline uint64_t read_number(const uint8_t *p, unsigned bytes)
   struct input in = {p, p + bytes};
 
   return input_number(&in, bytes);
+}
+
+/* A directory of this process's own, in memory where that can be; `end` removes
+   it when the process ends. */
+static inline void fuzz_make_dir(char *dir, size_t size, void (*end)(void))
+{
+  snprintf(dir, size, "%s/quorate-fuzz-XXXXXX",
+           access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
+  must(mkdtemp(dir));
+  atexit(end);
 }
 
 #endif
