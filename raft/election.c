@@ -17,7 +17,8 @@
 ** others. There is one exception: when the connection to the leader was
 ** closed (a crashed process does that at once), the leader is forgotten, the
 ** node grants pre-votes from that moment, and asks for them itself after a
-** small jitter.
+** small jitter. Two that draw almost the same split the votes; they draw again
+** from twice the range, and so on, instead of waiting for their timeouts.
 **
 ** Together they could lock a node out: it stands in a later term than the
 ** leader, so it takes no entries, and it gets no pre-votes, since the others
@@ -170,6 +171,7 @@ void raft_become_candidate(struct raft *r, bool asked)
   r->role = RAFT_CANDIDATE;
   r->leader = 0;
   r->asked_to_campaign = asked;
+  r->refused = false;
   r->term++;
   r->voted_for = r->options.id;
   r->agreed = r->commit;
@@ -191,6 +193,7 @@ void raft_become_leader(struct raft *r)
   r->leader = r->options.id;
   memset(&r->lead, 0, sizeof r->lead);
   r->lead.since = r->now;
+  raft_may_hurry(r);
   if (r->handover_due < r->now + r->options.election_timeout_ms)
     r->handover_due = r->now + r->options.election_timeout_ms;
   r->lead.first_round = r->read_round + 1;
@@ -264,12 +267,34 @@ void raft_election_tick(struct raft *r)
   raft_count_votes(r);
 }
 
-/* Campaigns within the jitter of the hint, if not before. */
-static void campaign_soon(struct raft *r)
+/* Campaigns within so many ms, if not before. */
+static void campaign_soon(struct raft *r, uint64_t range)
 {
-  uint64_t deadline = r->now + jitter(r, r->options.hint_jitter_ms);
+  uint64_t deadline = r->now + jitter(r, range);
 
   if (deadline < r->election_deadline) r->election_deadline = deadline;
+}
+
+/* There is, or was, a leader: whatever comes of its end, this node may hurry
+   once, and draw its next try from a small range again. */
+void raft_may_hurry(struct raft *r)
+{
+  r->may_hurry = true;
+  r->retry_ms = (uint64_t)r->options.hint_jitter_ms * 2;
+}
+
+/*
+** A voter has given its vote in this term to another: the votes may be split.
+** If so, whoever is first to ask again wins; if they meet once more the range
+** is twice as long, until it is no better than the timeout.
+*/
+static void refused(struct raft *r)
+{
+  if (r->refused || r->retry_ms == 0) return;
+  if (r->retry_ms >= r->options.election_timeout_ms) return;
+  r->refused = true;
+  campaign_soon(r, r->retry_ms);
+  r->retry_ms *= 2;
 }
 
 /*
@@ -282,7 +307,7 @@ void raft_peer_closed(struct raft *r, raft_id id)
   if (r->options.hint_jitter_ms == 0 || r->role != RAFT_FOLLOWER) return;
   if (id == 0 || id != r->leader) return;
   raft_become_follower(r, r->term, 0);
-  campaign_soon(r);
+  campaign_soon(r, r->options.hint_jitter_ms);
 }
 
 /* The leader hands over to this node, which has all of its log. */
@@ -343,7 +368,7 @@ void raft_on_vote_request(struct raft *r, const struct raft_message *m)
   if (!real && r->may_hurry && r->role != RAFT_LEADER && r->leader == 0 &&
       r->options.hint_jitter_ms > 0 && !is_up_to_date(r, m)) {
     r->may_hurry = false;
-    campaign_soon(r);
+    campaign_soon(r, r->options.hint_jitter_ms);
   }
   raft_send(r, m->from, &answer, 0);
 }
@@ -355,7 +380,11 @@ void raft_on_vote_response(struct raft *r, const struct raft_message *m)
   uint8_t role =
       m->type == RAFT_VOTE_RESPONSE ? RAFT_CANDIDATE : RAFT_PRECANDIDATE;
 
-  if (!peer || !m->granted || r->role != role) return;
+  if (!peer || r->role != role) return;
+  if (!m->granted) {
+    if (role == RAFT_CANDIDATE) refused(r);
+    return;
+  }
   /* A pre-vote promises nothing for later rounds. */
   if (role == RAFT_PRECANDIDATE && m->read != r->prevote_round) return;
   peer->granted = true;

@@ -29,7 +29,7 @@ static bool follow(struct raft *r, const struct raft_message *m)
     return false;
   if (r->leader != m->from || r->role != RAFT_FOLLOWER)
     raft_become_follower(r, r->term, m->from);
-  r->may_hurry = true;
+  raft_may_hurry(r);
   r->leader_heard = r->now;
   if (r->options.lease) r->votes_from = r->now + r->options.election_timeout_ms;
   raft_reset_election_timer(r);

@@ -220,7 +220,9 @@ struct raft {
   uint64_t election_deadline;
   uint64_t votes_from;    /* with leases: no votes before this time */
   uint64_t prevote_round; /* the newest one that this node asked for */
-  bool may_hurry;         /* to campaign; see campaign_soon() */
+  bool may_hurry;         /* to campaign; see raft_may_hurry() */
+  bool refused;           /* candidate: a vote, and it has drawn again */
+  uint64_t retry_ms;      /* the range of which it draws then */
   bool asked_to_campaign; /* candidate: by its leader, with TIMEOUT_NOW */
   uint64_t leader_heard;  /* when the leader was last heard from */
   uint64_t heartbeat_due;
@@ -279,6 +281,8 @@ void raft_check(const struct raft *r);
 uint64_t raft_random(struct raft *r);
 void raft_reset_election_timer(struct raft *r);
 bool raft_may_campaign(const struct raft *r);
+/* A leader is heard, or this node leads or has just started. */
+void raft_may_hurry(struct raft *r);
 /* The four role changes; each asserts that it is a legal one. */
 void raft_become_follower(struct raft *r, raft_term term, raft_id leader);
 void raft_become_precandidate(struct raft *r);

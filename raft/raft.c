@@ -468,7 +468,7 @@ static int start(struct raft *r, const struct raft_recovered *rec)
      answer to a new one: the numbers do not start where they did. */
   r->read_round = r->read_answered = raft_random(r) >> 1;
   r->prevote_round = r->read_round;
-  r->may_hurry = true;
+  raft_may_hurry(r);
   raft_reset_election_timer(r);
   if (!MUTANT(42) && r->options.lease)
     r->votes_from = r->now + r->options.election_timeout_ms;

@@ -370,6 +370,86 @@ static void test_hurry_once(void **state)
   world_free(w);
 }
 
+/* Both ask at once, and each votes for itself. */
+static void split(struct world *w)
+{
+  pass(w, 1000);
+  tick(w, 2);
+  tick(w, 3);
+  settle(w);
+  assert_int_equal(raft_role(core(w, 2)), RAFT_CANDIDATE);
+  assert_int_equal(raft_role(core(w, 3)), RAFT_CANDIDATE);
+  assert_int_equal(term_of(w, 2), term_of(w, 3));
+}
+
+/* Neither waits for its timeout then, but draws again, from a range that
+   doubles for as long as they meet; an elected leader makes it short again. */
+static void test_split_votes(void **state)
+{
+  struct world *w = world_new(3);
+  unsigned range;
+  raft_id first;
+
+  (void)state;
+  elect(w, 1);
+  crash(w, 1);
+  for (range = 80; range < 500; range *= 2) {
+    split(w);
+    assert_true(raft_next_deadline(core(w, 2)) < range);
+    assert_true(raft_next_deadline(core(w, 3)) < range);
+  }
+  split(w);
+  assert_true(raft_next_deadline(core(w, 2)) >= 500);
+  assert_true(raft_next_deadline(core(w, 3)) >= 500);
+  first = raft_next_deadline(core(w, 2)) < raft_next_deadline(core(w, 3))
+              ? 2
+              : 3;
+  pass(w, raft_next_deadline(core(w, first)));
+  tick(w, first);
+  settle(w);
+  assert_int_equal(raft_role(core(w, first)), RAFT_LEADER);
+  crash(w, first);
+  start_node(w, first);
+  split(w);
+  assert_true(raft_next_deadline(core(w, 2)) < 80);
+  assert_true(raft_next_deadline(core(w, 3)) < 80);
+  world_free(w);
+}
+
+/* Five, of which one is gone: two ask at once and get two votes each. However
+   many refuse, it draws once, and whoever is first then has them all. */
+static void test_split_votes_of_five(void **state)
+{
+  struct world *w = world_new(5);
+  uint64_t a, b;
+  raft_id id;
+
+  (void)state;
+  elect(w, 1);
+  crash(w, 1);
+  pass(w, 1000);
+  tick(w, 2);
+  tick(w, 3);
+  for (id = 4; id <= 5; id++) {
+    deliver(w, 2, id, RAFT_PREVOTE_REQUEST);
+    deliver(w, id, 2, RAFT_PREVOTE_RESPONSE);
+    deliver(w, 3, id, RAFT_PREVOTE_REQUEST);
+    deliver(w, id, 3, RAFT_PREVOTE_RESPONSE);
+  }
+  deliver(w, 2, 4, RAFT_VOTE_REQUEST);
+  deliver(w, 3, 5, RAFT_VOTE_REQUEST);
+  settle(w);
+  a = raft_next_deadline(core(w, 2));
+  b = raft_next_deadline(core(w, 3));
+  assert_true(a < 80 && b < 80 && a != b);
+  assert_int_equal(core(w, 2)->retry_ms, 160);
+  pass(w, a < b ? a : b);
+  tick(w, a < b ? 2 : 3);
+  settle(w);
+  assert_int_equal(raft_role(core(w, a < b ? 2 : 3)), RAFT_LEADER);
+  world_free(w);
+}
+
 /* Only one has the hint, and the leader is alive: nothing comes of it. */
 static void test_hint_without_cause(void **state)
 {
@@ -678,6 +758,8 @@ int main(void)
       cmocka_unit_test(test_stickiness),
       cmocka_unit_test(test_closed_connection),
       cmocka_unit_test(test_hurry_once),
+      cmocka_unit_test(test_split_votes),
+      cmocka_unit_test(test_split_votes_of_five),
       cmocka_unit_test(test_hint_comes_late),
       cmocka_unit_test(test_hint_without_cause),
       cmocka_unit_test(test_wedge),
