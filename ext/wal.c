@@ -212,12 +212,14 @@ static int enter_generation(struct wal *wal,
   wal->confirmed = wal->head = *header;
   /* The first frame is the database's own page: it need not be copied. */
   wal->backfill = 1;
-  info->backfill = info->backfill_attempted = 1;
   info->read_mark[0] = 0;
   info->read_mark[1] = 1;
   for (int i = 2; i < 5; i++)
     info->read_mark[i] = WALINDEX_NOT_USED;
+  /* By the old header and the old backfill everything is in the database file,
+     also for the next host, should this one die before it shows the new. */
   walindex_publish(&wal->index, header);
+  info->backfill = info->backfill_attempted = 1;
   show(wal);
   return 0;
 }
@@ -266,6 +268,15 @@ static int scan_frames(struct wal *wal, struct walindex_header *header)
   return rc;
 }
 
+/* The newest header in the index, or NULL. A host that died while it published
+   one has left one of the two whole: the second is written first. */
+static const struct walindex_header *whole_header(
+    const struct walindex_header live[2])
+{
+  if (walindex_sealed(&live[1])) return &live[1];
+  return walindex_sealed(&live[0]) ? &live[0] : NULL;
+}
+
 /* Goes on with a -wal and -shm that other processes have open. */
 static int adopt(struct wal *wal, char **error)
 {
@@ -282,30 +293,35 @@ static int adopt(struct wal *wal, char **error)
   if (rc) goto fail;
   memcpy(live, walindex_header(&wal->index), sizeof(live));
   struct walindex_info *info = walindex_info(&wal->index);
-  bool valid = memcmp(&live[0], &live[1], sizeof(live[0])) == 0 &&
-               walindex_sealed(&live[0]);
-  bool same = valid && memcmp(live[0].salt, found.salt, 8) == 0 &&
-              live[0].mx_frame <= found.mx_frame;
-  if (found.mx_frame == 0 || (valid && !same)) {
+  const struct walindex_header *shown = whole_header(live);
+  bool same = shown && memcmp(shown->salt, found.salt, 8) == 0 &&
+              shown->mx_frame <= found.mx_frame;
+  if (found.mx_frame == 0 || (shown && !same)) {
     /* No frame that anybody could be reading, or the new header of a restart
        that was not carried out: then everything is in the database file. */
-    if (valid && live[0].mx_frame > info->backfill) {
+    if (shown && shown->mx_frame > info->backfill) {
       set_error(error, wal->path, "-wal and -shm do not belong together", 0);
       return -EBADMSG;
     }
-    wal->confirmed.change = valid ? live[0].change : 0;
+    wal->confirmed.change = shown ? shown->change : 0;
     rc = write_generation(wal, &found);
     if (rc == 0) rc = enter_generation(wal, &found);
     if (rc) goto fail;
     return 0;
   }
-  found.change = valid ? live[0].change + 1 : 1;
+  found.change = shown ? shown->change + 1 : 1;
   walindex_seal(&found);
-  uint32_t from = same ? live[0].mx_frame : 0;
-  if (from == 0)
-    info->backfill = info->backfill_attempted = 0;
-  else
+  uint32_t from = shown ? shown->mx_frame : 0;
+  /* More than there is: that of the old generation, in a restart that was cut
+     off after its header was published. */
+  if (info->backfill > from) info->backfill = info->backfill_attempted = from;
+  if (from > 0) {
+    if (walindex_reserve(&wal->index, walindex_region_of(from)) != 0) {
+      rc = not_grown(wal);
+      goto fail;
+    }
     walindex_rewind(&wal->index, from);
+  }
   for (uint32_t frame = from + 1; frame <= found.mx_frame; frame++)
     if (walindex_append(&wal->index, frame, control_pgno(wal->map, frame)) !=
         0) {

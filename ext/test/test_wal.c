@@ -629,6 +629,75 @@ static void test_adopt_torn_restart(void **state)
   world_free(&w);
 }
 
+/* What a host leaves that dies in a restart when its new header, or the second
+   copy of it, was published: the backfill is the old generation's. */
+static void adopt_new_header(void **state, bool torn)
+{
+  struct world w;
+  struct {
+    struct walindex_header header[2];
+    struct walindex_info info;
+  } old, index;
+  world_init(&w, state, 4096);
+  world_open(&w);
+  open_reader(&w);
+  world_step(&w, FILL(20, 500));
+  world_checkpoint_full(&w);
+  memcpy(&old, w.wal->index.region[0], sizeof(old));
+  assert_true(old.info.backfill > 1);
+  assert_int_equal(wal_restart(w.wal), 0);
+  memcpy(&index, w.wal->index.region[0], sizeof(index));
+  index.info.backfill = old.info.backfill;
+  if (torn) /* the rest of the old copy */
+    memcpy(index.header, &index.header[1], sizeof(index.header[0]) / 2);
+  if (torn) index.header[0].checksum[0] = old.header[0].checksum[0];
+  memcpy(w.wal->index.region[0], &index, sizeof(index));
+  world_close(&w, false);
+  world_open(&w);
+  assert_int_equal(w.wal->confirmed.mx_frame, 1);
+  assert_int_equal(w.wal->backfill, 1);
+  agree(&w);
+  world_step(&w, INSERT);
+  agree(&w);
+  world_checkpoint_full(&w);
+  world_file_is_origin(&w);
+  world_free(&w);
+}
+
+static void test_adopt_new_header(void **state)
+{
+  adopt_new_header(state, false);
+  adopt_new_header(state, true);
+}
+
+/* A host dies while it shows a transaction: the frames that are shown stay
+   where a reader looks for them. */
+static void test_adopt_torn_header(void **state)
+{
+  struct world w;
+  char before[ANSWER_MAX];
+  struct walindex_header was;
+  world_init(&w, state, 4096);
+  world_open(&w);
+  open_reader(&w);
+  world_step(&w, FILL(20, 500));
+  reader_ask(&w.reader, "BEGIN");
+  snprintf(before, sizeof(before), "%s", reader_ask(&w.reader, DIGEST));
+  memcpy(&was, w.wal->index.region[0], sizeof(was));
+  uint32_t backfill = walindex_info(&w.wal->index)->backfill;
+  world_step(&w, INSERT);
+  was.mx_frame++; /* some of the one before, some of the new one */
+  memcpy(w.wal->index.region[0], &was, sizeof(was));
+  world_close(&w, false);
+  world_open(&w);
+  assert_int_equal(w.wal->backfill, backfill);
+  assert_int_equal(walindex_header(&w.wal->index)->change, was.change + 2);
+  assert_string_equal(reader_ask(&w.reader, DIGEST), before);
+  reader_ask(&w.reader, "COMMIT");
+  agree(&w);
+  world_free(&w);
+}
+
 static void refused(struct world *w, int want, const char *words)
 {
   int rc;
@@ -866,6 +935,8 @@ int main(void)
       IN_DIR(test_begin_alone),
       IN_DIR(test_adopt),
       IN_DIR(test_adopt_torn_restart),
+      IN_DIR(test_adopt_new_header),
+      IN_DIR(test_adopt_torn_header),
       IN_DIR(test_refusals),
       IN_DIR(test_foreign_writer),
       IN_DIR(test_faults),
