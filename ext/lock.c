@@ -92,6 +92,14 @@ static bool leads(const struct node *node)
   return node->view.role == RAFT_LEADER;
 }
 
+/* For people. */
+static const char *name_of(const struct node *node, raft_id id)
+{
+  const struct raft_member *m =
+      raft_configuration_find(raft_configuration(node->raft, NULL), id);
+  return m ? m->name : "a node that was removed";
+}
+
 /* A connection of this node waits to write. */
 static bool wants(struct node *node)
 {
@@ -376,8 +384,7 @@ static void on_write(struct node *node, raft_id from, uint64_t number,
   }
   struct proposal *write = parse_write(node, from, p);
   if (write == NULL) {
-    events_add(&node->events, "a write of node %016llx is refused",
-               (unsigned long long)from);
+    events_add(&node->events, "a write of %s is refused", name_of(node, from));
     void_grant(node);
     return;
   }
@@ -401,8 +408,8 @@ static void watch_holder(struct node *node, uint64_t now)
   if (!raft_progress(node->raft, l->holder, &progress) ||
       now - progress.last_contact > node->identity.election_timeout_ms) {
     events_add(&node->events,
-               "node %016llx had the write lock and is silent: it loses it",
-               (unsigned long long)l->holder);
+               "%s had the write lock and is silent: it loses it",
+               name_of(node, l->holder));
     void_grant(node);
   } else if (l->recalled && now - l->told_at >= AGAIN_MS) {
     l->recalled = false; /* to be told again */
