@@ -486,7 +486,7 @@ static void fold_late(struct node *node, raft_index limit)
   if (sure == 0 || limit < sure || node->apply_busy || node->failed ||
       node->apply_full)
     return;
-  fetch_drop(node); /* the log has what is needed */
+  fetch_needless(node);
   node->apply_busy = true;
   node->fold_to = limit;
   pthread_mutex_lock(&node->mutex);
@@ -560,7 +560,7 @@ void apply_committed(struct node *node)
     return;
   }
   /* The log goes on where this node is: no snapshot is needed. */
-  if (node->wal && node->applied < limit) fetch_drop(node);
+  if (node->wal && node->applied < limit) fetch_needless(node);
   while (node->applied < limit && !node->apply_busy && !node->failed &&
          !node->apply_full) {
     int rc = apply_some(node, limit);

@@ -10,7 +10,8 @@
 **   32  records: u32 page number, u32 0, u64 XXH3 of the page, the page
 **
 ** Meanwhile nothing is applied here: should an entry become committed that can
-** be, the log has what is needed after all, and the snapshot is dropped.
+** be, the log may have what is needed after all. The snapshot is dropped, and who
+** gives it is told: should it still be needed, it is offered again.
 **
 ** Installing, over a database, in an order in which a crash loses nothing:
 **
@@ -100,6 +101,22 @@ void fetch_drop(struct node *node)
   node->fetch = NULL;
   node->fetched++; /* answers under way belong to nobody */
   free_fetch(f);
+}
+
+static void told(void *ctx, int status, const uint8_t *body, size_t len)
+{
+  (void)ctx, (void)status, (void)body, (void)len;
+}
+
+void fetch_needless(struct node *node)
+{
+  const uint8_t dropped = ASK_SNAPSHOT_DROPPED;
+  struct fetch *f = node->fetch;
+  if (f == NULL || f->installing) return;
+  raft_id from = f->from;
+  fetch_drop(node);
+  if (!node->closing)
+    net_fetch(node->net, from, &dropped, 1, ASK_MS, told, NULL);
 }
 
 void fetch_close(struct node *node)
@@ -313,7 +330,7 @@ static void got_head(void *ctx, int status, const uint8_t *body, size_t len)
     events_add(&f->node->events, "going on with the snapshot of entry %llu",
                (unsigned long long)f->cp.index);
     break;
-  default: give_up(f, "no longer needed"); return;
+  default: fetch_needless(f->node); return;
   }
   if (rc) {
     give_up(f, errno_text(-rc).s);
@@ -458,7 +475,7 @@ static void got_pages(void *ctx, int status, const uint8_t *body, size_t len)
   case RAFT_SNAPSHOT_TAKE:
   case RAFT_SNAPSHOT_DONE: break;
   case RAFT_SNAPSHOT_SKIP: give_up(f, "pages out of turn"); return;
-  default: give_up(f, "no longer needed"); return;
+  default: fetch_needless(f->node); return;
   }
   assert(skip == 0); /* it is asked for by whole parts, from the position on */
   int rc = keep_pages(f, &ask, body + 8, body + 8 + bits,
@@ -798,11 +815,6 @@ static int enter(struct fetch *f)
   event.u.snapshot_installed.configuration = &f->cp.configuration;
   rc = node_step(node, &event);
   return rc ? -EINVAL : 0;
-}
-
-static void told(void *ctx, int status, const uint8_t *body, size_t len)
-{
-  (void)ctx, (void)status, (void)body, (void)len;
 }
 
 static void installed(struct task *task)

@@ -825,9 +825,11 @@ void snapshot_tick(struct node *node);
 /* Whoever takes one needs the entries after it next, up to index at least. */
 bool snapshot_needs(const struct node *node, raft_index index);
 void snapshot_close(struct node *node);
-/* Goes on with the one that is being taken; or forgets it. */
+/* Goes on with the one that is being taken; or forgets it, and if the log seems
+   to go on without it, tells who gives it. */
 void fetch_tick(struct node *node);
 void fetch_drop(struct node *node);
+void fetch_needless(struct node *node);
 /* At the end, when there is no worker any more. */
 void fetch_close(struct node *node);
 /* Worker: installs it. */

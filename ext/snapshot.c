@@ -17,6 +17,9 @@
 ** between requests, and when the connection broke, until nothing was asked for
 ** some time.
 **
+** A receiver that finds that its own log goes on says DROPPED instead: the leader
+** then looks whether that is so.
+**
 ** OFFER: blob configuration, of the leader. Who has missed much may not know
 ** where it is, nor that it is a member.
 ** OPEN's answer: u32 version 2, u64 session, u64 cluster, u64 index, u64 term,
@@ -329,7 +332,7 @@ bool snapshot_request(struct node *node, raft_id from, const uint8_t *body,
 {
   struct parser p = parser_of(body, len);
   uint8_t what = parse_u8(&p);
-  if (from == 0 || what < ASK_SNAPSHOT_OFFER || what > ASK_SNAPSHOT_DONE)
+  if (from == 0 || what < ASK_SNAPSHOT_OFFER || what > ASK_SNAPSHOT_DROPPED)
     return false;
   struct snapshot_out *s = find_out(node, from);
   if (what == ASK_SNAPSHOT_OFFER) {
@@ -337,6 +340,9 @@ bool snapshot_request(struct node *node, raft_id from, const uint8_t *body,
   } else if (what == ASK_SNAPSHOT_OPEN) {
     if (s) s->used = clock_monotonic_ms();
     handle_open(node, from, request);
+  } else if (what == ASK_SNAPSHOT_DROPPED) {
+    net_reply(request, 0, NULL, 0);
+    if (s) end_out(s, false);
   } else if (s == NULL || s->session == 0 || parse_u64(&p) != s->session) {
     refuse(request, "that snapshot is not given any more");
   } else if (what == ASK_SNAPSHOT_PAGES) {

@@ -14,7 +14,8 @@ enum {
   ASK_SNAPSHOT_OFFER = 16,
   ASK_SNAPSHOT_OPEN,
   ASK_SNAPSHOT_PAGES,
-  ASK_SNAPSHOT_DONE
+  ASK_SNAPSHOT_DONE,
+  ASK_SNAPSHOT_DROPPED
 };
 
 /* Pages in one request: about 256 KiB, so that none holds up the loop. */
