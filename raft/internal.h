@@ -12,12 +12,6 @@
 
 #include <assert.h>
 
-/*
-** Largest index, term or counter that is taken from a peer: far beyond what
-** any cluster reaches, and small enough that sums of two never wrap.
-*/
-#define RAFT_NUMBER_MAX (UINT64_MAX / 4)
-
 /* "after" of what can never be durable, once the disk has failed. */
 #define RAFT_NEVER UINT64_MAX
 

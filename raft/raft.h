@@ -86,6 +86,11 @@ enum raft_entry_type {
 /* Largest body of an entry, in bytes: a page of 64 KiB more than 1 MiB. */
 #define RAFT_BODY_MAX (1024u * 1024u + 128u * 1024u)
 
+/* Largest index, term or counter that is taken from a peer or a file: far
+   beyond what any cluster reaches, and small enough that sums of two never
+   wrap. */
+#define RAFT_NUMBER_MAX (UINT64_MAX / 4)
+
 /*
 ** The bytes of an entry: immutable once checksummed, shared by reference
 ** between the core, the log and the network. `checksum` is XXH3_64bits of

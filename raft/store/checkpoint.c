@@ -59,6 +59,9 @@ static void checkpoint_path(char path[STORE_PATH_MAX], const char *dir)
 /* What is wrong with these values, or NULL. */
 static const char *checkpoint_nonsense(const struct store_checkpoint *c)
 {
+  if (c->index > RAFT_NUMBER_MAX || c->term > RAFT_NUMBER_MAX ||
+      c->floor > RAFT_NUMBER_MAX || c->configuration_index > RAFT_NUMBER_MAX)
+    return "a number that no cluster reaches";
   if (!c->index != !c->term) return "index and term do not fit together";
   if (c->configuration_index > c->index)
     return "configuration is newer than the checkpoint";

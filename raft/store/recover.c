@@ -5,7 +5,7 @@
 ** refused stays as it was.
 **
 **   1. The headers of all segments are read. They must be whole (S1), of this
-**      cluster and node, with distinct sequence numbers.
+**      cluster and node, with distinct sequence numbers, far from their end.
 **   2. In the order of sequence numbers, each segment supersedes what the head
 **      of segment.c says. What remains, in order, is the log.
 **   3. Each segment is read. Its records must follow one another: index by
@@ -149,6 +149,18 @@ int store_recover_any(const struct io *io, const char *log_dir, bool *any,
   return rc ? store_io_error(error, rc, log_dir, "cannot be listed") : 0;
 }
 
+static const char out_of_reach[] = "a number that no log reaches";
+
+/* An empty segment may stand behind the last entry that there may be. */
+static int check_numbers(struct recovery *r, const struct segment_header *h,
+                         const char *name)
+{
+  if (h->seq >= RAFT_NUMBER_MAX) return damage(r, name, 32, out_of_reach);
+  if (h->first - 1 > RAFT_NUMBER_MAX) return damage(r, name, 40, out_of_reach);
+  if (h->prev_term > RAFT_NUMBER_MAX) return damage(r, name, 48, out_of_reach);
+  return 0;
+}
+
 static int check_header(struct recovery *r, const struct found *found,
                         const struct segment_header *h, uint64_t size)
 {
@@ -174,7 +186,7 @@ static int check_header(struct recovery *r, const struct found *found,
                        "%s/%s: offset 64: has %" PRIu64 " bytes, was made "
                        "with %" PRIu64,
                        r->store->log_dir, found->name, size, h->bytes);
-  return 0;
+  return check_numbers(r, h, found->name);
 }
 
 static int open_segment(struct recovery *r, const struct found *found)
@@ -310,6 +322,11 @@ static int note_run(struct recovery *r, raft_index index, raft_term term)
   return 0;
 }
 
+static bool reachable(const struct record *record)
+{
+  return record->index <= RAFT_NUMBER_MAX && record->term <= RAFT_NUMBER_MAX;
+}
+
 /* Why the record at offset is not the next one, or NULL. */
 static const char *not_next(const struct recovery *r, const struct segment *s,
                             uint64_t offset, struct record *record)
@@ -324,6 +341,7 @@ static const char *not_next(const struct recovery *r, const struct segment *s,
   if (record->prev != r->chain)
     return "record does not follow the one before it";
   if (record->term < r->term) return "term of the record goes back";
+  if (!reachable(record)) return out_of_reach;
   if (offset + store_record_size(record->length) > s->header.bytes)
     return "record is longer than its segment";
   if (!MUTANT(51) &&
@@ -437,6 +455,7 @@ static bool stranger(const struct recovery *r, const struct segment *s)
   if (record.prev != r->chain) return true;
   if (record.type == RECORD_MARK) return record.index != r->last;
   return record.index != r->last + 1 || record.term < r->term ||
+         !reachable(&record) ||
          r->end + store_record_size(record.length) > s->header.bytes;
 }
 

@@ -47,7 +47,8 @@
 **      first one is synced. So only the newest segment can have a torn tail.
 **  S3. Sequence numbers only grow; no two uses of a file have the same one.
 **      So no record left from an earlier use of a recycled file has a good
-**      header checksum.
+**      header checksum. (They never come to their end: a header that says
+**      RAFT_NUMBER_MAX or more was not written by this program.)
 **  S4. Within one use of a file, records are only appended, each at the end
 **      of the one before; what a crash left there is zeroed, durably, before
 **      anything is appended.

@@ -312,16 +312,18 @@ static bool valid_persist(const struct store *store,
   raft_term term = p->vote ? p->term : store->vote_term, before = 0;
   unsigned i;
 
-  if (!p->seq || p->seq <= store->seq || term < store->vote_term) return false;
+  if (!p->seq || p->seq <= store->seq || term < store->vote_term ||
+      term > RAFT_NUMBER_MAX)
+    return false;
   if (p->n_entries &&
       (!p->entries[0].index || p->entries[0].index > store->tail + 1))
     return false;
   for (i = 0; i < p->n_entries; i++) {
     const struct raft_entry *e = &p->entries[i];
 
-    if (e->index != p->entries[0].index + i || e->term < before || !e->term ||
-        e->term > term || e->type < RAFT_NOOP || e->type > RAFT_SETTING ||
-        (e->body && e->body->len > RAFT_BODY_MAX))
+    if (e->index != p->entries[0].index + i || e->index > RAFT_NUMBER_MAX ||
+        e->term < before || !e->term || e->term > term || e->type < RAFT_NOOP ||
+        e->type > RAFT_SETTING || (e->body && e->body->len > RAFT_BODY_MAX))
       return false;
     before = e->term;
   }
@@ -358,10 +360,12 @@ int store_submit(struct store *store, const struct raft_persist *persist)
 
 int store_reset(struct store *store, raft_index index, raft_term term)
 {
-  struct task *task = calloc(1, sizeof(*task));
+  struct task *task;
   sem_t finished;
   int result = 0;
 
+  if (index > RAFT_NUMBER_MAX || term > RAFT_NUMBER_MAX) return -EINVAL;
+  task = calloc(1, sizeof(*task));
   if (!task) return -ENOMEM;
   (void)sem_init(&finished, 0, 0);
   task->kind = TASK_RESET;

@@ -108,8 +108,9 @@ int store_inspect(const struct store_options *options,
 /*
 ** Hands a batch to the log thread; takes its own references to bodies.
 ** Owner's thread only. On error nothing was taken: -ENOMEM; -EINVAL: sequence
-** number or term goes back, indexes leave a gap, or an entry is of a later term
-** than the newest vote (the vote may be in the same batch); or what done()
+** number or term goes back, indexes leave a gap, an entry is of a later term
+** than the newest vote (the vote may be in the same batch), or a number is
+** beyond RAFT_NUMBER_MAX and would not be read again; or what done()
 ** reported, if the store has failed. A store that has failed can be read,
 ** closed, and opened anew (as when a full disk has space again).
 */
@@ -141,7 +142,8 @@ int store_peek(struct store *store, raft_index first, raft_index last,
                unsigned max, struct store_head *heads, char **error);
 
 /* Drops the whole log: it now begins after (index, term). For a node that
-   took a snapshot. Waits for the log thread. Owner's thread only. */
+   took a snapshot. Waits for the log thread. Owner's thread only. -EINVAL: a
+   number beyond RAFT_NUMBER_MAX. */
 int store_reset(struct store *store, raft_index index, raft_term term);
 
 /* Segments that hold only entries up to `upto` may be recycled. Any thread;

@@ -17,7 +17,9 @@
 **   504  8    XXH3-64 of bytes 0..503
 **
 ** A vote is made durable by one write of a slot's 1024 bytes and one sync.
-** The greatest sequence number is in force.
+** The greatest sequence number is in force. None was ever RAFT_NUMBER_MAX or
+** more: one that is, is refused, since the vote after the last number there is
+** would be the oldest.
 **
 ** Why two slots: a torn write damages only the slot that it wrote, and the
 ** other has the vote before, which is right, since the torn one was never
@@ -119,6 +121,10 @@ static int vote_take(struct vote_file *vote, const struct disk_vote *disk,
     return store_error(error, -EBADMSG,
                        "%s: offset %" PRIu64 ": slot %u has number %" PRIu64,
                        vote->path, at, slot, seq);
+  if (seq >= RAFT_NUMBER_MAX || le64toh(disk->term) > RAFT_NUMBER_MAX)
+    return store_error(error, -EBADMSG,
+                       "%s: offset %" PRIu64 ": a number that no vote reaches",
+                       vote->path, at);
   if (seq < vote->seq) return 0;
   vote->seq = seq;
   vote->term = le64toh(disk->term);
