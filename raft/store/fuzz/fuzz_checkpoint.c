@@ -37,6 +37,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
   } else {
     must(!error);
     must(!c.index == !c.term && c.configuration_index <= c.index);
+    must(c.index <= RAFT_NUMBER_MAX && c.term <= RAFT_NUMBER_MAX);
+    must(c.floor <= RAFT_NUMBER_MAX);
     must(!c.settings == !c.settings_len);
     rc = store_checkpoint_write(&disk->io, DIR_, &c, &error);
     must(rc == 0 && !error);

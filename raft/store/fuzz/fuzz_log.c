@@ -191,6 +191,8 @@ static void try_taken(const struct store_options *options,
   uint64_t sum = sum_entries(store, r), again;
   struct raft_recovered was = *r;
   raft_index last = r->last_index;
+  char *error = NULL;
+  int rc;
 
   must(r->last_index >= r->snapshot_index);
   must(r->commit == checkpoint->index && r->commit <= r->last_index);
@@ -198,9 +200,15 @@ static void try_taken(const struct store_options *options,
   must(r->configuration_index <= r->last_index);
   must(r->previous_index <= r->configuration_index);
   /* What is behind the newest number that there may be cannot be added. */
-  bool more = r->term > 0 && r->last_index < UINT64_MAX - 1;
+  bool more = r->term > 0 && r->last_index < RAFT_NUMBER_MAX;
   if (more) add_one(store, r, durable);
+  bool over = store->segment_seq >= RAFT_NUMBER_MAX;
   store_close(store);
+  if (over) { /* it took the last number that there is */
+    rc = store_open(options, checkpoint, &store, r, &error);
+    must_refuse(rc, error);
+    return;
+  }
   must(store_open(options, checkpoint, &store, r, NULL) == 0);
   must(r->last_index == last + more && r->term == was.term);
   r->last_index = last;

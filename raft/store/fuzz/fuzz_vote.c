@@ -44,7 +44,10 @@ static void try_taken(struct disk *disk, struct vote_file *vote,
   raft_term term = vote->term;
   raft_id who = vote->voted_for;
   uint64_t seq = vote->seq;
+  raft_term later = term + (term < RAFT_NUMBER_MAX);
   struct vote_file next;
+  char *error = NULL;
+  int rc;
 
   must(store_vote_heal(vote, NULL) == 0);
   must(!vote->bad[0] && !vote->bad[1]);
@@ -52,12 +55,17 @@ static void try_taken(struct disk *disk, struct vote_file *vote,
   must(store_vote_open(vote, options, true, NULL) == 0);
   must(!vote->bad[0] && !vote->bad[1]);
   must(vote->term == term && vote->voted_for == who && vote->seq == seq);
-  must(store_vote_write(vote, term + 1, 3, NULL) == 0);
+  must(store_vote_write(vote, later, 3, NULL) == 0);
   store_vote_close(vote);
   memset(&next, 0, sizeof next);
-  if (seq == UINT64_MAX) return; /* never written by a node */
+  must(seq < RAFT_NUMBER_MAX && term <= RAFT_NUMBER_MAX);
+  if (seq + 1 == RAFT_NUMBER_MAX) { /* it took the last that there is */
+    rc = store_vote_open(&next, options, true, &error);
+    must_refuse(rc, error);
+    return;
+  }
   must(store_vote_open(&next, options, true, NULL) == 0);
-  must(next.term == term + 1 && next.voted_for == 3 && next.seq == seq + 1);
+  must(next.term == later && next.voted_for == 3 && next.seq == seq + 1);
   store_vote_close(&next);
   (void)disk;
 }
