@@ -776,10 +776,11 @@ int watch_run(const char *path, double interval)
   watch.path = absolute;
   watch.interval = interval;
   registry_guest = true;
-  if (absolute == NULL || asprintf(&dir, "%s-quorate", absolute) < 0 ||
-      stat(dir, &st) != 0 || !S_ISDIR(st.st_mode)) {
+  if (absolute && asprintf(&dir, "%s-quorate", absolute) < 0) dir = NULL;
+  if (dir == NULL || stat(dir, &st) != 0 || !S_ISDIR(st.st_mode)) {
     fprintf(stderr, "quorated: %s: it is no node: there is no directory %s\n",
             path, dir ? dir : "beside it");
+    free(dir);
     return 1;
   }
   free(dir);
