@@ -29,7 +29,10 @@
 #   sha3 FILE, pages FILE      checksum of the content; of every page
 #   memory_mark NAME, memory_peak NAME      a process's memory, and its peak
 #                              since then, MiB
+#   runtime ?LIBRARY?          for env: lets a program that we did not build
+#                              load the library, or have LIBRARY preloaded
 #   no_leaks                   for env: a program's own leaks are not reported
+#   constraint foreign         whether sh and others can have that runtime
 #   finish                     the last command of every suite
 #
 # Every wait has an end; times are for a machine that is busy with other
@@ -75,6 +78,9 @@ proc turn {ms} {
   vwait ::tick
   after cancel $timer
 }
+
+# For programs that take a limit of time: timeout, curl.
+proc seconds {n} { expr {int(ceil($n * $::cluster(PATIENCE)))} }
 
 proc deadline {ms} {
   expr {[clock milliseconds] + int($ms * $::cluster(PATIENCE))}
@@ -546,6 +552,17 @@ proc memory_of {name field} {
   regexp "$field:\\s+(\\d+)" $text - kib
   return [expr {$kib / 1024}]
 }
+
+# A library with a sanitizer in it wants that one's runtime to be the first
+# library of a process: a variable for env, if there is anything to preload.
+proc runtime {args} {
+  set libraries [string trim "$::cluster(QUORATE_PRELOAD) $args"]
+  return [expr {$libraries eq "" ? {} : [list LD_PRELOAD=$libraries]}]
+}
+
+# It is handed on to whatever is started, and TSan's is no good there: Debian's
+# sh crashes with it.
+testConstraint foreign [expr {![catch {exec env {*}[runtime] sh -c true}]}]
 
 # What a program itself does not free is no leak of ours: a variable for env.
 proc no_leaks {} {
