@@ -25,8 +25,7 @@ static int run(const char *sql, int *value)
   return rc == SQLITE_DONE ? SQLITE_OK : rc;
 }
 
-/* The transfer leaves its ID behind: it can be looked up, and not be made
-   twice. */
+/* It leaves its ID behind: it can be looked up, and not be made twice. */
 static int transfer(void)
 {
   static const char *const steps[] = {
@@ -46,9 +45,8 @@ static int transfer(void)
 
 /* SQLITE_BUSY: nothing was written. SQLITE_CONSTRAINT: the ID is there, or about
    to be. SQLITE_IOERR_COMMIT_ATOMIC: its leader was lost, and it with it.
-   SQLITE_IOERR_ROLLBACK_ATOMIC: there was no quorum in time that could tell what
-   became of it. A read, which by default sees all that was acknowledged before
-   on any machine, tells whether to do it again. */
+   SQLITE_IOERR_ROLLBACK_ATOMIC: no quorum in time could tell what became of it.
+   A read sees all that was acknowledged before, and tells what is to be done. */
 static int transfer_once(void)
 {
   time_t end = time(NULL) + 60;
@@ -71,9 +69,11 @@ int main(int argc, char **argv)
   /* Once in a process, before the file is opened. */
   sqlite3_enable_load_extension(db, 1);
   int rc = sqlite3_load_extension(db, argv[1], NULL, NULL);
+  if (rc == SQLITE_OK) rc = sqlite3_close(db);
   if (rc == SQLITE_OK) rc = sqlite3_open(argv[2], &db);
   sqlite3_busy_timeout(db, 5000);
   if (rc == SQLITE_OK) rc = transfer_once();
   puts(rc == SQLITE_OK ? "done" : sqlite3_errmsg(db));
+  sqlite3_close(db);
   return rc != SQLITE_OK;
 }
