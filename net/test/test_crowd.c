@@ -474,7 +474,12 @@ static void ten_thousand(void **state)
     assert_true(unverified(&site.node) <= 64 + 8);
     assert_true(net_now() - begin < 120000);
   }
-  UNTIL(&site.loop, accepted(&site.node) == MANY + 1);
+  /* Who finds the queue full is tried again by the kernel: 1, 3, 7 s later. */
+  for (uint64_t dialled_ms = net_now(); accepted(&site.node) < MANY + 1;) {
+    assert_true(net_now() - dialled_ms < 70000);
+    turn(&site.loop);
+  }
+  assert_int_equal(accepted(&site.node), MANY + 1);
   print_message("  %u connections in %" PRIu64
                 " ms; a round trip of others took %" PRIu64 " ms at most\n",
                 MANY, net_now() - begin, slowest);
