@@ -206,11 +206,24 @@ proc manual_at {host command} {
   return "cd '$::manual_at($host)' && $command"
 }
 
+# Where commands are. A sqlite3 that is to load a library with a sanitizer in it
+# is one that has the runtime; others are none the better for it (curl hangs).
+proc manual_path {} {
+  set tools $::dir/tools
+  if {[runtime] ne "" && ![file exists $tools]} {
+    file mkdir $tools
+    set f [open $tools/sqlite3 w 0755]
+    puts $f "#!/bin/sh\n[runtime]\${LD_PRELOAD:+:\$LD_PRELOAD} \\\n\
+             exec [auto_execok $::cluster(SQLITE3)] \"\$@\""
+    close $f
+  }
+  return $tools:$::prefix/bin:$::env(PATH)
+}
+
 # A shell of sqlite3 in which one types: what it says at its beginning.
 proc manual_type {host command} {
   regexp {^(?:LD_PRELOAD=(\S+) )?sqlite3(.*)$} $command - library arguments
-  unset -nocomplain ::preload(sh-$host)
-  if {$library ne ""} { set ::preload(sh-$host) $library }
+  set ::preload(sh-$host) $library
   spawn sh-$host program sh -c \
     [manual_at $host "exec $::cluster(SQLITE3) -batch $arguments"]
   set ::proc(sh-$host,kind) shell
@@ -224,13 +237,15 @@ proc manual_sh {host command} {
   if {[regexp $typed $plain]} { return [manual_type $host $plain] }
   if {[regexp {^(\S*)quorated (?:--http \S+ )?([^-]\S*)$} $plain - path file]
       && ($path ne "" || [file exists $file-quorate])} {
-    return [manual_host quorated-$host env PATH=$::prefix/bin:$::env(PATH) \
+    return [manual_host quorated-$host env PATH=[manual_path] \
               sh -c [manual_at $host "exec $plain"]]
   }
+  if {[runtime] ne ""} {
+    set command [string map [list LD_PRELOAD= "[runtime]:"] $command]
+  }
   set failed [catch {
-    exec env PATH=$::prefix/bin:$::env(PATH) timeout 60 \
-      sh -c [manual_at $host "$command\nrc=\$?; pwd >'$::dir/at'; exit \$rc"] \
-      </dev/null 2>@1
+    exec env PATH=[manual_path] timeout [seconds 60] sh -c [manual_at $host \
+      "$command\nrc=\$?; pwd >'$::dir/at'; exit \$rc"] </dev/null 2>@1
   } said]
   regsub {\n?child process exited abnormally$} $said {} said
   set ::manual_at($host) [lindex [manual_lines $::dir/at] 0]
