@@ -81,10 +81,14 @@ proc insist {name statement {ms 60000}} {
   return $said
 }
 
+# On a busy machine not all threads of a process stand still at once.
 proc freeze {args} {
   foreach name $args {
     signal $name STOP
     set ::paused($name) 1
+  }
+  foreach name $args {
+    wait_until {[string trim [join [threads_of $name]] "TtZ "] eq ""}
   }
 }
 
@@ -128,6 +132,20 @@ proc hosts {node} {
     }
   }
   return ""
+}
+
+# The state of each thread.
+proc threads_of {name} {
+  set states {}
+  foreach stat [glob -nocomplain /proc/$::proc($name,pid)/task/*/stat] {
+    catch {
+      set chan [open $stat]
+      regexp {\) (\S)} [read $chan] - state
+      close $chan
+      lappend states $state
+    }
+  }
+  return $states
 }
 
 # R, S, Z and so on; "": it is no more.

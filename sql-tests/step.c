@@ -9,7 +9,7 @@
 ** threads; a name: of threads of that name; else of the main thread.
 **
 ** A test counts N up until the process survives, or nothing failed: the file
-** STEP_FILE.done is there when it did.
+** STEP_FILE.done has the number of each process in which N was reached.
 */
 #include <dlfcn.h>
 #include <errno.h>
@@ -34,12 +34,14 @@ static int is_counted(const char *threads)
   return strcmp(threads, "all") == 0 || strcmp(threads, own) == 0;
 }
 
-static void note_failure(const char *name)
+static void note(const char *name)
 {
   char done[4096];
   snprintf(done, sizeof(done), "%s.done", name);
-  int fd = open(done, O_CREAT | O_CLOEXEC, 0600);
-  if (fd >= 0) close(fd);
+  int fd = open(done, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
+  if (fd < 0) return;
+  dprintf(fd, "%d\n", (int)getpid());
+  close(fd);
 }
 
 /* The errno value with which this call fails; 0: it does not. */
@@ -55,8 +57,8 @@ static int step(void)
   if (n < 1 || at != towards) atomic_store(&counted, 0);
   towards = at;
   if (n < 1 || atomic_fetch_add(&counted, 1) + 1 != at) return 0;
+  note(name);
   if (error == 0) kill(getpid(), SIGKILL);
-  note_failure(name);
   return error;
 }
 
