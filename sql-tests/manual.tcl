@@ -224,6 +224,8 @@ proc manual_path {} {
 proc manual_type {host command} {
   regexp {^(?:LD_PRELOAD=(\S+) )?sqlite3(.*)$} $command - library arguments
   set ::preload(sh-$host) $library
+  # The shell leaks the connection of an .open that fails.
+  set ::environ(sh-$host) [list [no_leaks]]
   spawn sh-$host program sh -c \
     [manual_at $host "exec $::cluster(SQLITE3) -batch $arguments"]
   set ::proc(sh-$host,kind) shell
