@@ -442,6 +442,14 @@ static uint64_t encode_pin(const struct control_reader *reader)
          reader->frame;
 }
 
+static void set_who(struct control_slot *slot, const char *who)
+{
+  uint32_t words[CONTROL_WHO / 4] = {0};
+  snprintf((char *)words, sizeof(words), "%s", who ? who : "");
+  for (unsigned i = 0; i < CONTROL_WHO / 4; i++)
+    atomic_store(&slot->who[i], words[i]);
+}
+
 int control_enter(struct control_map *map, const char *who,
                   struct control_reader *reader)
 {
@@ -454,7 +462,7 @@ int control_enter(struct control_map *map, const char *who,
       continue;
     atomic_store(&slot->of_node, false);
     atomic_store(&slot->pid, getpid());
-    snprintf(slot->who, sizeof(slot->who), "%s", who ? who : "");
+    set_who(slot, who);
     while (used <= i &&
            !atomic_compare_exchange_weak(&control->slots_used, &used, i + 1))
       ;
@@ -500,6 +508,19 @@ void control_unpin(struct control_map *map, struct control_reader *reader)
   wake_all(&control->unpinned);
 }
 
+/* What is said of a slot that has this pin; false: it has another by now. */
+static bool read_slot(const struct control_slot *slot, uint64_t pin,
+                      struct control_pinned *out)
+{
+  uint32_t words[CONTROL_WHO / 4];
+  out->index = atomic_load(&slot->index);
+  for (unsigned i = 0; i < CONTROL_WHO / 4; i++)
+    words[i] = atomic_load(&slot->who[i]);
+  memcpy(out->who, words, sizeof(words));
+  out->who[sizeof(words)] = '\0';
+  return atomic_load(&slot->pin) == pin;
+}
+
 bool control_next_pinned(const struct control_map *map, uint64_t generation,
                          unsigned *i, struct control_pinned *out)
 {
@@ -508,21 +529,17 @@ bool control_next_pinned(const struct control_map *map, uint64_t generation,
   uint64_t ours = generation << 33 >> 33;
   while (*i < n && *i < CONTROL_SLOTS) {
     const struct control_slot *slot = &control->slots[(*i)++];
-    uint64_t pin = atomic_load(&slot->pin), index;
+    uint64_t pin = atomic_load(&slot->pin);
     if (pin == 0 || atomic_load(&slot->owner) == 0) continue;
-    index = atomic_load(&slot->index);
     /* If the pin has moved, the index may be the new one's; and if the index
        has moved alone, it is that of the same frames. */
-    while (atomic_load(&slot->pin) != pin) {
+    while (!read_slot(slot, pin, out))
       pin = atomic_load(&slot->pin);
-      index = atomic_load(&slot->index);
-    }
     if (pin == 0) continue;
     bool same = pin >> 33 == ours;
-    *out = (struct control_pinned){.slot = slot,
-                                   .frame = same ? (uint32_t)pin : 0,
-                                   .uses_wal = same && (pin >> 32 & 1),
-                                   .index = index};
+    out->slot = slot;
+    out->frame = same ? (uint32_t)pin : 0;
+    out->uses_wal = same && (pin >> 32 & 1);
     return true;
   }
   return false;

@@ -46,6 +46,8 @@ _Static_assert(sizeof(struct control_view) == 136, "whole words");
  */
 enum hold { HOLD_NONE = 0, HOLD_WRITERS, HOLD_ALL };
 
+#define CONTROL_WHO 36 /* bytes */
+
 /* A reader: a connection, or an image of the node's. */
 struct control_slot {
   _Atomic uint32_t owner; /* number of its process; 0: free */
@@ -53,7 +55,8 @@ struct control_slot {
   _Atomic uint64_t pin;   /* the snapshot in use; 0: none */
   _Atomic uint64_t index; /* the newest entry in it; 0: not known */
   _Atomic int32_t pid;
-  char who[36]; /* what an image serves, for users; empty: a connection's */
+  /* What an image serves, for users, and zeros; empty: a connection's. */
+  _Atomic uint32_t who[CONTROL_WHO / 4];
   /* Of another process's connection: its newest transaction, by its number, 0:
      none, CONTROL_SENT: the host has it, but nobody's log yet; and the same
      number if that was seen to be committed, CONTROL_UNSURE: it may be in a
@@ -208,7 +211,8 @@ struct control_pinned {
   const struct control_slot *slot;
   uint32_t frame; /* of this generation; 0: of an older one */
   bool uses_wal;
-  raft_index index; /* 0: not known */
+  raft_index index;          /* 0: not known */
+  char who[CONTROL_WHO + 1]; /* what an image serves; empty: a connection */
 };
 bool control_next_pinned(const struct control_map *map, uint64_t generation,
                          unsigned *i, struct control_pinned *out);

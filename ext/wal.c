@@ -751,14 +751,14 @@ bool wal_unused(struct wal *wal)
   return !control_next_pinned(wal->map, 0, &i, &pinned);
 }
 
-static struct wal_pinner name(const struct control_slot *slot)
+static struct wal_pinner name(const struct control_pinned *pinned)
 {
   struct wal_pinner who;
-  if (slot->who[0])
-    snprintf(who.s, sizeof(who.s), "%.*s", (int)sizeof(slot->who), slot->who);
+  if (pinned->who[0])
+    snprintf(who.s, sizeof(who.s), "%s", pinned->who);
   else
     snprintf(who.s, sizeof(who.s), "a reader of process %d",
-             (int)atomic_load(&slot->pid));
+             (int)atomic_load(&pinned->slot->pid));
   return who;
 }
 
@@ -779,8 +779,7 @@ struct wal_pinner wal_pinner(struct wal *wal, const struct control_slot *except)
   uint32_t newest = wal->confirmed.mx_frame;
   pthread_mutex_unlock(&wal->mutex);
   while (control_next_pinned(wal->map, generation, &i, &p))
-    if (p.slot != except && (p.uses_wal || p.frame < newest))
-      return name(p.slot);
+    if (p.slot != except && (p.uses_wal || p.frame < newest)) return name(&p);
   if (fcntl(wal->shm, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK)
     return foreign();
   return (struct wal_pinner){""};
@@ -820,7 +819,7 @@ static void bound_by_readers(struct wal *wal, uint32_t *target,
     if (p.frame >= *target) continue;
     *target = p.frame;
     *index = p.frame ? p.index : 0; /* 0: no state that has an index */
-    *who = name(p.slot);
+    *who = name(&p);
   }
 }
 

@@ -173,7 +173,7 @@ struct files {
   _Atomic uint64_t copied; /* generation << 32 | frame */
   _Atomic uint64_t generation;
   atomic_bool over;
-  _Atomic uint64_t pins, lost, back, restarts;
+  _Atomic uint64_t pins, lost, back, restarts, nobody;
 };
 static struct files *files;
 
@@ -184,6 +184,15 @@ static void check_pinned(const struct control_reader *r)
     atomic_fetch_add(&files->lost, 1);
   if (r->uses_wal && atomic_load(&files->generation) != r->generation)
     atomic_fetch_add(&files->lost, 1);
+}
+
+static const char *const names[] = {"", "a backup",
+                                    "a snapshot for another node"};
+
+static bool is_name(const char *who)
+{
+  return strcmp(who, names[0]) == 0 || strcmp(who, names[1]) == 0 ||
+         strcmp(who, names[2]) == 0;
 }
 
 static void *read_on(void *arg)
@@ -205,6 +214,10 @@ static void *read_on(void *arg)
     control_unpin(map, &r);
     atomic_fetch_add(&files->pins, 1);
     if (dice >> 61 == 1) sched_yield(); /* a moment without readers */
+    if (dice >> 61 != 2) continue;
+    /* Its slot may be another's next. */
+    control_leave(&r);
+    if (control_enter(map, dice & 64 ? names[1] : names[2], &r) != 0) break;
   }
   control_leave(&r);
   return NULL;
@@ -217,8 +230,10 @@ static bool copy(struct control_map *map, struct control_view *view)
   uint32_t limit = view->confirmed.mx_frame;
   unsigned i = 0;
   control_show(map, view);
-  while (control_next_pinned(map, view->generation, &i, &pinned))
+  while (control_next_pinned(map, view->generation, &i, &pinned)) {
+    if (!is_name(pinned.who)) atomic_fetch_add(&files->nobody, 1);
     if (pinned.frame < limit) limit = pinned.frame;
+  }
   if (limit > view->backfill) {
     atomic_store(&files->copied, view->generation << 32 | limit);
     view->backfill = limit;
@@ -273,6 +288,7 @@ static void files_end(void)
 {
   assert_int_equal(atomic_load(&files->lost), 0);
   assert_int_equal(atomic_load(&files->back), 0);
+  assert_int_equal(atomic_load(&files->nobody), 0);
   assert_true(atomic_load(&files->pins) >= 1000);
   assert_true(atomic_load(&files->restarts) >= 10);
   munmap(files, sizeof(*files));
@@ -433,7 +449,7 @@ static void test_pinned(void **state)
   assert_int_equal(p.frame, 0); /* of an older generation */
   assert_false(p.uses_wal);
   assert_true(control_next_pinned(map, 6, &i, &p));
-  assert_string_equal(p.slot->who, "a backup");
+  assert_string_equal(p.who, "a backup");
   assert_int_equal(atomic_load(&p.slot->pid), getpid());
   assert_false(control_next_pinned(map, 6, &i, &p));
   control_leave(&confirmed);
