@@ -31,6 +31,7 @@ SQLITE_EXTENSION_INIT3
 #define HAND_OVER_MS 30000
 #define NEAR_BEATS 3 /* heartbeats without which a peer is not near */
 #define TICK_MS 100  /* pace of cluster_tick() */
+#define LATE_MS 20   /* a timer this late: the loop was kept from running */
 
 /* ---- small things ------------------------------------------------------ */
 
@@ -770,6 +771,7 @@ void node_run_tasks(struct node *node)
 }
 
 static void arm_timer(struct node *node);
+static void set_timer(struct node *node, uint64_t ms);
 
 /* After each event: what connections handed over goes on its way, and the lock
    to whom it is due. Messages go to the kernel before the loop sleeps, those of
@@ -786,8 +788,16 @@ static void on_timer(uv_timer_t *timer)
 {
   struct node *node = timer->data;
   struct raft_event event = {.type = RAFT_EVENT_TICK};
-  node_step(node, &event);
   uint64_t now = clock_monotonic_ms();
+  /* libuv has timers called before the sockets are read. What came in time must
+     not be taken for silence because the loop was late. */
+  node->late = !node->late && now > node->due + LATE_MS;
+  if (node->late) {
+    set_timer(node, 1);
+    return;
+  }
+  node_step(node, &event);
+  now = clock_monotonic_ms();
   if (now - node->ticked >= TICK_MS) {
     node->ticked = now;
     reads_ask(node);
@@ -807,6 +817,12 @@ static void on_timer(uv_timer_t *timer)
   go_on(node);
 }
 
+static void set_timer(struct node *node, uint64_t ms)
+{
+  node->due = clock_monotonic_ms() + ms;
+  uv_timer_start(&node->timer, on_timer, ms, 0);
+}
+
 static void arm_timer(struct node *node)
 {
   uint64_t ms = raft_next_deadline(node->raft);
@@ -816,7 +832,7 @@ static void arm_timer(struct node *node)
   if (uv_is_active((uv_handle_t *)&node->timer) &&
       uv_timer_get_due_in(&node->timer) <= ms)
     return;
-  uv_timer_start(&node->timer, on_timer, ms ? ms : 1, 0);
+  set_timer(node, ms ? ms : 1);
 }
 
 /* Nothing becomes durable here any more, so nothing is confirmed: who waits for

@@ -458,6 +458,8 @@ struct node {
   uint32_t seen_frames; /* of the WAL, and when they last changed */
   uint64_t quiet_since;
   uint64_t ticked; /* time of the last cluster_tick() */
+  uint64_t due;    /* time at which the timer was to call */
+  bool late;       /* it called late, and the sockets are looked at first */
   struct settings settings;
   struct raft_configuration configuration; /* in force at `applied` */
   raft_index configuration_index;
