@@ -384,6 +384,9 @@ static void checkpoint_and_restart(struct node *node)
   if ((rc == 0 || rc == -EBUSY) && is_long(node, ordered) &&
       is_nearly_copied(node))
     rc = restart(node);
+  /* What was done may have made the room, and there may be no next one for
+     long. */
+  if (rc == 0) full_reserve(node);
   finish_checkpoint(node, rc, asked);
 }
 
