@@ -352,8 +352,11 @@ fault clock 3 {} {
 
 # ---- members, checkpoints --------------------------------------------------
 
-# What must be so in the end, or the reason why it is not.
+# What must be so in the end, or the reason why it is not. The misfortune before
+# may be what keeps it from being so, and would last as long as it is tried.
 proc must {statement} {
+  if {[anywhere $statement 15000] eq ""} return
+  heal
   if {[set why [anywhere $statement]] ne ""} {
     error "$statement: $why"
   }
@@ -370,11 +373,27 @@ fault demote 2 {} {
   return [list must "SELECT quorate_promote('$name')"]
 }
 
-# The invitation may be lost with its leader, and the join come too late.
+# All of the network, whatever was done to it.
+proc mend {} {
+  if {[dict get $::plan_of net] eq "relay"} {
+    relay_calm
+  } else {
+    foreach name [concat [members] $::spare] {
+      link_set $name up
+    }
+  }
+}
+
+# The invitation may be lost with its leader, and the join come too late; or the
+# misfortune before is between the leader and who joins.
 proc comes {name role} {
   set end [deadline 90000]
+  set patience [deadline 15000]
   while {[catch {join_anew $name [pick [awake]] $role} why]} {
     again $name
+    if {[clock milliseconds] > $patience} {
+      heal
+    }
     if {[clock milliseconds] > $end} {
       error "$name cannot join: $why"
     }
