@@ -170,6 +170,22 @@ bool apply_knows(struct node *node, uint64_t sequence)
   return found;
 }
 
+void apply_leave_word(struct node *node)
+{
+  struct control *shared = node->shared;
+  uint32_t n = atomic_load(&shared->slots_used);
+  for (uint32_t i = 0; i < n && i < CONTROL_SLOTS; i++) {
+    struct control_slot *slot = &shared->slots[i];
+    uint64_t committed = atomic_load(&slot->committed);
+    uint64_t handed = atomic_load(&slot->handed);
+    /* If its process begins with another one just now, that has another
+       number. */
+    if (handed != 0 && handed != CONTROL_SENT && committed != handed &&
+        apply_knows(node, handed))
+      atomic_compare_exchange_strong(&slot->committed, &committed, handed);
+  }
+}
+
 /* Nobody else adds to it. */
 static void count(struct node *node, uint64_t applied)
 {

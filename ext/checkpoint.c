@@ -88,6 +88,7 @@ static int advance_checkpoint(struct node *node, raft_index index,
 {
   int rc = read_term(node, index, &cp->term, error);
   if (rc) return rc;
+  apply_leave_word(node);
   cp->index = index;
   cp->from_snapshot = false; /* after one, the log has begun anew */
   cp->settings = NULL;

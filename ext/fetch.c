@@ -880,6 +880,7 @@ static void finish(struct fetch *f)
   image_close(&f->base);
   /* So long ago, a grant is over, and its frames are about to be overwritten. */
   lock_overtaken(node);
+  apply_leave_word(node);
   control_set_unsure(node->map); /* should this host end before it is told */
   pthread_mutex_lock(&node->mutex);
   while (node->inflight)

@@ -792,6 +792,10 @@ void apply_reject_after(struct node *node, const struct grant *grant,
 void apply_reject_all(struct node *node);
 /* Any thread: a transaction of an earlier host of this node was applied. */
 bool apply_knows(struct node *node, uint64_t sequence);
+/* The same, left in the slots of those who have not asked yet: before a
+   checkpoint covers it, or a snapshot, from where no host finds it in the log.
+   Any thread. */
+void apply_leave_word(struct node *node);
 /* Worker: applies the open parts. */
 void apply_large(struct node *node);
 

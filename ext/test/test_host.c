@@ -75,11 +75,46 @@ static void test_fates(void **state)
   nodes_stop(&nodes, 1);
 }
 
+/* A host dies before it has seen that a transaction is committed; the next one
+   applies it, and takes it out of the log's reach, before its process asks. */
+static void test_fate_behind_checkpoint(void **state)
+{
+  struct nodes nodes;
+  struct control_reader reader;
+  struct text answer;
+  nodes_make(&nodes, *state, 1, 300);
+  struct node *node = nodes_node(&nodes, 1);
+  struct control_map *map = control_ref(node->map);
+  assert_int_equal(control_enter(map, NULL, &reader), 0);
+  struct control_slot *slot = reader.slot;
+  nodes_do(nodes.db[1], sqlite3_mprintf("CREATE TABLE t(x)"));
+  uint64_t handed = atomic_load(&node->shared->sequence);
+  atomic_store(&slot->committed, 0);
+  atomic_store(&slot->handed, handed);
+  assert_int_equal(sqlite3_close(nodes.db[1]), SQLITE_OK);
+  assert_int_equal(registry_stop(nodes_path(&nodes, 1).s, false, &answer),
+                   SQLITE_OK);
+  nodes_open(&nodes, 1);
+  assert_int_equal(atomic_load(&slot->committed), 0);
+  nodes_stop(&nodes, 1);
+  nodes_open(&nodes, 1);
+  assert_false(apply_knows(nodes_node(&nodes, 1), handed));
+  assert_int_equal(resolve(nodes_node(&nodes, 1), slot), SQLITE_OK);
+  /* Nor does a snapshot make that unknown. */
+  control_set_unsure(map);
+  assert_int_equal(resolve(nodes_node(&nodes, 1), slot), SQLITE_OK);
+  control_leave(&reader);
+  nodes_stop(&nodes, 1);
+  control_close(map);
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_starts_differ, dir_make, dir_clear),
       cmocka_unit_test_setup_teardown(test_fates, dir_make, dir_clear),
+      cmocka_unit_test_setup_teardown(test_fate_behind_checkpoint, dir_make,
+                                      dir_clear),
   };
   nodes_load();
   return cmocka_run_group_tests(tests, NULL, NULL);
