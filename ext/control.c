@@ -87,15 +87,15 @@ static void enter(void)
 }
 
 static int lock_number(const struct control_map *map, uint32_t number,
-                       int command, struct flock *lock)
+                       short type)
 {
-  *lock = (struct flock){.l_type = F_WRLCK,
-                         .l_whence = SEEK_SET,
-                         .l_start = NUMBERS + number,
-                         .l_len = 1};
+  struct flock lock = {.l_type = type,
+                       .l_whence = SEEK_SET,
+                       .l_start = NUMBERS + number,
+                       .l_len = 1};
   int rc;
   do
-    rc = fcntl(map->fd, command, lock);
+    rc = fcntl(map->fd, F_OFD_SETLK, &lock);
   while (rc != 0 && errno == EINTR);
   return rc ? -errno : 0;
 }
@@ -115,8 +115,7 @@ static void free_slots(struct control_map *map, uint32_t number)
 static int take_number(struct control_map *map)
 {
   for (uint32_t number = 1; number <= CONTROL_PROCESSES; number++) {
-    struct flock lock;
-    int rc = lock_number(map, number, F_OFD_SETLK, &lock);
+    int rc = lock_number(map, number, F_WRLCK);
     if (rc == -EAGAIN || rc == -EACCES) continue;
     if (rc) return rc;
     map->number = number;
@@ -457,15 +456,16 @@ int control_enter(struct control_map *map, const char *who,
   for (uint32_t i = 0; i < CONTROL_SLOTS; i++) {
     struct control_slot *slot = &control->slots[i];
     uint32_t none = 0, used = atomic_load(&control->slots_used);
-    if (atomic_load_explicit(&slot->owner, memory_order_relaxed) != 0 ||
-        !atomic_compare_exchange_strong(&slot->owner, &none, map->number))
+    if (atomic_load_explicit(&slot->owner, memory_order_relaxed) != 0) continue;
+    /* First, or nobody would free it should this process end in between. */
+    while (used <= i &&
+           !atomic_compare_exchange_weak(&control->slots_used, &used, i + 1))
+      ;
+    if (!atomic_compare_exchange_strong(&slot->owner, &none, map->number))
       continue;
     atomic_store(&slot->of_node, false);
     atomic_store(&slot->pid, getpid());
     set_who(slot, who);
-    while (used <= i &&
-           !atomic_compare_exchange_weak(&control->slots_used, &used, i + 1))
-      ;
     *reader = (struct control_reader){.slot = slot};
     return 0;
   }
@@ -545,6 +545,20 @@ bool control_next_pinned(const struct control_map *map, uint64_t generation,
   return false;
 }
 
+/* False: its process lives. Nobody takes the number meanwhile, to find his slots
+   freed; all threads of this process are one to the lock. */
+static bool reap_number(struct control_map *map, uint32_t number)
+{
+  enter();
+  bool ended = lock_number(map, number, F_WRLCK) == 0;
+  if (ended) {
+    free_slots(map, number);
+    lock_number(map, number, F_UNLCK);
+  }
+  pthread_mutex_unlock(&mutex);
+  return ended;
+}
+
 void control_reap(struct control_map *map)
 {
   struct control *control = map->control;
@@ -552,16 +566,10 @@ void control_reap(struct control_map *map)
   uint8_t known[CONTROL_PROCESSES + 1] = {0}; /* 1: lives */
   for (uint32_t i = 0; i < n && i < CONTROL_SLOTS; i++) {
     uint32_t owner = atomic_load(&control->slots[i].owner);
-    if (owner > CONTROL_PROCESSES) free_slots(map, owner); /* nobody's ever */
-    if (owner == 0 || owner == map->number || owner > CONTROL_PROCESSES ||
-        known[owner] == 1)
-      continue;
-    struct flock lock;
-    if (lock_number(map, owner, F_OFD_GETLK, &lock) != 0 ||
-        lock.l_type != F_UNLCK)
-      known[owner] = 1;
-    else
-      free_slots(map, owner);
+    if (owner > CONTROL_PROCESSES)
+      free_slots(map, owner); /* nobody's ever */
+    else if (owner != 0 && owner != map->number && known[owner] == 0)
+      known[owner] = !reap_number(map, owner);
   }
 }
 

@@ -405,6 +405,106 @@ static void test_pin_stepwise(void **state)
   control_leave(&stage.reader);
   control_close(stage.map);
 }
+
+static volatile bool unseen;
+
+static void look_at_slot(int number, siginfo_t *info, void *context)
+{
+  struct control *control = stage.map->control;
+  (void)number;
+  (void)info;
+  (void)context;
+  if (atomic_load(&control->slots[0].owner) != 0 &&
+      atomic_load(&control->slots_used) == 0)
+    unseen = true;
+}
+
+/* Whenever a process is killed that takes a slot, others find it to be taken. */
+static void test_enter_stepwise(void **state)
+{
+  struct sigaction action = {.sa_flags = SA_SIGINFO}, before;
+  (void)state;
+  stage.map = open_in(NULL);
+  action.sa_sigaction = look_at_slot;
+  assert_int_equal(sigaction(SIGTRAP, &action, &before), 0);
+  CHANGE_FLAGS("orq $0x100");
+  int rc = control_enter(stage.map, NULL, &stage.reader);
+  CHANGE_FLAGS("andq $-0x101");
+  sigaction(SIGTRAP, &before, NULL);
+  assert_int_equal(rc, 0);
+  assert_int_equal(atomic_load(&stage.map->control->slots_used), 1);
+  assert_false(unseen);
+  control_leave(&stage.reader);
+  control_close(stage.map);
+}
+
+/* Another process, which takes a number and a slot and reads. */
+static struct {
+  int fd;
+  uint32_t number;
+  bool reads;
+  unsigned taken, refused;
+} newcomer;
+
+static int newcomer_lock(short type)
+{
+  struct flock lock = {
+      .l_type = type, .l_start = NUMBERS + newcomer.number, .l_len = 1};
+  return fcntl(newcomer.fd, F_OFD_SETLK, &lock);
+}
+
+static void stage_newcomer(void)
+{
+  struct control_slot *slots = stage.map->control->slots;
+  newcomer.reads = newcomer_lock(F_WRLCK) == 0;
+  newcomer.taken += newcomer.reads;
+  newcomer.refused += !newcomer.reads;
+  if (!newcomer.reads) return;
+  atomic_store(&slots[0].pin, 0);
+  atomic_store(&slots[0].owner, 0);
+  atomic_store(&slots[1].owner, newcomer.number);
+  atomic_store(&slots[1].pin, 77);
+}
+
+/* The slots of a process that has ended are freed, and its number is taken anew
+   at once, in all orders that there are. */
+static void test_reap_stepwise(void **state)
+{
+  struct sigaction action = {.sa_flags = SA_SIGINFO}, before;
+  stage.map = open_in(*state);
+  struct control_slot *slots = stage.map->control->slots;
+  newcomer.fd = open(path_of(*state, "control").s, O_RDWR | O_CLOEXEC);
+  newcomer.number = stage.map->number + 1;
+  action.sa_sigaction = on_step;
+  assert_int_equal(sigaction(SIGTRAP, &action, &before), 0);
+  meanwhile = stage_newcomer;
+  atomic_store(&stage.map->control->slots_used, 2);
+  /* What matters is many steps long. */
+  for (long step = 1;; step += 5 * STRIDE) {
+    atomic_store(&slots[0].owner, newcomer.number);
+    atomic_store(&slots[0].pin, 55);
+    newcomer.reads = false;
+    steps_left = step;
+    CHANGE_FLAGS("orq $0x100");
+    control_reap(stage.map);
+    CHANGE_FLAGS("andq $-0x101");
+    if (steps_left > 0) break;
+    assert_int_equal(atomic_load(&slots[0].owner), 0);
+    assert_int_equal(atomic_load(&slots[0].pin), 0);
+    if (!newcomer.reads) continue;
+    if (atomic_load(&slots[1].owner) != newcomer.number ||
+        atomic_load(&slots[1].pin) != 77)
+      fail_msg("after step %ld", step);
+    atomic_store(&slots[1].pin, 0);
+    atomic_store(&slots[1].owner, 0);
+    assert_int_equal(newcomer_lock(F_UNLCK), 0);
+  }
+  sigaction(SIGTRAP, &before, NULL);
+  assert_true(newcomer.taken > 10);
+  assert_true(newcomer.refused > 0); /* there was a moment for that, too */
+  close(newcomer.fd);
+  control_close(stage.map);
+}
 #endif
 
 /* What a reader has is told to the checkpointer: its frame, whether it is of
@@ -894,6 +994,8 @@ int main(void)
       cmocka_unit_test(test_pins),
 #ifdef STEPWISE
       cmocka_unit_test(test_pin_stepwise),
+      cmocka_unit_test(test_enter_stepwise),
+      IN_DIR(test_reap_stepwise),
 #endif
       cmocka_unit_test(test_pinned),
       IN_DIR(test_pins_elsewhere),
