@@ -204,6 +204,7 @@ bool detach_is_used(struct node *node)
   pthread_mutex_unlock(&node->mutex);
   struct control_pinned pinned;
   unsigned i = 0;
+  control_reap(node->map);
   while (!used && control_next_pinned(node->map, 0, &i, &pinned))
     used = !atomic_load(&pinned.slot->of_node);
   return used;

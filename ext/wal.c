@@ -704,6 +704,7 @@ bool wal_forbid(struct wal *wal)
 {
   unsigned i = 0;
   struct control_pinned pinned;
+  control_reap(wal->map);
   pthread_mutex_lock(&wal->mutex);
   wal->closed = true;
   show(wal);

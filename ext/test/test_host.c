@@ -4,6 +4,8 @@
 */
 #include "nodes.h"
 
+#include "cluster.h"
+
 #define LATER ((uint64_t)3600000 << 20) /* as numbers are made: an hour */
 #define RESOLVE_MS 30000
 
@@ -108,6 +110,27 @@ static void test_fate_behind_checkpoint(void **state)
   control_close(map);
 }
 
+/* What a process had pinned that was killed keeps nobody from detaching. */
+static void test_killed_reader(void **state)
+{
+  struct nodes nodes;
+  struct control_reader reader;
+  struct control_view view;
+  nodes_make(&nodes, *state, 1, 300);
+  struct node *node = nodes_node(&nodes, 1);
+  assert_int_equal(control_enter(node->map, NULL, &reader), 0);
+  control_pin(node->map, &reader, false, &view);
+  assert_true(detach_is_used(node));
+  assert_false(wal_forbid(node->wal));
+  uint64_t pin = atomic_load(&reader.slot->pin);
+  atomic_store(&reader.slot->owner, CONTROL_PROCESSES);
+  assert_false(detach_is_used(node));
+  atomic_store(&reader.slot->pin, pin);
+  atomic_store(&reader.slot->owner, CONTROL_PROCESSES);
+  assert_true(wal_forbid(node->wal));
+  nodes_stop(&nodes, 1);
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {
@@ -115,6 +138,7 @@ int main(void)
       cmocka_unit_test_setup_teardown(test_fates, dir_make, dir_clear),
       cmocka_unit_test_setup_teardown(test_fate_behind_checkpoint, dir_make,
                                       dir_clear),
+      cmocka_unit_test_setup_teardown(test_killed_reader, dir_make, dir_clear),
   };
   nodes_load();
   return cmocka_run_group_tests(tests, NULL, NULL);
