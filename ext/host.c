@@ -493,14 +493,16 @@ static void on_ready(uv_poll_t *poll, int status, int events)
    *watch: its watch, NULL if that has ended. Mutex held. */
 static bool to_ask(struct node *node, uint64_t now, struct session **watch)
 {
-  const struct connection *writer = node->writer;
+  struct connection *writer = node->writer;
   bool wanted = node->places || node->upgrading || node->recalled;
   if (writer == NULL || writer->slot == NULL || node->writer_commits ||
       !wanted || now - node->writer_since < PING_MS)
     return false;
-  uint32_t process = atomic_load(&writer->slot->owner);
+  /* Not the slot's owner: that may be another one's by now. */
+  const struct session *its = session_of(writer);
   struct session *s = node->host->sessions;
-  while (s && (!s->watch || s->ended || s->process != process))
+  while (s && (!s->watch || s->ended || s->process != its->process ||
+               s->pid != its->pid))
     s = s->next;
   *watch = s;
   return true;
@@ -515,7 +517,7 @@ static int end_turn(struct node *node, uint64_t now)
   struct session *s;
   if (!to_ask(node, now, &s)) return 0;
   if (s == NULL || (s->asked && now - s->asked > LEASE_MS)) {
-    int pid = atomic_load(&node->writer->slot->pid);
+    int pid = session_of(node->writer)->pid;
     node->writer = NULL;
     writer_next(node);
     return pid;

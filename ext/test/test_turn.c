@@ -14,16 +14,19 @@
 #include "session.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/sockios.h>
 #include <sys/ioctl.h>
 
-#define WAIT 20000      /* ms: longer than any machine is busy */
-#define TURN_OVER 1500u /* ms: by then a turn would be over */
+#define WAIT 20000               /* ms: longer than any machine is busy */
+#define NUMBERS ((off_t)1 << 40) /* where processes lock their numbers */
+#define TURN_OVER 1500u          /* ms: by then a turn would be over */
 
 struct attached {
   struct node *node;
   struct control_reader reader;
   struct session_buffer buffer;
+  uint32_t process;
   int watch, fd;
 };
 
@@ -35,7 +38,7 @@ static int greet(struct attached *a, enum session_kind kind)
   m.hello.version = SESSION_VERSION;
   m.hello.kind = kind;
   m.hello.pid = (uint32_t)getpid();
-  m.hello.process = a->node->map->number;
+  m.hello.process = a->process;
   if (kind == SESSION_KIND_CONNECTION)
     m.hello.slot = (uint32_t)(a->reader.slot - a->node->shared->slots);
   assert_int_equal(session_connect(a->node->dir, WAIT, &fd, &peer), 0);
@@ -47,7 +50,7 @@ static int greet(struct attached *a, enum session_kind kind)
 
 static void attach(struct attached *a, struct node *node)
 {
-  *a = (struct attached){.node = node};
+  *a = (struct attached){.node = node, .process = node->map->number};
   assert_int_equal(control_enter(node->map, NULL, &a->reader), 0);
   a->watch = greet(a, SESSION_KIND_WATCH);
   a->fd = greet(a, SESSION_KIND_CONNECTION);
@@ -170,6 +173,60 @@ static void test_process_ends_at_its_commit(void **state)
   nodes_stop(&nodes, 1);
 }
 
+struct waiting {
+  sqlite3 *db;
+  atomic_bool *over;
+};
+
+static void *insert_and_tell(void *arg)
+{
+  struct waiting *w = arg;
+  insert(w->db);
+  atomic_store(w->over, true);
+  return NULL;
+}
+
+/* A process is killed that has the turn, somebody else holds its session open,
+   and its slot is another process's by now, which lives: the turn is over all
+   the same. */
+static void test_slot_of_another(void **state)
+{
+  struct nodes nodes;
+  struct attached a, other;
+  struct session_message m;
+  pthread_t thread;
+  atomic_bool over = false;
+  struct waiting w = {NULL, &over};
+  nodes_make(&nodes, *state, 1, 300);
+  w.db = nodes.db[1];
+  nodes_do(w.db, sqlite3_mprintf("CREATE TABLE t(id INTEGER)"));
+  struct node *node = nodes_node(&nodes, 1);
+  attach(&a, node);
+  other = (struct attached){.node = node, .process = a.process + 1};
+  int fd = open(path_of(node->dir, "/control").s, O_RDWR | O_CLOEXEC);
+  assert_int_equal(wal_lock(fd, F_WRLCK, NUMBERS + other.process, 1), 0);
+  other.watch = greet(&other, SESSION_KIND_WATCH);
+  take(&a);
+  atomic_store(&a.reader.slot->owner, other.process);
+  close(a.watch);
+  assert_int_equal(pthread_create(&thread, NULL, insert_and_tell, &w), 0);
+  uint64_t last = clock_monotonic_ms() + WAIT;
+  while (!atomic_load(&over) && clock_monotonic_ms() < last)
+    if (session_receive(other.watch, &other.buffer, PAUSE_MS, &m) == 0) {
+      assert_int_equal(m.type, SESSION_PING);
+      m.type = SESSION_PONG;
+      assert_int_equal(session_send(other.watch, &m, WAIT), 0);
+    }
+  assert_true(atomic_load(&over));
+  pthread_join(thread, NULL);
+  close(a.fd);
+  close(other.watch);
+  close(fd);
+  atomic_store(&a.reader.slot->owner, a.process);
+  control_leave(&a.reader);
+  nodes_stop(&nodes, 1);
+}
+
 /* ---- frames that cannot be written -------------------------------------- */
 
 struct broken {
@@ -275,6 +332,8 @@ int main(void)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_process_ends_at_its_commit, dir_make,
+                                      dir_clear),
+      cmocka_unit_test_setup_teardown(test_slot_of_another, dir_make,
                                       dir_clear),
       cmocka_unit_test_setup_teardown(test_frames_without_room, dir_make,
                                       dir_clear),
