@@ -479,7 +479,6 @@ static void test_reap_stepwise(void **state)
   assert_int_equal(sigaction(SIGTRAP, &action, &before), 0);
   meanwhile = stage_newcomer;
   atomic_store(&stage.map->control->slots_used, 2);
-  /* What matters is many steps long. */
   for (long step = 1;; step += 5 * STRIDE) {
     atomic_store(&slots[0].owner, newcomer.number);
     atomic_store(&slots[0].pin, 55);
@@ -501,7 +500,7 @@ static void test_reap_stepwise(void **state)
   }
   sigaction(SIGTRAP, &before, NULL);
   assert_true(newcomer.taken > 10);
-  assert_true(newcomer.refused > 0); /* there was a moment for that, too */
+  assert_true(newcomer.refused > 0);
   close(newcomer.fd);
   control_close(stage.map);
 }
