@@ -152,6 +152,14 @@ static void unwatch(struct database *d)
   pthread_mutex_unlock(&d->mutex);
 }
 
+bool attach_hosted(struct database *d)
+{
+  pthread_mutex_lock(&d->mutex);
+  bool hosted = atomic_load(&d->node) || d->attached;
+  pthread_mutex_unlock(&d->mutex);
+  return hosted;
+}
+
 static void tell(struct database *d, const struct text *trouble)
 {
   pthread_mutex_lock(&d->mutex);

@@ -12,6 +12,8 @@
 #include "database.h"
 #include "vfs.h"
 
+/* Somebody hosts the node, here or elsewhere, as far as it is known here. */
+bool attach_hosted(struct database *d);
 /* Until what is applied may be read at a level: node_barrier(). */
 int attach_barrier(struct connection *c, enum read_level level, unsigned ms);
 /* The turn to write, and the WRITE lock with it: writer_take(). drained:

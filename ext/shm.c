@@ -30,6 +30,7 @@ SQLITE_EXTENSION_INIT3
 #include <stdio.h>
 
 #define HOLD_MS 5000 /* longest wait for a new WAL */
+#define LOOK_MS 50   /* whether there is somebody to wait for */
 #define ROUND_MS 200 /* time for the leader to answer */
 #define SLOT_WRITE 0
 #define SLOT_READ(i) (3 + (i))
@@ -98,12 +99,18 @@ static bool wants_to_write(struct connection *c)
 }
 
 /* Waits while the checkpointer begins the WAL anew. False: that takes too long,
-   go on. */
+   or its process has ended meanwhile, go on. */
 static bool wait_for_hold(struct connection *c)
 {
   if (atomic_load(&c->map->control->hold) != HOLD_ALL) return true;
-  struct timespec end = clock_deadline(HOLD_MS);
-  return control_wait_hold(c->map, &end);
+  struct timespec end = clock_deadline(HOLD_MS), look;
+  bool over = false;
+  do {
+    look = clock_deadline(LOOK_MS);
+    if (control_wait_hold(c->map, &look)) return true;
+    over = !clock_before(&look, &end) || !attach_hosted(c->database);
+  } while (!over);
+  return false;
 }
 
 /* Pins what is confirmed, or the head for whoever is to write, and tells what

@@ -5,6 +5,10 @@
 #include "nodes.h"
 
 #include "cluster.h"
+#include "database.h"
+
+#include <signal.h>
+#include <sys/wait.h>
 
 #define LATER ((uint64_t)3600000 << 20) /* as numbers are made: an hour */
 #define RESOLVE_MS 30000
@@ -131,6 +135,53 @@ static void test_killed_reader(void **state)
   nodes_stop(&nodes, 1);
 }
 
+/* A child that hosts a node until it is killed. */
+static pid_t host_elsewhere(const char *dir)
+{
+  struct nodes nodes;
+  int ready[2];
+  char byte = 0;
+  assert_int_equal(pipe(ready), 0);
+  pid_t pid = fork();
+  assert_true(pid >= 0);
+  if (pid == 0) {
+    nodes_make(&nodes, dir, 1, 300);
+    nodes_do(nodes.db[1], sqlite3_mprintf("CREATE TABLE t(x)"));
+    if (write(ready[1], &byte, 1) != 1) _exit(1);
+    for (;;)
+      pause();
+  }
+  close(ready[1]);
+  assert_int_equal(read(ready[0], &byte, 1), 1);
+  close(ready[0]);
+  return pid;
+}
+
+/* A host is killed while all who read wait for a new WAL. Until there is another
+   one, who reads without it does not wait for long, again and again. */
+static void test_killed_in_hold(void **state)
+{
+  struct nodes nodes = {.dir = *state, .n = 1};
+  int status;
+  pid_t pid = host_elsewhere(*state);
+  registry_guest = true;
+  nodes_open(&nodes, 1);
+  sqlite3 *db = nodes.db[1];
+  struct connection *c = vfs_connection(db, "main");
+  assert_null(c->node);
+  nodes_do(db, sqlite3_mprintf("PRAGMA quorate_consistency=local"));
+  nodes_do(db, sqlite3_mprintf("SELECT count(*) FROM t"));
+  atomic_store(&c->map->control->hold, HOLD_ALL);
+  kill(pid, SIGKILL);
+  assert_int_equal(waitpid(pid, &status, 0), pid);
+  nodes_do(db, sqlite3_mprintf("SELECT count(*) FROM t"));
+  uint64_t began = clock_monotonic_ms();
+  nodes_do(db, sqlite3_mprintf("SELECT count(*) FROM t"));
+  assert_in_range(clock_monotonic_ms() - began, 0, 3000);
+  assert_int_equal(sqlite3_close(db), SQLITE_OK);
+  registry_guest = false;
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {
@@ -139,6 +190,7 @@ int main(void)
       cmocka_unit_test_setup_teardown(test_fate_behind_checkpoint, dir_make,
                                       dir_clear),
       cmocka_unit_test_setup_teardown(test_killed_reader, dir_make, dir_clear),
+      cmocka_unit_test_setup_teardown(test_killed_in_hold, dir_make, dir_clear),
   };
   nodes_load();
   return cmocka_run_group_tests(tests, NULL, NULL);
