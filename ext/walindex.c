@@ -88,6 +88,8 @@ void walindex_publish(struct walindex *index,
                       const struct walindex_header *header)
 {
   struct walindex_header *live = walindex_header(index);
+  /* What it is about is there first, whoever is killed. */
+  __sync_synchronize();
   /* Readers read the first copy, then the second: written the other way
      round, two equal copies are one whole header. */
   memcpy(&live[1], header, sizeof(*header));
