@@ -294,6 +294,9 @@ static int adopt(struct wal *wal, char **error)
   memcpy(live, walindex_header(&wal->index), sizeof(live));
   struct walindex_info *info = walindex_info(&wal->index);
   const struct walindex_header *shown = whole_header(live);
+  /* Both copies again: should this host die while it writes the next one, what
+     is left must not be what was there before. */
+  if (shown) walindex_publish(&wal->index, shown);
   bool same = shown && memcmp(shown->salt, found.salt, 8) == 0 &&
               shown->mx_frame <= found.mx_frame;
   if (found.mx_frame == 0 || (shown && !same)) {
