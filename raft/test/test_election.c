@@ -401,9 +401,8 @@ static void test_split_votes(void **state)
   split(w);
   assert_true(raft_next_deadline(core(w, 2)) >= 500);
   assert_true(raft_next_deadline(core(w, 3)) >= 500);
-  first = raft_next_deadline(core(w, 2)) < raft_next_deadline(core(w, 3))
-              ? 2
-              : 3;
+  first =
+      raft_next_deadline(core(w, 2)) < raft_next_deadline(core(w, 3)) ? 2 : 3;
   pass(w, raft_next_deadline(core(w, first)));
   tick(w, first);
   settle(w);
