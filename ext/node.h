@@ -804,6 +804,10 @@ void apply_large(struct node *node);
 void *worker_main(void *node);
 /* One checkpoint. -EBUSY: a reader keeps some of it from being copied. */
 int checkpoint_run(struct node *node);
+/* Before any thread runs: what is in -wal, which is of no entry after `most`, goes
+   into the database file, and -wal begins anew. What the checkpoint is of stays:
+   the next start applies the log from there, at least to `most`. */
+int checkpoint_at_start(struct node *node, raft_index most, struct text *error);
 /* A bound in frames, lowered so that large pages do not make a long WAL. */
 uint32_t checkpoint_bound(const struct node *node, uint32_t frames);
 /* Loop thread, now and then: what the log need not keep goes. */
