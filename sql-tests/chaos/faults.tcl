@@ -414,7 +414,7 @@ fault replace 1 {} {
   again $name
   comes $name [pick {voter learner}]
   unset ::out($name)
-  lappend ::begin $name
+  load_begin $name 3 $::kinds 3000
   follow 500
   return [list must "SELECT quorate_promote('$name')"]
 }
