@@ -371,7 +371,7 @@ void apply_large(struct node *node)
 {
   if (!atomic_load(&node->settled)) {
     struct text error;
-    node->large_rc = apply_fold(node, &node->fold_to, &error);
+    node->large_rc = apply_fold(node, &node->fold_to, NULL, &error);
     node->large_task.run = fold_done;
     node_post(node, &node->large_task);
     return;
@@ -779,11 +779,17 @@ void apply_drop(struct fold *fold)
   free(fold);
 }
 
-int apply_fold(struct node *node, raft_index *to, struct text *error)
+int apply_fold(struct node *node, raft_index *to,
+               int (*make_room)(struct node *node, raft_index most),
+               struct text *error)
 {
   struct fold *fold;
   int rc = apply_collect(node, *to, &fold, error);
   if (rc == 0) rc = apply_collected(node, fold, error);
+  /* While pages of a snapshot wait, -wal makes no sense without them. */
+  if (rc == -ENOSPC && make_room && !node->checkpoint.incoming &&
+      make_room(node, *to) == 0)
+    rc = apply_collected(node, fold, error);
   if (rc == 0) *to = fold->to;
   apply_drop(fold);
   return rc;

@@ -171,21 +171,21 @@ int checkpoint_run(struct node *node)
 struct start_floor {
   struct node *node;
   raft_index index;
-  struct text *error;
 };
 
 static int write_start_floor(void *ctx, raft_index index)
 {
   const struct start_floor *floor = ctx;
   struct node *node = floor->node;
+  struct text ignored;
   (void)index;
   if (floor->index <= node->checkpoint.floor) return 0;
-  return save(node, node->checkpoint.index, floor->index, false, floor->error);
+  return save(node, node->checkpoint.index, floor->index, false, &ignored);
 }
 
-int checkpoint_at_start(struct node *node, raft_index most, struct text *error)
+int checkpoint_at_start(struct node *node, raft_index most)
 {
-  struct start_floor floor = {node, most, error};
+  struct start_floor floor = {node, most};
   struct wal_checkpointed done;
   int rc = wal_checkpoint(node->wal, write_start_floor, &floor, &done);
   if (rc == 0) rc = done.full ? wal_restart(node->wal) : -EBUSY;

@@ -772,8 +772,12 @@ void apply_committed(struct node *node);
 void apply_tick(struct node *node);
 /* One folded transaction: the entries after the checkpoint, up to *to or the
    last one before it that leaves no transaction open: newest image of each
-   page. At start, or on the worker while nothing else is applied. */
-int apply_fold(struct node *node, raft_index *to, struct text *error);
+   page. At start, or on the worker while nothing else is applied. Without room
+   for it, make_room(), if not NULL, is asked for some, with `most` the *to that
+   was asked for, and if that returns 0 it is tried once more. */
+int apply_fold(struct node *node, raft_index *to,
+               int (*make_room)(struct node *node, raft_index most),
+               struct text *error);
 /* The same in two steps. The first only reads the log, and brings the node's
    settings and configuration to `to`; the second puts the pages on top of the
    database, at once. */
@@ -807,7 +811,7 @@ int checkpoint_run(struct node *node);
 /* Before any thread runs: what is in -wal, which is of no entry after `most`, goes
    into the database file, and -wal begins anew. What the checkpoint is of stays:
    the next start applies the log from there, at least to `most`. */
-int checkpoint_at_start(struct node *node, raft_index most, struct text *error);
+int checkpoint_at_start(struct node *node, raft_index most);
 /* A bound in frames, lowered so that large pages do not make a long WAL. */
 uint32_t checkpoint_bound(const struct node *node, uint32_t frames);
 /* Loop thread, now and then: what the log need not keep goes. */

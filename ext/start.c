@@ -220,23 +220,6 @@ static raft_index held_at_least(const struct store_checkpoint *cp)
   return cp->incoming ? 0 : cp->index;
 }
 
-/* As apply_fold(). When there is no room for it, -wal may have some: what is in
-   that is of no later entry, and a disk is often filled by it. While pages of a
-   snapshot wait, it makes no sense without them. */
-static int apply_log(struct node *node, raft_index *to, struct text *error)
-{
-  struct text ignored;
-  struct fold *fold;
-  int rc = apply_collect(node, *to, &fold, error);
-  if (rc == 0) rc = apply_collected(node, fold, error);
-  if (rc == -ENOSPC && !node->checkpoint.incoming &&
-      checkpoint_at_start(node, *to, &ignored) == 0)
-    rc = apply_collected(node, fold, error);
-  if (rc == 0) *to = apply_reaches(fold);
-  apply_drop(fold);
-  return rc;
-}
-
 /* Brings the database to K, if that is known to be the newest that can be in
    -wal; sets applied, and whether local reads may go on. */
 static int recover_database(struct node *node,
@@ -262,7 +245,7 @@ static int recover_database(struct node *node,
   if (rc) return rc;
   fetch_clean(node, cp);
   bool settled = confirmed > 0 || k == last;
-  if (settled) rc = apply_log(node, &k, error);
+  if (settled) rc = apply_fold(node, &k, checkpoint_at_start, error);
   if (rc) return rc;
   atomic_store(&node->settled, settled);
   node->applied = settled ? k : cp->index;
