@@ -501,7 +501,8 @@ int attach_barrier(struct connection *c, enum read_level level, unsigned ms)
   struct session_message answer,
       m = {.type = SESSION_BARRIER,
            .barrier = {.level = (uint8_t)level, .wait_ms = ms}};
-  return ask(c, &m, ms, "read refused", &answer);
+  return ask(c, &m, ms,
+             level == LEVEL_WRITE ? "write refused" : "read refused", &answer);
 }
 
 int attach_take(struct connection *c, bool drained)

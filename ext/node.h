@@ -694,7 +694,13 @@ void verify_stop(struct node *node);
 
 /* ---- when a read may begin: reads.c ------------------------------------ */
 
-enum read_level { LEVEL_LINEARIZABLE = 0, LEVEL_LEASE, LEVEL_LOCAL };
+/* LEVEL_WRITE: linearizable, for one who is going to write; told as a write. */
+enum read_level {
+  LEVEL_LINEARIZABLE = 0,
+  LEVEL_LEASE,
+  LEVEL_LOCAL,
+  LEVEL_WRITE
+};
 
 /* Application threads. Until what is applied may be read at a level, for at
    most wait_ms. SQLITE_OK; SQLITE_BUSY_TIMEOUT or SQLITE_INTERRUPT, and *reason

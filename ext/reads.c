@@ -222,8 +222,8 @@ int node_barrier(struct node *node, enum read_level level, uint64_t wait_ms,
     rc = 0;
   }
   if (rc) {
-    text_set(reason, "read %s: %s", rc == -EINTR ? "interrupted" : "refused",
-             in_vain(node, index));
+    text_set(reason, "%s %s: %s", level == LEVEL_WRITE ? "write" : "read",
+             rc == -EINTR ? "interrupted" : "refused", in_vain(node, index));
     node_keep_reason(node, reason);
   }
   pthread_mutex_unlock(&node->mutex);

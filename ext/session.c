@@ -512,7 +512,7 @@ static void parse_fields(struct parser *p, struct session_message *m,
   case SESSION_BARRIER:
     m->barrier.level = parse_u8(p);
     m->barrier.wait_ms = parse_u32(p);
-    if (m->barrier.level > 2) p->bad = true;
+    if (m->barrier.level > 3) p->bad = true;
     break;
   case SESSION_TAKE: parse_take(p, &m->take); break;
   case SESSION_HANDLED: m->more = parse_flag(p); break;

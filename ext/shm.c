@@ -254,7 +254,7 @@ static int begin_here(struct connection *c, bool stale)
     /* What would be written without a quorum had no answer for long. */
     int rc = atomic_load(&c->map->control->near)
                  ? SQLITE_OK
-                 : barrier(c, LEVEL_LINEARIZABLE);
+                 : barrier(c, LEVEL_WRITE);
     /* SQLite's busy handler comes back: the wait was this one. */
     if (rc && rc != VFS_MOVED) c->refused_write = clock_monotonic_ms();
     return rc ? rc : take(c);

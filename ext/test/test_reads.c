@@ -238,6 +238,17 @@ static void test_a_node_that_ends(void **state)
   assert_int_equal(end(&readers[0]), SQLITE_BUSY_TIMEOUT);
 }
 
+/* Who waited in order to write is not told that its read was refused. */
+static void test_a_write(void **state)
+{
+  struct node *node = *state;
+  struct text reason;
+  assert_int_equal(node_barrier(node, LEVEL_WRITE, 1, NULL, &reason),
+                   SQLITE_BUSY_TIMEOUT);
+  assert_string_equal(reason.s,
+                      "write refused: no leader: no quorum, or an election");
+}
+
 /* Published by a step, over by itself, and never without the option. */
 static void test_lease(void **state)
 {
@@ -304,6 +315,7 @@ int main(void)
       cmocka_unit_test_setup_teardown(test_order_of_indexes, setup, teardown),
       cmocka_unit_test_setup_teardown(test_giving_up, setup, teardown),
       cmocka_unit_test_setup_teardown(test_a_node_that_ends, setup, teardown),
+      cmocka_unit_test_setup_teardown(test_a_write, setup, teardown),
       cmocka_unit_test_setup_teardown(test_lease, setup, teardown),
       cmocka_unit_test_setup_teardown(test_clock, setup, teardown),
   };

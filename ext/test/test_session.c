@@ -70,7 +70,7 @@ static struct session_message sample(unsigned type)
     break;
   case SESSION_WELCOME: m.start = 0x1122334455667788u; break;
   case SESSION_REFUSED: m.text = "the node is stopping"; break;
-  case SESSION_BARRIER: m.barrier = (struct session_barrier){2, 5000}; break;
+  case SESSION_BARRIER: m.barrier = (struct session_barrier){3, 5000}; break;
   case SESSION_TAKE:
     m.take = (struct session_take){250, true, true, true};
     break;
@@ -259,7 +259,7 @@ static void test_other_values(void **state)
 static void test_layout(void **state)
 {
   static const uint8_t hello[] = {'q', 't', 'r', 's', 1, 0,  0,  0,  29, 0,
-                                  0,   0,   2,   0,   0, 0,  1,  4,  3,  2,
+                                  0,   0,   3,   0,   0, 0,  1,  4,  3,  2,
                                   1,   8,   7,   6,   5, 12, 11, 10, 9};
   static const uint8_t refused[] = {'q', 't', 'r', 's', 3, 0, 0,   0,   19, 0,
                                     0,   0,   3,   0,   0, 0, 'n', 'o', 0};
@@ -343,7 +343,7 @@ static void test_fields_refused(void **state)
   assert_refused_with(SESSION_HELLO, HEAD + 4, 0);
   assert_refused_with(SESSION_HELLO, HEAD + 4, 2); /* a watch with a slot */
   assert_refused_with(SESSION_HELLO, HEAD + 4, 3);
-  assert_refused_with(SESSION_BARRIER, HEAD, 3);
+  assert_refused_with(SESSION_BARRIER, HEAD, 4);
   for (size_t at = 4; at < 7; at++)
     assert_refused_with(SESSION_TAKE, HEAD + at, 2);
   assert_refused_with(SESSION_HANDLED, HEAD, 2);
