@@ -94,8 +94,11 @@ static void disk_failed(struct sim *s, struct node *n)
   s->stats.disk_failures++;
   sim_trace(s, n, T_DISK, (uint64_t)n->done_status, 0, 0, 0, 0);
   node_step(s, n, &event);
-  /* Somebody looks after it, in a while. */
-  sim_after(s, n, EV_CRASH, 10 * SIM_MS + sim_spread(s, 300 * SIM_MS), 1);
+  /* It looks after itself, or somebody does, in a while. */
+  if (n->done_status == -ENOSPC && sim_chance(s, 700000))
+    sim_after(s, n, EV_REOPEN, sim_spread(s, 100 * SIM_MS), 0);
+  else
+    sim_after(s, n, EV_CRASH, 10 * SIM_MS + sim_spread(s, 300 * SIM_MS), 1);
 }
 
 bool node_take_done(struct sim *s, struct node *n)

@@ -159,6 +159,8 @@ static void load_machine(struct sim *s, struct node *n,
                          const struct store_checkpoint *cp)
 {
   memset(&n->machine, 0, sizeof n->machine);
+  n->applied_configuration = cp->configuration;
+  n->applied_configuration_index = cp->configuration_index;
   if (cp->index == 0) return;
   if (cp->settings_len != sizeof n->machine)
     sim_fail(s, "store", "node %u: the checkpoint's settings", n->id);
@@ -178,14 +180,9 @@ static void connect(struct sim *s, struct node *n)
 }
 
 static void begin(struct sim *s, struct node *n,
-                  const struct store_checkpoint *cp,
                   const struct raft_recovered *rec)
 {
   n->options.seed = sim_random(s);
-  n->checkpoint = *cp;
-  n->checkpoint.settings = NULL;
-  n->applied_configuration = cp->configuration;
-  n->applied_configuration_index = cp->configuration_index;
   if (raft_new(&n->options, rec, node_now(s, n), &n->raft))
     sim_fail(s, "host", "raft_new of node %u", n->id);
   n->commit = raft_commit(n->raft);
@@ -199,7 +196,6 @@ static void begin(struct sim *s, struct node *n,
   sim_trace(s, n, T_START, n->incarnation, rec->last_index, rec->commit,
             rec->term, rec->voted_for);
   node_schedule(s, n);
-  connect(s, n);
 }
 
 /* Not this time, or never. */
@@ -218,10 +214,10 @@ static void refuse(struct sim *s, struct node *n, int rc)
   sim_after(s, n, EV_START, 20 * SIM_MS + sim_spread(s, 200 * SIM_MS), 0);
 }
 
-void process_start(struct sim *s, struct node *n)
+/* Opens what is on the disk and holds it against what was promised. */
+static int recover(struct sim *s, struct node *n, struct store_checkpoint *cp,
+                   struct raft_recovered *rec)
 {
-  struct store_checkpoint cp;
-  struct raft_recovered rec;
   const char *why;
   int rc;
 
@@ -231,18 +227,14 @@ void process_start(struct sim *s, struct node *n)
   n->durable_seq = n->done_seq = 0;
   n->done_status = 0;
   /* Power may be lost while a log is being repaired, too. */
-  if (!s->peace && s->options.every[F_CRASH] && sim_chance(s, 100000)) {
+  if (!n->dying && !s->peace && s->options.every[F_CRASH] &&
+      sim_chance(s, 100000)) {
     n->dying = true;
     sim_disk_die_in(n->disk, (long)sim_below(s, 12));
   }
-  rc = open_store(s, n, &cp, &rec);
-  if (rc) {
-    store_checkpoint_clear(&cp);
-    refuse(s, n, rc);
-    return;
-  }
-  load_machine(s, n, &cp);
-  why = model_recovered(s, n, &cp, &rec);
+  rc = open_store(s, n, cp, rec);
+  if (rc) return rc;
+  why = model_recovered(s, n, cp, rec);
   if (why && n->dying && sim_disk_dead(n->disk)) {
     rc = -EIO;
   } else if (why && n->damaged) {
@@ -254,9 +246,25 @@ void process_start(struct sim *s, struct node *n)
   if (rc) {
     store_close(n->store);
     n->store = NULL;
+    return rc;
+  }
+  n->checkpoint = *cp;
+  n->checkpoint.settings = NULL;
+  return 0;
+}
+
+void process_start(struct sim *s, struct node *n)
+{
+  struct store_checkpoint cp;
+  struct raft_recovered rec;
+  int rc = recover(s, n, &cp, &rec);
+
+  if (rc) {
     refuse(s, n, rc);
   } else {
-    begin(s, n, &cp, &rec);
+    load_machine(s, n, &cp);
+    begin(s, n, &rec);
+    connect(s, n);
     s->stats.restarts++;
   }
   store_checkpoint_clear(&cp);
@@ -276,7 +284,8 @@ static void drop_deferred(struct sim *s, struct node *n)
   n->n_deferred = 0;
 }
 
-static void forget_process(struct sim *s, struct node *n)
+/* The core, and all that was meant for it or promised by it. */
+static void forget_core(struct sim *s, struct node *n)
 {
   size_t i;
 
@@ -285,14 +294,19 @@ static void forget_process(struct sim *s, struct node *n)
   for (i = 0; i < n->n_held; i++)
     net_drop(s, n->held[i].packet);
   n->n_held = 0;
-  drop_deferred(s, n);
   snapshot_forget(s, n);
   client_ended(s, n);
   memset(n->loads, 0, sizeof n->loads);
-  n->disk_event = n->rest_event = n->failed = n->stopping = false;
-  n->paused = n->suspended = n->dying = n->applying = false;
-  n->checkpoint.index = n->machine.index = 0;
+  n->disk_event = n->rest_event = n->failed = n->applying = false;
   n->match_term = 0;
+}
+
+static void forget_process(struct sim *s, struct node *n)
+{
+  if (n->raft) forget_core(s, n);
+  drop_deferred(s, n);
+  n->stopping = n->paused = n->suspended = n->dying = false;
+  n->checkpoint.index = n->machine.index = 0;
   n->status = NODE_DOWN;
   n->life++;
 }
@@ -357,6 +371,39 @@ void process_close(struct sim *s, struct node *n)
   forget_process(s, n);
   disconnect(s, n, true);
   sim_after(s, n, EV_START, 5 * SIM_MS + sim_spread(s, 300 * SIM_MS), 0);
+}
+
+void process_reopen(struct sim *s, struct node *n)
+{
+  struct store_checkpoint cp;
+  struct raft_recovered rec;
+  int rc;
+
+  if (n->stopping) return;
+  if (n->full) {
+    sim_after(s, n, EV_REOPEN, sim_spread(s, 100 * SIM_MS), 0);
+    return;
+  }
+  store_close(n->store);
+  n->store = NULL;
+  forget_core(s, n);
+  rc = recover(s, n, &cp, &rec);
+  if (rc) {
+    bool dying = n->dying;
+
+    forget_process(s, n);
+    n->dying = dying;
+    disconnect(s, n, true);
+    refuse(s, n, rc);
+  } else {
+    /* A snapshot that was on its way into the log. */
+    if (cp.index > n->machine.index) load_machine(s, n, &cp);
+    /* What is applied was durable here. */
+    if (rec.commit < n->machine.index) rec.commit = n->machine.index;
+    begin(s, n, &rec);
+    s->stats.reopened++;
+  }
+  store_checkpoint_clear(&cp);
 }
 
 void process_wipe(struct sim *s, struct node *n)
@@ -425,7 +472,8 @@ bool process_defers(struct sim *s, struct node *n,
   case EV_LINK:
   case EV_SNAPSHOT:
   case EV_SNAPSHOT_TIME:
-  case EV_STOP: break;
+  case EV_STOP:
+  case EV_REOPEN: break;
   default: return false;
   }
   if (n->n_deferred == n->deferred_capacity) {

@@ -169,6 +169,7 @@ void sim_summary(const struct sim_stats *stats, uint64_t seeds, double seconds)
          "%llu, rotted %llu, misdirected %llu\n",
          N(disk_failures), N(lost_sectors), N(torn), N(eio), N(full), N(rotted),
          N(misdirected));
-  printf("stores refused %llu, without their newest entries %llu, wiped %llu\n",
-         N(refused), N(vanished), N(wiped));
+  printf("stores refused %llu, without their newest entries %llu, wiped %llu, "
+         "opened anew %llu\n",
+         N(refused), N(vanished), N(wiped), N(reopened));
 }

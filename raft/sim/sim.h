@@ -47,6 +47,7 @@ enum sim_event_type {
   EV_LINK_UP,      /* ... is there again */
   EV_HEAL,         /* a partition ends */
   EV_SPACE,        /* a full disk has space again */
+  EV_REOPEN,       /* a process looks whether it has */
   EV_SNAPSHOT,     /* u.part arrives */
   EV_SNAPSHOT_TIME /* u.number: transfer; nothing was heard for a while */
 };
@@ -502,6 +503,10 @@ void process_start(struct sim *s, struct node *n);
 /* Power loss, or (kill) the end of the process. */
 void process_end(struct sim *s, struct node *n, bool kill);
 void process_close(struct sim *s, struct node *n);
+/* Its disk was full, and may have space again: the log is opened anew, and a
+   core for it made, in the same process, which keeps its state machine and its
+   connections. */
+void process_reopen(struct sim *s, struct node *n);
 void process_wipe(struct sim *s, struct node *n);
 void process_pause(struct sim *s, struct node *n, sim_time time, bool suspend);
 void process_resume(struct sim *s, struct node *n);
@@ -607,7 +612,7 @@ struct sim_stats {
   uint64_t events, commits, elections, crashes, kills, pauses, restarts;
   uint64_t changes, joint, transfers, handed_over;
   uint64_t snapshots, resumed, installed, replaced;
-  uint64_t reads, lease_reads, refused, vanished, wiped, stops;
+  uint64_t reads, lease_reads, refused, vanished, wiped, stops, reopened;
   uint64_t acknowledged, lost, unknown, rejected;
   uint64_t torn, lost_sectors, eio, full, rotted, misdirected;
   uint64_t loads, checkpoints, partitions, resets, disk_failures, messages;
