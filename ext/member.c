@@ -196,6 +196,14 @@ enum net_verdict member_verdict(void *ctx, raft_id peer, char *why, size_t size)
   return NET_ALLOWED;
 }
 
+void member_name(void *ctx, raft_id peer, char name[RAFT_NAME_MAX])
+{
+  struct node *node = ctx;
+  const struct raft_member *m =
+      raft_configuration_find(raft_configuration(node->raft, NULL), peer);
+  if (m) snprintf(name, RAFT_NAME_MAX, "%s", m->name);
+}
+
 /* ---- this node was removed ----------------------------------------------- */
 
 static void say_out(struct node *node)

@@ -941,6 +941,7 @@ void node_callbacks(struct node *node, struct net_callbacks *callbacks)
       .refused = member_refused,
       .request = cluster_request,
       .event = on_event,
+      .name = member_name,
   };
 }
 

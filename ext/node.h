@@ -934,6 +934,7 @@ void member_begin(struct node *node);
 enum net_verdict member_verdict(void *node, raft_id peer, char *why,
                                 size_t size);
 void member_refused(void *node, raft_id peer, unsigned code, const char *text);
+void member_name(void *node, raft_id peer, char name[RAFT_NAME_MAX]);
 
 struct member_row {
   char name[RAFT_NAME_MAX], address[RAFT_ADDRESS_MAX];

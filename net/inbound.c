@@ -15,7 +15,6 @@
 #include "internal.h"
 
 #include <assert.h>
-#include <inttypes.h>
 #include <stdio.h>
 
 #define FROM_MEMBER                                                            \
@@ -47,8 +46,8 @@ static void say_goodbye(struct net_connection *c, enum net_refusal refusal,
   struct net *net = c->owner;
 
   if (c->identity)
-    net_refused(net, refusal, "refused node %016" PRIx64 " from %s: %s",
-                c->identity, c->remote, why);
+    net_refused(net, refusal, "refused %s from %s: %s",
+                net_name(net, c->identity).s, c->remote, why);
   else
     net_refused(net, refusal, "refused a connection from %s: %s", c->remote,
                 why);
@@ -266,9 +265,8 @@ static void tell(struct net *net, const struct net_connection *c)
 {
   if (c->cause == NET_CUT) return;
   if (c->cause == NET_FAILED && c->identity)
-    net_refused(net, c->refusal,
-                "closed the connection of node %016" PRIx64 " from %s: %s",
-                c->identity, c->remote, c->why);
+    net_refused(net, c->refusal, "closed the connection of %s from %s: %s",
+                net_name(net, c->identity).s, c->remote, c->why);
   else if (c->cause == NET_FAILED &&
            (c->ready || c->refusal == NET_REFUSED_CROWD))
     net_refused(net, c->refusal, "closed a connection from %s: %s", c->remote,
@@ -280,9 +278,8 @@ static void tell(struct net *net, const struct net_connection *c)
     net_refused(net, NET_REFUSED_ABANDONED, "handshake with %s failed: %s",
                 c->remote, c->why);
   else if (c->role == NET_ROLE_NEW || c->role == NET_ROLE_MEMBER)
-    net_event(net, NET_EVENT_PEER,
-              "node %016" PRIx64 " closed its connection from %s: %s", c->peer,
-              c->remote, c->why);
+    net_event(net, NET_EVENT_PEER, "%s closed its connection from %s: %s",
+              net_name(net, c->peer).s, c->remote, c->why);
 }
 
 static void inbound_closed(struct net_connection *c)

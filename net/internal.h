@@ -465,6 +465,11 @@ struct net {
 /* Tells the owner, at most one line a kind and second. */
 void net_event(struct net *net, unsigned kind, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/* What such a line calls a node. */
+struct net_name {
+  char s[RAFT_NAME_MAX];
+};
+struct net_name net_name(const struct net *net, raft_id id);
 /* Counts a refusal, and tells it. */
 void net_refused(struct net *net, enum net_refusal refusal, const char *format,
                  ...) __attribute__((format(printf, 3, 4)));

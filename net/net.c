@@ -48,6 +48,15 @@ void net_event(struct net *net, unsigned kind, const char *format, ...)
   va_end(args);
 }
 
+struct net_name net_name(const struct net *net, raft_id id)
+{
+  struct net_name name = {""};
+
+  if (net->callbacks.name) net->callbacks.name(net->callbacks.ctx, id, name.s);
+  if (name.s[0] == 0) snprintf(name.s, sizeof name.s, "node %016" PRIx64, id);
+  return name;
+}
+
 void net_refused(struct net *net, enum net_refusal refusal, const char *format,
                  ...)
 {

@@ -110,6 +110,10 @@ struct net_callbacks {
   void (*posted)(void *ctx, raft_id from, const uint8_t *body, size_t len);
   /* Something worth telling: a refused connection, a failed handshake. */
   void (*event)(void *ctx, const char *line);
+  /* What event() calls a node: its name, RAFT_NAME_MAX bytes at most, to
+     *name, which is "" before; left like that, or where this is NULL, it is
+     "node" and the id. */
+  void (*name)(void *ctx, raft_id id, char name[RAFT_NAME_MAX]);
 };
 
 struct net_options {

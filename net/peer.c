@@ -165,10 +165,11 @@ static void tell(struct net_peer *peer, const struct net_connection *c)
 {
   struct net *net = peer->net;
   uint64_t now = uv_now(net->hub.loop), ago = now - peer->told_at;
-  char line[NET_TEXT + RAFT_ADDRESS_MAX + 64];
+  char line[NET_TEXT + RAFT_NAME_MAX + RAFT_ADDRESS_MAX + 64];
 
-  snprintf(line, sizeof line, "%s node %016" PRIx64 " at %s: %s",
-           c->peer ? "lost" : "cannot connect to", peer->id, c->remote, c->why);
+  snprintf(line, sizeof line, "%s %s at %s: %s",
+           c->peer ? "lost" : "cannot connect to", net_name(net, peer->id).s,
+           c->remote, c->why);
   if (peer->told_at && ago < net->hub.limits.event_ms) return;
   if (peer->told_at && ago < RETELL_MS && strcmp(peer->told, c->why) == 0)
     return;

@@ -163,6 +163,7 @@ struct node {
   raft_id id;
   unsigned up[NODE_IDS], down[NODE_IDS];
   bool banned[NODE_IDS], revoked[NODE_IDS];
+  raft_id named;                   /* has a name in events */
   unsigned refusals, refused_code; /* what peers said of this node */
   char refused[256];
   unsigned messages, by_type[16];
@@ -293,6 +294,13 @@ HELPER void node_event(void *ctx, const char *line)
     fprintf(stderr, "  node %" PRIu64 ": %s\n", node->id, line);
 }
 
+HELPER void node_name(void *ctx, raft_id id, char name[RAFT_NAME_MAX])
+{
+  const struct node *node = ctx;
+
+  if (node->named == id) snprintf(name, RAFT_NAME_MAX, "berlin");
+}
+
 HELPER bool heard_of(const struct node *node, const char *what)
 {
   return strstr(node->events_all, what) != NULL;
@@ -308,7 +316,8 @@ HELPER void node_open_on(struct node *node, uv_loop_t *loop, raft_id id,
                                     .allowed = node_allowed,
                                     .refused = node_refused,
                                     .request = node_request,
-                                    .event = node_event};
+                                    .event = node_event,
+                                    .name = node_name};
   struct net_options options = {.loop = loop,
                                 .cluster = CLUSTER,
                                 .self = id,

@@ -361,6 +361,22 @@ static void a_member_is_removed(void **state)
   pair_close(&p);
 }
 
+/* Who has no name for its owner is told by its id, as in other tests. */
+static void nodes_by_name(void **state)
+{
+  struct pair p;
+
+  (void)state;
+  pair_open(&p);
+  p.a.named = 2;
+  UNTIL(&p.loop, net_peer_find(p.a.net, 2)->n_inbound == 1);
+  node_close(&p.b);
+  UNTIL(&p.loop, heard_of(&p.a, "lost berlin at 127.0.0.1:"));
+  UNTIL(&p.loop, heard_of(&p.a, "berlin closed its connection from 127"));
+  UNTIL(&p.loop, heard_of(&p.a, "cannot connect to berlin at 127.0.0.1:"));
+  pair_close(&p);
+}
+
 static void another_cluster_is_refused(void **state)
 {
   struct authority other = {0};
@@ -500,6 +516,7 @@ int main(void)
       cmocka_unit_test(the_wrong_node_at_an_address),
       cmocka_unit_test(a_stranger_is_refused),
       cmocka_unit_test(a_member_is_removed),
+      cmocka_unit_test(nodes_by_name),
       cmocka_unit_test(another_cluster_is_refused),
       cmocka_unit_test(a_new_certificate),
       cmocka_unit_test(listen_errors),
