@@ -155,6 +155,7 @@ static int map_control(struct control_map *map, int fd, bool create)
   int rc = create ? io_extend(map->io, fd, sizeof(struct control)) : 0;
   if (rc == 0) rc = map->io->size(map->io->ctx, fd, &size);
   if (rc) return rc;
+  if (size == 0) return -ENOENT; /* a host is about to make it */
   if (size < sizeof(struct control)) return -EBADMSG; /* of another version */
   void *at = mmap(NULL, sizeof(struct control), PROT_READ | PROT_WRITE,
                   MAP_SHARED, fd, 0);

@@ -127,7 +127,8 @@ struct control_map {
 /*
 ** Maps the files in a directory, made if need be; NULL: files without a name,
 ** for a database without a directory. create: the caller is the host, or about
-** to be. Any thread. 0 or a negated errno value; -EUSERS: too many processes.
+** to be. Any thread. 0 or a negated errno value; -EUSERS: too many processes;
+** -ENOENT, -ESTALE: a host is making them.
 */
 int control_open(const struct io *io, const char *dir, bool create,
                  struct control_map **out);

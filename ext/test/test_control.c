@@ -908,6 +908,9 @@ static void test_short(void **state)
   file_write(path.s, old, 100);
   file_write(path_of(*state, "frames").s, "", 0);
   assert_int_equal(control_open(&io_posix, *state, false, &map), -EBADMSG);
+  file_write(path.s, old, 0); /* as in the moment when it is made */
+  assert_int_equal(control_open(&io_posix, *state, false, &map), -ENOENT);
+  file_write(path.s, old, 100);
   assert_null(map);
   assert_int_equal(file_size(path.s), 100);
   map = open_in(*state);
