@@ -192,7 +192,7 @@ void raft_become_leader(struct raft *r)
   r->role = RAFT_LEADER;
   r->leader = r->options.id;
   memset(&r->lead, 0, sizeof r->lead);
-  r->lead.since = r->now;
+  r->lead.since = r->lead.disk_looked = r->now;
   raft_may_hurry(r);
   if (r->handover_due < r->now + r->options.election_timeout_ms)
     r->handover_due = r->now + r->options.election_timeout_ms;

@@ -165,6 +165,9 @@ struct raft_leadership {
   raft_id transfer_to;   /* 0: it hands over to nobody */
   bool transfer_told;    /* TIMEOUT_NOW was sent at this heartbeat */
   uint64_t transfer_end; /* when it gives that up */
+  raft_index disk_seen;  /* durable when the disk was looked at last, */
+  uint64_t disk_looked;  /* which was then; */
+  uint64_t disk_still;   /* ms of ticks that it has done nothing */
   bool lease_void;       /* no lease reads in the rest of this term */
   uint64_t first_round;  /* rounds from here on are of this term */
   uint64_t round_began[RAFT_ROUNDS]; /* [round % RAFT_ROUNDS] */

@@ -31,13 +31,18 @@
 ** brought up to date, and then told to campaign at once; told again with every
 ** heartbeat, since the message may be lost; given up after an election timeout.
 ** A leader hands over when it is asked to, when its own removal is committed,
-** and when a voter that should rather lead has caught up.
+** when a voter that should rather lead has caught up, and when its own disk
+** stands still, without an error, while the others commit: what is not on it is
+** kept in memory, so that it could not take entries for long.
 **
 ** Commit: the greatest index that is durable on a quorum, where this node
 ** counts by its own durable index like any other, and only if the entry there
 ** is of this term.
 */
 #include "internal.h"
+
+/* Election timeouts after which a disk that did nothing is not merely slow. */
+#define STILL_TIMEOUTS 4
 
 /* ---- flights ----------------------------------------------------------- */
 
@@ -328,6 +333,8 @@ static void advance_commit(struct raft *r)
     r->commit = index;
 }
 
+/* What the others have committed without this node stays in memory until its
+   own disk has it, too. */
 static void release_batches(struct raft *r)
 {
   struct raft_batch *batch;
@@ -335,6 +342,7 @@ static void release_batches(struct raft *r)
   while (r->batches.n > 0) {
     batch = raft_ring_at(&r->batches, 0);
     if (MUTANT(46) || batch->last > r->commit) break;
+    if (!MUTANT(70) && batch->last > r->log.durable) break;
     assert(r->uncommitted >= batch->bytes);
     r->uncommitted -= batch->bytes;
     raft_ring_pop_front(&r->batches);
@@ -426,6 +434,29 @@ int raft_leader_transfer(struct raft *r, raft_id to)
   return 0;
 }
 
+/* For how long the others have committed entries while this node's disk did
+   nothing; time that passed without a look at it does not count. */
+static void watch_disk(struct raft *r)
+{
+  struct raft_leadership *lead = &r->lead;
+  uint64_t passed = r->now - lead->disk_looked;
+
+  if (passed > 2 * (uint64_t)r->options.heartbeat_ms)
+    passed = 2 * (uint64_t)r->options.heartbeat_ms;
+  lead->disk_still += passed;
+  if (r->log.durable >= r->commit || r->log.durable != lead->disk_seen)
+    lead->disk_still = 0;
+  lead->disk_looked = r->now;
+  lead->disk_seen = r->log.durable;
+}
+
+static bool disk_stands_still(const struct raft *r)
+{
+  return !MUTANT(71) &&
+         r->lead.disk_still >
+             STILL_TIMEOUTS * (uint64_t)r->options.election_timeout_ms;
+}
+
 /* Who should rather lead than this node does so, if it can. */
 static void prefer_another(struct raft *r)
 {
@@ -438,7 +469,8 @@ static void prefer_another(struct raft *r)
   r->handover_due = r->now + r->options.election_timeout_ms;
   if (!self || r->commit < r->lead.start) return;
   peer = best_successor(r, r->commit, &rank);
-  if (!peer || rank <= raft_member_rank(self)) return;
+  if (!peer) return;
+  if (rank <= raft_member_rank(self) && !disk_stands_still(r)) return;
   begin_transfer(r, peer->id);
   /* Should it fail, the cluster is to work for a while in between. */
   r->handover_due += 10 * (uint64_t)r->options.election_timeout_ms;
@@ -576,6 +608,7 @@ void raft_leader_tick(struct raft *r)
     return;
   }
   if (r->now >= r->lead.transfer_end) r->lead.transfer_to = 0;
+  watch_disk(r);
   if (r->now >= r->heartbeat_due) {
     prefer_another(r);
     raft_reads_join(r);

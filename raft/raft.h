@@ -254,7 +254,8 @@ struct raft_options {
   unsigned hint_jitter_ms;      /* 40: the closed-connection hint's pre-vote
                                    starts within [0, this); 0 turns it off */
   size_t tail_bytes;            /* entries kept in memory: 8 MiB */
-  size_t uncommitted_bytes;     /* bound on proposals: 16 MiB */
+  size_t uncommitted_bytes;     /* bound on proposals that are not committed,
+                                   or not durable here: 16 MiB */
   size_t message_bytes;         /* entries in one append: 1 MiB */
   unsigned inflight_messages;   /* window of a follower: 64 */
   size_t inflight_bytes;        /* window of a follower: 8 MiB */

@@ -131,6 +131,16 @@ static void fill_disk(struct sim *s, struct node *n)
   sim_after_any(s, n, EV_SPACE, sim_spread(s, 500 * SIM_MS), 0);
 }
 
+/* For a moment it is slow, or it does nothing for so long that the others should
+   go on without it. */
+static void stall_disk(struct sim *s, struct node *n)
+{
+  uint64_t timeout = s->options.election_ms * SIM_MS;
+
+  n->still = sim_chance(s, 200000);
+  n->slow_until = s->now + sim_spread(s, n->still ? 10 * timeout : timeout);
+}
+
 static void strike_node(struct sim *s, enum sim_fault fault, struct node *n)
 {
   struct raft_event doubt = {.type = RAFT_EVENT_CLOCK_DOUBT};
@@ -152,7 +162,7 @@ static void strike_node(struct sim *s, enum sim_fault fault, struct node *n)
   case F_ROT:
   case F_MISDIRECT: damage(s, n, fault); break;
   case F_FULL: fill_disk(s, n); break;
-  case F_STALL: n->slow_until = s->now + sim_spread(s, timeout); break;
+  case F_STALL: stall_disk(s, n); break;
   case F_DOUBT:
     if (!n->paused) node_step(s, n, &doubt);
     break;

@@ -66,6 +66,10 @@ void node_wake_disk(struct sim *s, struct node *n)
 
   if (n->disk_event) return;
   n->disk_event = true;
+  if (n->slow_until > s->now && n->still) {
+    sim_after(s, n, EV_DISK, n->slow_until - s->now, 0);
+    return;
+  }
   if (n->slow_until > s->now) mean *= 50;
   sim_after(s, n, EV_DISK, 20 + sim_spread(s, mean), 0);
 }
@@ -124,6 +128,10 @@ void node_disk(struct sim *s, struct node *n)
   bool more = true;
 
   n->disk_event = false;
+  if (n->still && n->slow_until > s->now) {
+    node_wake_disk(s, n);
+    return;
+  }
   /* The helper thread has a disk to itself now and then: with one turn for
      each of the log thread's it could not keep up with short segments. */
   while (more && turns-- > 0 && !n->failed) {

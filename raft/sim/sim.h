@@ -468,6 +468,7 @@ struct node {
   bool damaged; /* bits were flipped, or written elsewhere */
   bool full;
   sim_time slow_until;
+  bool still; /* until then its disk does nothing at all */
   /* what should be where */
   struct model_log log; /* as the core has it */
   struct model models[SIM_LIVES];

@@ -607,6 +607,38 @@ static void test_back_pressure(void **state)
   world_free(w);
 }
 
+/* The others commit without this node, whose disk stands still: what is not on
+   it is in memory, and bounded all the same. */
+static void test_back_pressure_of_the_disk(void **state)
+{
+  struct world *w = world_prepare(3, 3);
+  unsigned i;
+
+  (void)state;
+  for (i = 1; i <= 3; i++) {
+    node(w, i)->options.uncommitted_bytes = 1000;
+    start_node(w, i);
+  }
+  elect(w, 1);
+  node(w, 1)->prompt = false;
+  node(w, 1)->hangs = true;
+  for (i = 0; i < 2; i++) {
+    assert_int_equal(propose(w, 1, RAFT_COMMIT, 500), 0);
+    settle(w);
+  }
+  assert_int_equal(raft_commit(core(w, 1)), 3);
+  assert_int_equal(raft_durable(core(w, 1)), 1);
+  assert_int_equal(propose(w, 1, RAFT_COMMIT, 1), RAFT_EBUSY);
+  assert_int_equal(propose(w, 1, RAFT_NOOP, 0), 0); /* exempt, as ever */
+  persist_one(w, 1);
+  assert_int_equal(propose(w, 1, RAFT_COMMIT, 500), 0);
+  assert_int_equal(propose(w, 1, RAFT_COMMIT, 1), RAFT_EBUSY);
+  persist(w, 1);
+  settle(w);
+  assert_int_equal(propose(w, 1, RAFT_COMMIT, 1000), 0);
+  world_free(w);
+}
+
 static void test_proposals(void **state)
 {
   struct world *w = world_new(3);
@@ -781,6 +813,7 @@ int main(void)
       cmocka_unit_test(test_lost_append),
       cmocka_unit_test(test_commit_is_told_at_once),
       cmocka_unit_test(test_back_pressure),
+      cmocka_unit_test(test_back_pressure_of_the_disk),
       cmocka_unit_test(test_proposals),
       cmocka_unit_test(test_impossible_requests),
       cmocka_unit_test(test_connection_while_probing),

@@ -577,6 +577,69 @@ static void test_removed_leader_without_successor(void **state)
   world_free(w);
 }
 
+/* The leader's disk takes nothing any more, and tells of no error; the others
+   commit without it. */
+static struct world *stalled(unsigned n)
+{
+  struct world *w = world_new(n);
+
+  elect(w, 1);
+  live(w, 3000);
+  node(w, 1)->prompt = false;
+  node(w, 1)->hangs = true;
+  propose(w, 1, RAFT_COMMIT, 10);
+  settle(w);
+  return w;
+}
+
+/* After some election timeouts one of them leads. What the old leader would say
+   in the new term waits for its disk: 2 and 3 do without it. */
+static void test_disk_that_stands_still(void **state)
+{
+  struct world *w = stalled(3);
+
+  (void)state;
+  assert_int_equal(raft_commit(core(w, 1)), 2);
+  live(w, 1900);
+  assert_true(is_leader(w, 1)); /* it may be slow */
+  live(w, 1500);
+  assert_false(is_leader(w, 1));
+  assert_true(is_leader(w, 2) || is_leader(w, 3));
+  assert_int_equal(node(w, 1)->term, 1);
+  live(w, 5000);
+  persist(w, 1);
+  node(w, 1)->hangs = false;
+  live(w, 1000);
+  assert_false(is_leader(w, 1));
+  assert_int_equal(raft_commit(core(w, 1)), 3);
+  assert_int_equal(raft_durable(core(w, 1)), 3);
+  world_free(w);
+}
+
+/* One that is slow, but works, leads on; so does one with which all wait. */
+static void test_disk_that_is_slow(void **state)
+{
+  struct world *w = stalled(3);
+  unsigned i;
+
+  (void)state;
+  for (i = 0; i < 10; i++) {
+    propose(w, 1, RAFT_COMMIT, 10);
+    live(w, 1500);
+    persist_one(w, 1);
+    settle(w);
+    assert_true(raft_durable(core(w, 1)) < raft_commit(core(w, 1)));
+  }
+  assert_true(is_leader(w, 1));
+  persist(w, 1);
+  node(w, 2)->prompt = node(w, 3)->prompt = false;
+  node(w, 2)->hangs = node(w, 3)->hangs = true;
+  propose(w, 1, RAFT_COMMIT, 10);
+  live(w, 10000);
+  assert_true(is_leader(w, 1));
+  world_free(w);
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {
@@ -603,6 +666,8 @@ int main(void)
       cmocka_unit_test(test_reads_of_the_target),
       cmocka_unit_test(test_removed_leader_hands_over),
       cmocka_unit_test(test_removed_leader_without_successor),
+      cmocka_unit_test(test_disk_that_stands_still),
+      cmocka_unit_test(test_disk_that_is_slow),
   };
 
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -63,6 +63,7 @@ struct node {
   struct raft *raft;
   struct raft_options options;
   bool prompt;         /* writes are durable at once */
+  bool hangs;          /* settle() completes none of them either */
   unsigned clock_rate; /* percent of the world's time; 0: the same */
   /* What is on its disk. */
   raft_term term;
@@ -553,8 +554,10 @@ static inline void settle(struct world *w)
   while (moved) {
     moved = deliver_any(w, 0, 0);
     for (i = 1; i <= w->n; i++) {
-      if (node(w, i)->n_writes > 0) moved = true;
-      persist(w, i);
+      if (node(w, i)->n_writes > 0 && !node(w, i)->hangs) {
+        moved = true;
+        persist(w, i);
+      }
       while (!w->no_loads && core(w, i) && answer_load(w, i, 8))
         moved = true;
     }
