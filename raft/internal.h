@@ -122,10 +122,12 @@ struct raft_peer {
   bool paused;           /* probing: a probe is on its way */
   bool loading;          /* `loads` has asked for entries */
   bool load_failed;      /* not asked for again before its next heartbeat */
+  uint8_t loads_failed;  /* so many times in a row */
   bool reported_once;    /* `reported` has a meaning */
   bool caught_up;        /* the last round was a short one */
   raft_index match;      /* known to be durable there and equal */
   raft_index next;       /* the next entry to send */
+  raft_index unreadable; /* a snapshot must reach it; 0: none */
   raft_index reported;   /* match in its last heartbeat response */
   raft_index commit;     /* newest commit index that an append told it */
   raft_index round_end;  /* catching up: the round's target; 0: no round */

@@ -8,8 +8,8 @@
 **   REPLICATE  it is: entries are sent as they come, `next` runs ahead of
 **              what is acknowledged, bounded by a window of messages and
 **              bytes ("flights")
-**   SNAPSHOT   what it needs is no longer in the log: the host sends a
-**              snapshot; only heartbeats go on
+**   SNAPSHOT   what it needs is no longer in the log, or cannot be read: the
+**              host sends a snapshot; only heartbeats go on
 **
 **        rejected, connection gone                match >= next - 1
 **   REPLICATE ---------------------> PROBE <---------------------> REPLICATE
@@ -43,6 +43,8 @@
 
 /* Election timeouts after which a disk that did nothing is not merely slow. */
 #define STILL_TIMEOUTS 4
+/* Failures in a row to read the same entries, with a heartbeat between two. */
+#define LOADS_MAX 3
 
 /* ---- flights ----------------------------------------------------------- */
 
@@ -95,6 +97,8 @@ void raft_peer_reset(struct raft *r, struct raft_peer *peer, raft_index next)
   peer->state = RAFT_PROBE;
   peer->paused = false;
   peer->load_failed = false;
+  peer->loads_failed = 0;
+  peer->unreadable = 0;
   peer->reported_once = false;
   peer->caught_up = false;
   peer->match = 0;
@@ -174,7 +178,7 @@ static void learn_match(struct raft *r, struct raft_peer *peer,
   track_round(r, peer);
   if (peer->state == RAFT_PROBE && match + 1 >= peer->next)
     become_replicate(peer);
-  else if (peer->state == RAFT_SNAPSHOT &&
+  else if (peer->state == RAFT_SNAPSHOT && peer->match >= peer->unreadable &&
            peer->match >= raft_log_snapshot(&r->log))
     become_probe(peer, peer->match + 1);
 }
@@ -706,9 +710,17 @@ int raft_loaded(struct raft *r, raft_id id, raft_index first, unsigned n,
       break;
   }
   if (first <= raft_log_snapshot(&r->log)) return 0;
-  /* Not asked for at once again: the file may be damaged. */
-  peer->load_failed = last < first;
-  if (last >= first) send_entries(r, peer, entries, last);
+  if (last >= first) {
+    peer->loads_failed = 0;
+    send_entries(r, peer, entries, last);
+    return 0;
+  }
+  /* Not asked for at once again. But a file that is damaged stays so. */
+  peer->load_failed = true;
+  if (MUTANT(72) || ++peer->loads_failed < LOADS_MAX) return 0;
+  peer->loads_failed = 0;
+  peer->unreadable = first;
+  become_snapshot(r, peer);
   return 0;
 }
 

@@ -406,8 +406,12 @@ void node_load(struct sim *s, struct node *n, uint64_t peer)
   int got, i;
 
   n->loads[peer].first = 0;
-  got = store_read(n->store, load.first, UINT64_MAX, load.max_bytes,
-                   LOAD_ENTRIES, entries, &error);
+  /* Some are in a file that cannot be read any more: often many times. */
+  if (s->options.every[F_EIO] && !s->peace && sim_chance(s, 500000))
+    got = -EIO;
+  else
+    got = store_read(n->store, load.first, UINT64_MAX, load.max_bytes,
+                     LOAD_ENTRIES, entries, &error);
   free(error);
   /* It may have been compacted since, or its disk is failing. */
   if (got < 0 && got != -ENOENT && got != -EIO && !n->damaged)

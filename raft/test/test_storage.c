@@ -202,6 +202,60 @@ static void test_snapshot(void **state)
   world_free(w);
 }
 
+static void cannot_read(struct world *w, raft_id id)
+{
+  struct raft_event event = {.type = RAFT_EVENT_LOADED};
+  const struct raft_load *load = &node(w, id)->loads[node(w, id)->n_loaded];
+
+  node(w, id)->n_loaded++;
+  event.u.loaded.peer = load->peer;
+  event.u.loaded.first = load->first;
+  step(w, id, &event);
+}
+
+/* The leader's file with what a follower needs is damaged: when it could not be
+   read several times the follower gets a snapshot, and does not wait for
+   another leader. */
+static void test_unreadable(void **state)
+{
+  struct world *w = small_tails(3, 300);
+  unsigned i;
+
+  (void)state;
+  elect(w, 1);
+  w->no_loads = true;
+  w->unreachable[1][3] = true;
+  for (i = 0; i < 20; i++) {
+    propose(w, 1, RAFT_COMMIT, 100);
+    settle(w);
+  }
+  w->unreachable[1][3] = false;
+  peer_event(w, 1, RAFT_EVENT_PEER_UP, 3);
+  settle(w);
+  cannot_read(w, 1);
+  beat(w, 1);
+  cannot_read(w, 1);
+  beat(w, 1);
+  assert_int_equal(progress(w, 1, 3).state, RAFT_REPLICATE);
+  assert_int_equal(node(w, 1)->n_snapshots, 0);
+  cannot_read(w, 1);
+  assert_int_equal(progress(w, 1, 3).state, RAFT_SNAPSHOT);
+  assert_int_equal(node(w, 1)->n_snapshots, 1);
+  beat(w, 1);
+  beat(w, 1); /* it is still needed */
+  assert_int_equal(progress(w, 1, 3).state, RAFT_SNAPSHOT);
+  assert_int_equal(node(w, 1)->n_snapshots, 1);
+  assert_int_equal(node(w, 1)->n_loads, 3);
+  installed(w, 3, 19, 1, 0);
+  beat(w, 1); /* seen before the sender tells */
+  assert_int_equal(progress(w, 1, 3).state, RAFT_REPLICATE);
+  w->no_loads = false;
+  settle(w);
+  assert_int_equal(progress(w, 1, 3).match, 21);
+  assert_int_equal(raft_commit(core(w, 3)), 21);
+  world_free(w);
+}
+
 /* The follower has the snapshot before its sender knows. */
 static void test_snapshot_noticed_by_heartbeat(void **state)
 {
@@ -464,6 +518,7 @@ int main(void)
       cmocka_unit_test(test_loads),
       cmocka_unit_test(test_wrong_loads),
       cmocka_unit_test(test_snapshot),
+      cmocka_unit_test(test_unreadable),
       cmocka_unit_test(test_snapshot_noticed_by_heartbeat),
       cmocka_unit_test(test_install_keeps_or_drops),
       cmocka_unit_test(test_install_over_writes),
