@@ -738,8 +738,31 @@ static void tell_address(struct node *node)
   free(body.data);
 }
 
+/* Leader: a member's disk has lost what it had acknowledged, or is a copy of an
+   older one: it gets that again, but what else it had promised nobody knows. */
+static void tell_set_backs(struct node *node)
+{
+  const struct raft_configuration *c = raft_configuration(node->raft, NULL);
+  struct raft_progress p;
+  char names[TEXT_MAX / 4] = "";
+  unsigned n = 0;
+  for (unsigned i = 0; i < c->n; i++) {
+    if (!raft_progress(node->raft, c->members[i].id, &p) || p.set_backs == 0)
+      continue;
+    n += p.set_backs;
+    append_name(names, sizeof(names), c->members[i].name);
+  }
+  if (n > node->set_backs)
+    events_add(&node->events,
+               "%s: entries that were acknowledged are not there any more: its "
+               "disk has lost them, or was set back: rebuild it",
+               names);
+  node->set_backs = n;
+}
+
 void member_tick(struct node *node)
 {
   member_look(node);
+  tell_set_backs(node);
   tell_address(node);
 }

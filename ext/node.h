@@ -449,11 +449,13 @@ struct node {
   int large_rc;
   uint64_t durable_seen;
   bool disk_failed;
-  bool log_closed;     /* and could not be opened anew; apply_busy, too */
-  bool apply_full;     /* an entry found no room in -wal */
-  raft_index full_at;  /* the last one that did not, and of which was told */
-  uint64_t room_at;    /* ms: when to look for room again */
-  bool asked_to_serve; /* a read index that makes `serving` true */
+  bool log_closed;       /* and could not be opened anew; apply_busy, too */
+  bool apply_full;       /* an entry found no room in -wal */
+  raft_index full_at;    /* the last one that did not, and of which was told */
+  bool full_again;       /* it was tried more than once */
+  uint64_t hand_over_at; /* ms: not before, because of that */
+  uint64_t room_at;      /* ms: when to look for room again */
+  bool asked_to_serve;   /* a read index that makes `serving` true */
   raft_index serve_from;
   uint32_t seen_frames; /* of the WAL, and when they last changed */
   uint64_t quiet_since;
@@ -481,6 +483,7 @@ struct node {
   uint64_t reads_before[3]; /* by level; of hosts before this one */
   uint64_t now;             /* ms: of the newest step of raft */
   uint64_t since;           /* ms of the monotonic clock: its start */
+  unsigned set_backs;       /* of members, that were told of: member.c */
   bool telling;             /* member.c: its address, and not before then */
   uint64_t tell_at;
   struct trust *trust; /* trust.h */

@@ -123,6 +123,8 @@ struct raft_peer {
   bool loading;          /* `loads` has asked for entries */
   bool load_failed;      /* not asked for again before its next heartbeat */
   uint8_t loads_failed;  /* so many times in a row */
+  uint8_t denials;       /* in a row, of what it had acknowledged */
+  unsigned set_backs;    /* how often it had lost what it had acknowledged */
   bool reported_once;    /* `reported` has a meaning */
   bool caught_up;        /* the last round was a short one */
   raft_index match;      /* known to be durable there and equal */

@@ -45,6 +45,8 @@
 #define STILL_TIMEOUTS 4
 /* Failures in a row to read the same entries, with a heartbeat between two. */
 #define LOADS_MAX 3
+/* Rejections in a row, in the same way, of what was acknowledged. */
+#define DENIALS_MAX 3
 
 /* ---- flights ----------------------------------------------------------- */
 
@@ -99,6 +101,7 @@ void raft_peer_reset(struct raft *r, struct raft_peer *peer, raft_index next)
   peer->load_failed = false;
   peer->loads_failed = 0;
   peer->unreadable = 0;
+  peer->denials = 0;
   peer->reported_once = false;
   peer->caught_up = false;
   peer->match = 0;
@@ -631,6 +634,25 @@ uint64_t raft_leader_deadline(const struct raft *r)
 
 /* ---- answers ----------------------------------------------------------- */
 
+/*
+** It denies what it had acknowledged. That may be an old answer which is late;
+** but not several in a row, with a heartbeat between two. Then its disk has lost
+** entries, or is as it was some time ago: it does not count for them any more,
+** and gets them again.
+*/
+static bool is_set_back(struct raft_peer *peer)
+{
+  if (MUTANT(73) || peer->match == 0 || peer->state != RAFT_PROBE ||
+      ++peer->denials < DENIALS_MAX)
+    return false;
+  peer->denials = 0;
+  peer->set_backs++;
+  peer->match = 0;
+  peer->caught_up = false;
+  peer->round_end = 0;
+  return true;
+}
+
 /* The follower's log differs at m->prev_index, or ends before it. */
 static void on_rejection(struct raft *r, struct raft_peer *peer,
                          const struct raft_message *m)
@@ -639,9 +661,10 @@ static void on_rejection(struct raft *r, struct raft_peer *peer,
 
   /* Stale: since then the logs were found to meet there or beyond, or the
      probe is another one by now. */
-  if (m->prev_index <= peer->match || m->prev_index >= peer->next) return;
+  if (m->prev_index < peer->match || m->prev_index >= peer->next) return;
   if (peer->state == RAFT_SNAPSHOT) return;
   if (peer->state == RAFT_PROBE && m->prev_index != peer->next - 1) return;
+  if (m->prev_index == peer->match && !is_set_back(peer)) return;
 
   next = raft_log_conflict(&r->log, m->hint_index, m->hint_term) + 1;
   if (MUTANT(35)) next = m->prev_index;
@@ -655,6 +678,7 @@ int raft_on_append_response(struct raft *r, const struct raft_message *m)
 
   if (r->role != RAFT_LEADER || !peer) return 0;
   if (m->match > r->log.last) return RAFT_EMALFORMED;
+  if (m->granted) peer->denials = 0;
   if (m->granted)
     learn_match(r, peer, m->match);
   else

@@ -609,6 +609,7 @@ bool raft_progress(const struct raft *r, raft_id id,
     progress->next = peer->next;
     progress->last_contact = peer->last_contact;
     progress->caught_up = raft_peer_caught_up(r, peer);
+    progress->set_backs = peer->set_backs;
     return true;
   }
   return false;

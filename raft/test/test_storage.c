@@ -256,6 +256,50 @@ static void test_unreadable(void **state)
   world_free(w);
 }
 
+/* A disk that has lost what was acknowledged, or a copy of an older one in its
+   place: nobody promises anything then, but the follower gets it all again from
+   the leader that counts on it. A single rejection may just be late. */
+static void test_set_back(void **state)
+{
+  struct world *w = small_tails(3, 1u << 20);
+  struct raft_message late = {.type = RAFT_APPEND_RESPONSE,
+                              .from = 3,
+                              .to = 1,
+                              .incarnation = 103,
+                              .term = 1,
+                              .prev_index = 11,
+                              .hint_index = 4,
+                              .hint_term = 1};
+  unsigned i;
+
+  (void)state;
+  elect(w, 1);
+  for (i = 0; i < 10; i++)
+    propose(w, 1, RAFT_COMMIT, 100);
+  settle(w);
+  peer_event(w, 1, RAFT_EVENT_PEER_DOWN, 3);
+  inject(w, &late);
+  inject(w, &late);
+  assert_int_equal(progress(w, 1, 3).match, 11);
+  assert_int_equal(progress(w, 1, 3).set_backs, 0);
+  live(w, 200);
+  assert_int_equal(progress(w, 1, 3).state, RAFT_REPLICATE);
+  crash(w, 3);
+  node(w, 3)->last = 5;
+  start_node(w, 3);
+  peer_event(w, 1, RAFT_EVENT_PEER_DOWN, 3);
+  peer_event(w, 1, RAFT_EVENT_PEER_UP, 3);
+  inject(w, &late); /* those before do not count */
+  live(w, 100);
+  live(w, 400);
+  assert_int_equal(progress(w, 1, 3).match, 11);
+  assert_int_equal(progress(w, 1, 3).set_backs, 1);
+  assert_int_equal(raft_commit(core(w, 3)), 11);
+  assert_int_equal(node(w, 3)->last, 11);
+  assert_int_equal(term_of(w, 1), 1);
+  world_free(w);
+}
+
 /* The follower has the snapshot before its sender knows. */
 static void test_snapshot_noticed_by_heartbeat(void **state)
 {
@@ -519,6 +563,7 @@ int main(void)
       cmocka_unit_test(test_wrong_loads),
       cmocka_unit_test(test_snapshot),
       cmocka_unit_test(test_unreadable),
+      cmocka_unit_test(test_set_back),
       cmocka_unit_test(test_snapshot_noticed_by_heartbeat),
       cmocka_unit_test(test_install_keeps_or_drops),
       cmocka_unit_test(test_install_over_writes),
