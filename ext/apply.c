@@ -314,7 +314,8 @@ static void not_applied(struct node *node, int rc)
               (unsigned long long)(node->applied + 1), errno_text(-rc).s);
     return;
   }
-  if (node->full_at != node->applied + 1)
+  node->full_again = node->full_at == node->applied + 1;
+  if (!node->full_again)
     events_add(&node->events, "no room to apply entry %llu",
                (unsigned long long)(node->applied + 1));
   node->full_at = node->applied + 1;

@@ -9,7 +9,9 @@
 ** nothing is applied: the worker may then be the only one to use the log.
 **
 ** A leader whose connections find no room in -wal hands over. An entry that
-** finds none is applied later.
+** finds none is applied later; a leader that has tried more than once hands over,
+** too: it could lend the right to write to nobody before that is applied. Not
+** again soon, though: there may be no node with room.
 **
 ** Room comes back by a checkpoint: then -wal begins anew, and the log is cut. It
 ** needs a checkpoint file first, so there is always room for one: DIR/reserve,
@@ -24,6 +26,7 @@
 #include <sys/statvfs.h>
 
 #define AGAIN_MS 1000
+#define ROUND_MS 10000   /* a leader that cannot apply hands over so often */
 #define ROOM (40u << 20) /* some segments, and a checkpoint's worth of WAL */
 #define RESERVE (256u << 10) /* a checkpoint file, and what its name takes */
 
@@ -52,12 +55,15 @@ void full_noticed(struct node *node)
 }
 
 /* A leader without room for frames is of no use to those who write. */
-static void hand_over(struct node *node)
+static bool hand_over(struct node *node)
 {
   struct raft_event event = {.type = RAFT_EVENT_TRANSFER};
-  if (raft_role(node->raft) != RAFT_LEADER || node->view.voters < 2) return;
-  if (node_step(node, &event) == 0)
+  if (raft_role(node->raft) != RAFT_LEADER || node->view.voters < 2)
+    return false;
+  bool begun = node_step(node, &event) == 0;
+  if (begun)
     events_add(&node->events, "no room on the disk: another node is to lead");
+  return begun;
 }
 
 static void reopened(struct task *task)
@@ -100,6 +106,8 @@ void full_tick(struct node *node)
   node->room_at = now + AGAIN_MS;
   if (atomic_exchange(&node->no_room, false)) hand_over(node);
   if (node->apply_full) {
+    if (node->full_again && now >= node->hand_over_at && hand_over(node))
+      node->hand_over_at = now + ROUND_MS;
     node->apply_full = false;
     apply_committed(node);
   }
