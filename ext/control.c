@@ -38,6 +38,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #define NUMBERS ((off_t)1 << 40) /* where the bytes that are locked begin */
 #define BLOCK_BYTES (CONTROL_BLOCK * sizeof(uint32_t))
@@ -304,6 +305,26 @@ raft_index control_begin(struct control_map *map)
   read_boot_id(control->boot);
   memcpy(control->magic, CONTROL_MAGIC, 16);
   return 0;
+}
+
+static uint64_t number_of(const struct stat *st)
+{
+  uint64_t words[2] = {st->st_dev, st->st_ino};
+  uint64_t number = XXH3_64bits(words, sizeof(words));
+  return number ? number : 1;
+}
+
+void control_note_file(struct control_map *map, enum control_file which, int fd)
+{
+  struct stat st;
+  atomic_store(&map->control->files[which],
+               fstat(fd, &st) == 0 ? number_of(&st) : 0);
+}
+
+uint64_t control_named(const char *path)
+{
+  struct stat st;
+  return stat(path, &st) == 0 ? number_of(&st) : UINT64_MAX;
 }
 
 /* ---- the view ---------------------------------------------------------- */

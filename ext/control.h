@@ -46,6 +46,9 @@ _Static_assert(sizeof(struct control_view) == 136, "whole words");
  */
 enum hold { HOLD_NONE = 0, HOLD_WRITERS, HOLD_ALL };
 
+/* Files of a node that its connections open by their names. */
+enum control_file { CONTROL_DATABASE, CONTROL_WAL };
+
 #define CONTROL_WHO 36 /* bytes */
 
 /* A reader: a connection, or an image of the node's. */
@@ -103,6 +106,9 @@ struct control {
   _Atomic uint64_t lease_until, lease_commit;
   /* The newest sequence number that a host gave a transaction. */
   _Atomic uint64_t sequence;
+  /* What the host has open, enum control_file: control_named() of it; 0: it is
+     not known. */
+  _Atomic uint64_t files[2];
   /* Of the host's loop alone, one after the other: one of them is whole. */
   struct {
     _Alignas(512) struct control_heard it;
@@ -150,6 +156,13 @@ struct control_peek {
 };
 int control_peek(const struct io *io, const char *dir,
                  struct control_peek *peek);
+
+/* The host: this is the file that it has open. */
+void control_note_file(struct control_map *map, enum control_file which,
+                       int fd);
+/* A number for the file that has this name now, by its device and inode, or for
+   none; never 0. */
+uint64_t control_named(const char *path);
 
 /* ---- the view ---------------------------------------------------------- */
 

@@ -252,9 +252,8 @@ static int begin_here(struct connection *c, bool stale)
   c->kept = false;
   if (matters && wants_to_write(c)) {
     /* What would be written without a quorum had no answer for long. */
-    int rc = atomic_load(&c->map->control->near)
-                 ? SQLITE_OK
-                 : barrier(c, LEVEL_WRITE);
+    int rc = atomic_load(&c->map->control->near) ? SQLITE_OK
+                                                 : barrier(c, LEVEL_WRITE);
     /* SQLite's busy handler comes back: the wait was this one. */
     if (rc && rc != VFS_MOVED) c->refused_write = clock_monotonic_ms();
     return rc ? rc : take(c);
@@ -313,6 +312,11 @@ static int begin_read(struct connection *c, int slot)
     if (c->reserved) vfs_leave(c);
     return refuse(c, SQLITE_BUSY_TIMEOUT,
                   "the file was detached: open it anew");
+  }
+  if (!vfs_has_files(c)) {
+    unpin(c);
+    if (c->reserved) vfs_leave(c);
+    return vfs_refuse_files(c);
   }
   if (!c->reserved && !c->looks) count_read(c);
   struct walindex_info *info = walindex_info(&c->index);

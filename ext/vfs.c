@@ -435,6 +435,22 @@ static int begin_connection(struct connection *c, struct database *database,
   return SQLITE_OK;
 }
 
+/* Opens one of the node's files, if that is what has the name. */
+static int open_file(struct connection *c, enum control_file which,
+                     const char *name, sqlite3_file *real, int flags,
+                     int *out_flags)
+{
+  c->files[which] = control_named(name);
+  /* Before: the VFS below might make one. */
+  if (!vfs_has_files(c)) return vfs_refuse_files(c);
+  int rc = open_real(name, real, flags, out_flags);
+  if (rc != SQLITE_OK) return rc;
+  c->files[which] = control_named(name);
+  if (vfs_has_files(c)) return SQLITE_OK;
+  real->pMethods->xClose(real);
+  return vfs_refuse_files(c);
+}
+
 static int open_database(struct database *database, const char *name,
                          sqlite3_file *file, int flags, int *out_flags)
 {
@@ -442,7 +458,7 @@ static int open_database(struct database *database, const char *name,
   int rc = begin_connection(c, database, name);
   if (rc != SQLITE_OK) return rc;
   c->real = real_space(file);
-  rc = open_real(name, c->real, flags, out_flags);
+  rc = open_file(c, CONTROL_DATABASE, name, c->real, flags, out_flags);
   if (rc != SQLITE_OK) return rc;
   c->base.pMethods = &connection_methods;
   registry_list(&c->opened, name);
@@ -508,7 +524,8 @@ static int open_wal(const char *name, sqlite3_file *file, int flags,
   w->base.pMethods = NULL;
   w->connection = of_opened(o);
   w->real = real_space(file);
-  int rc = open_real(name, w->real, flags, out_flags);
+  int rc =
+      open_file(w->connection, CONTROL_WAL, name, w->real, flags, out_flags);
   if (rc == SQLITE_OK) w->base.pMethods = &wal_methods;
   return rc;
 }
@@ -703,6 +720,27 @@ bool vfs_enter(struct connection *c)
   text_set(&c->reason, "more than %u connections", CONTROL_SLOTS);
   sqlite3_log(SQLITE_FULL, "quorate: %s: %s", c->database->path, c->reason.s);
   return false;
+}
+
+bool vfs_has_files(struct connection *c)
+{
+  bool same = true;
+  for (int i = CONTROL_DATABASE; i <= CONTROL_WAL; i++) {
+    uint64_t has = atomic_load(&c->map->control->files[i]);
+    same = same && (c->files[i] == 0 || has == 0 || c->files[i] == has);
+  }
+  return same;
+}
+
+int vfs_refuse_files(struct connection *c)
+{
+  text_set(&c->reason,
+           "%s or its -wal was removed or replaced while the node "
+           "runs: stop the node, and open it anew",
+           c->database->path);
+  vfs_say(c);
+  sqlite3_log(SQLITE_CANTOPEN, "quorate: %s", c->reason.s);
+  return SQLITE_CANTOPEN;
 }
 
 int vfs_refuse_inherited(struct connection *c)

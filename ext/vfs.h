@@ -37,8 +37,9 @@ struct connection {
   struct control_map *map; /* the database's */
   uint32_t page_size;
   sqlite3_file *real;
-  sqlite3 **db; /* SQLITE_FCNTL_PDB: with a shared cache it changes */
-  void **busy;  /* SQLITE_FCNTL_BUSYHANDLER: a function and its argument */
+  uint64_t files[2]; /* what was opened, enum control_file; 0: not known */
+  sqlite3 **db;      /* SQLITE_FCNTL_PDB: with a shared cache it changes */
+  void **busy;       /* SQLITE_FCNTL_BUSYHANDLER: a function and its argument */
 
   enum read_level level;
   unsigned write_wait; /* ms */
@@ -107,6 +108,11 @@ int vfs_become(struct connection *c, struct database *database,
                const char *name, sqlite3_file *real);
 /* The connection behind a schema of a database handle, or NULL. */
 struct connection *vfs_connection(sqlite3 *db, const char *schema);
+/* What it opened is what the node has. If not, something was removed or replaced
+   while the node ran: it would read what is not the node's, and write past it. */
+bool vfs_has_files(struct connection *connection);
+/* SQLITE_CANTOPEN, and the reason. */
+int vfs_refuse_files(struct connection *connection);
 /* Before it begins something: where the node is now. */
 void vfs_locate(struct connection *connection);
 /* It has a slot in the control file, from here on until it is closed. False: all

@@ -499,6 +499,10 @@ int wal_open(const struct io *io, const char *path, raft_index index,
   }
   control_reap(map);
   if (rc == 0) rc = open_and_fence(wal, &alone, error);
+  if (rc == 0) {
+    control_note_file(map, CONTROL_DATABASE, wal->db);
+    control_note_file(map, CONTROL_WAL, wal->file);
+  }
   if (rc == 0) rc = alone ? begin_alone(wal, error) : adopt(wal, error);
   if (rc == 0) wal->info = walindex_info(&wal->index);
   /* Nothing can be recovered by others any more; stock readers may look for
