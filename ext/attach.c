@@ -501,8 +501,8 @@ int attach_barrier(struct connection *c, enum read_level level, unsigned ms)
   struct session_message answer,
       m = {.type = SESSION_BARRIER,
            .barrier = {.level = (uint8_t)level, .wait_ms = ms}};
-  return ask(c, &m, ms,
-             level == LEVEL_WRITE ? "write refused" : "read refused", &answer);
+  return ask(c, &m, ms, level == LEVEL_WRITE ? "write refused" : "read refused",
+             &answer);
 }
 
 int attach_take(struct connection *c, bool drained)
@@ -600,9 +600,12 @@ int attach_wait(struct connection *c, struct walindex_header *header)
   struct control_slot *slot = c->reader.slot;
   struct session_message answer;
   struct interrupt never = {nobody, NULL};
-  struct timespec end = clock_deadline(node_limits.fate_ms + SLACK_MS);
+  struct timespec end;
   int rc = c->client.fd < 0 ? -EPIPE : 0;
-  if (rc == 0) rc = receive(c, &never, node_limits.fate_ms, &answer);
+  do {
+    end = clock_deadline(node_limits.fate_ms + SLACK_MS);
+    if (rc == 0) rc = receive(c, &never, node_limits.fate_ms, &answer);
+  } while (rc == 0 && answer.type == SESSION_PING);
   c->sent = false;
   if (rc == 0 && answer.type == SESSION_ANSWER) {
     rc = answer.answer.rc;

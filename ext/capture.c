@@ -149,6 +149,7 @@ static uint8_t *place_of(struct connection *c, uint32_t i)
 void capture_begin(struct connection *c)
 {
   c->n_pending = c->headed = 0;
+  c->fault = SQLITE_OK; /* of one that no second phase asked for */
   c->blank = UINT32_MAX;
   c->chained = 0;
   memcpy(c->chain, c->given.frame_checksum, sizeof(c->chain));
@@ -583,6 +584,7 @@ static int hand_over(struct connection *c, struct transaction *tx,
     if (last) break;
     at += n;
     head.part++;
+    if (c->working) c->working(c);
     work_bytes(node, work, (uint64_t)at * page_size,
                (uint64_t)count * page_size);
   }
@@ -713,6 +715,7 @@ int capture_for(struct connection *c, uint32_t count, uint32_t n_page,
   c->diverged = true; /* the chain is made here */
   for (uint32_t i = 0; rc == SQLITE_OK && i < count; i++) {
     uint8_t *header = place_of(c, i);
+    if (c->working) c->working(c);
     rc = header ? set_pending(c, c->given.mx_frame + 1 + i, pgnos[i])
                 : SQLITE_IOERR_NOMEM;
     if (rc == SQLITE_OK) rc = page(ctx, i, header + WAL_FRAME_HEADER);

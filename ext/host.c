@@ -44,6 +44,7 @@ struct session {
   int pid;
   bool watch, ended;
   uint64_t asked, heard; /* a watch: ms; a sign of life; asked 0: is answered */
+  uint64_t told;         /* ms: that its COMMIT is being taken over */
   /* of its thread */
   bool interrupt, gone;
   void *busy[2];
@@ -283,9 +284,21 @@ static const char *check_commit(struct session *s,
   return NULL;
 }
 
+/* A large one takes longer than anybody waits for its fate. */
+static void tell_working(struct connection *c)
+{
+  const struct session_message ping = {.type = SESSION_PING};
+  struct session *s = session_of(c);
+  uint64_t now = clock_monotonic_ms();
+  if (now - s->told < PING_MS) return;
+  s->told = now;
+  session_send(s->fd, &ping, 0);
+}
+
 static void do_commit(struct session *s, struct session_commit *commit)
 {
   struct connection *c = &s->c;
+  s->told = clock_monotonic_ms();
   uint32_t *pgnos = page_numbers(commit);
   const char *why = check_commit(s, commit, pgnos);
   int rc = VFS_REJECTED;
@@ -383,6 +396,7 @@ static bool greet(struct session *s)
   s->c.map = s->node->map;
   s->c.page_size = s->node->wal->page_size;
   s->c.interrupted = is_interrupted;
+  s->c.working = tell_working;
   s->c.slot = &s->node->shared->slots[hello.slot];
   m = (struct session_message){.type = SESSION_WELCOME,
                                .start = s->node->started};

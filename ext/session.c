@@ -44,7 +44,8 @@
 **             reason
 ** attached  INTERRUPT                   end the request under way soon; it has
 **                                         its answer. If none is: nothing
-** host      PING                        on a WATCH: sign of life -> PONG
+** host      PING                        on a WATCH: sign of life -> PONG; during
+**                                         COMMIT: it is being taken over
 ** attached  PONG
 **
 ** A message is one packet: a head, and what it says, little-endian, without

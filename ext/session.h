@@ -19,7 +19,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-#define SESSION_VERSION 3u /* of all below but HELLO's first field, REFUSED */
+#define SESSION_VERSION 4u /* of all below but HELLO's first field, REFUSED */
 
 /* Bytes of a message, with its head: what the kernel takes with its ordinary
    settings, and in pieces of no more than four pages of its memory, which it

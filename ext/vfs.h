@@ -94,6 +94,9 @@ struct connection {
   /* For a connection of another process, which this one stands for: whether it
      wants to be interrupted. */
   bool (*interrupted)(struct connection *connection);
+  /* And who is told, again and again, that its transaction is being taken over,
+     however long that takes. */
+  void (*working)(struct connection *connection);
   struct control_slot *slot; /* of that one */
 };
 

@@ -5,7 +5,8 @@
 ** the environment variable STALL_FILE exists, and has them fail while that
 ** named by FAIL_FILE does. Nor does a pwrite(2) return, in a thread that serves
 ** another process, while that named by HOLD_FILE exists, which is empty until
-** one waits there.
+** one waits there; and each of them takes a while as long as that named by
+** SLOW_FILE exists.
 */
 #include <dlfcn.h>
 #include <errno.h>
@@ -13,6 +14,8 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <unistd.h>
+
+#define SLOW_US 100000
 
 static int is_there(const char *variable)
 {
@@ -46,9 +49,10 @@ ssize_t pwrite(int fd, const void *data, size_t n, off_t offset)
   ssize_t (*real)(int, const void *, size_t, off_t);
   char name[17] = "";
   *(void **)&real = dlsym(RTLD_NEXT, "pwrite");
-  if (is_there("HOLD_FILE") && prctl(PR_GET_NAME, name) == 0 &&
-      strcmp(name, "quorate session") == 0) {
-    truncate(getenv("HOLD_FILE"), 1);
+  if ((is_there("HOLD_FILE") || is_there("SLOW_FILE")) &&
+      prctl(PR_GET_NAME, name) == 0 && strcmp(name, "quorate session") == 0) {
+    if (is_there("SLOW_FILE")) usleep(SLOW_US);
+    if (is_there("HOLD_FILE")) truncate(getenv("HOLD_FILE"), 1);
     while (is_there("HOLD_FILE"))
       usleep(10000);
   }

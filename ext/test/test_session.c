@@ -259,7 +259,7 @@ static void test_other_values(void **state)
 static void test_layout(void **state)
 {
   static const uint8_t hello[] = {'q', 't', 'r', 's', 1, 0,  0,  0,  29, 0,
-                                  0,   0,   3,   0,   0, 0,  1,  4,  3,  2,
+                                  0,   0,   4,   0,   0, 0,  1,  4,  3,  2,
                                   1,   8,   7,   6,   5, 12, 11, 10, 9};
   static const uint8_t refused[] = {'q', 't', 'r', 's', 3, 0, 0,   0,   19, 0,
                                     0,   0,   3,   0,   0, 0, 'n', 'o', 0};
