@@ -28,6 +28,10 @@ SQLITE_EXTENSION_INIT3
 #include <unistd.h>
 
 #define KEPT_BYTES (64u << 10) /* of frames kept for their hand-over */
+/* What ordinary writes leave alone of a database's header: from the number of the
+   schema to what is kept for later. */
+#define NUMBERS_AT 40
+#define NUMBERS 52
 
 bool capture_revoked(struct connection *c)
 {
@@ -592,28 +596,31 @@ static int hand_over(struct connection *c, struct transaction *tx,
   return rc;
 }
 
-static bool read_cookie(const struct wal *wal, uint32_t frame,
-                        uint8_t cookie[4])
+static bool read_numbers(const struct wal *wal, uint32_t frame,
+                         uint8_t numbers[NUMBERS])
 {
-  return wal->io->pread(wal->io->ctx, wal->file, cookie, 4,
-                        wal_offset(wal, frame) + WAL_FRAME_HEADER + 40) == 4;
+  return wal->io->pread(wal->io->ctx, wal->file, numbers, NUMBERS,
+                        wal_offset(wal, frame) + WAL_FRAME_HEADER +
+                            NUMBERS_AT) == NUMBERS;
 }
 
-/* The number of the schema, on page 1, is not that of the state before. */
+/* The number of the schema, on page 1, is not that of the state before, or one of
+   those beside it, which are read from there alone, and so before anybody knows
+   whether who reads is going to write: user_version, application_id. */
 static bool changes_schema(const struct connection *c,
                            const struct wal_image *images, uint32_t count)
 {
   const struct wal *wal = c->node->wal;
-  uint8_t before[4], after[4];
+  uint8_t before[NUMBERS], after[NUMBERS];
   uint32_t i = 0, base = c->given.mx_frame;
   while (i < count && images[i].pgno != 1)
     i++;
   if (i == count) return false;
   while (base > 1 && control_pgno(wal->map, base) != 1)
     base--; /* the first frame is one of page 1 */
-  return !read_cookie(wal, base, before) ||
-         !read_cookie(wal, images[i].frame, after) ||
-         memcmp(before, after, 4) != 0;
+  return !read_numbers(wal, base, before) ||
+         !read_numbers(wal, images[i].frame, after) ||
+         memcmp(before, after, NUMBERS) != 0;
 }
 
 /* n: its frames, all of which are known. */
