@@ -392,6 +392,15 @@ static bool has_number(const struct cell *cell, int64_t most)
 }
 
 /* What is wrong with the arguments; NULL: nothing. */
+const char *call_file_fault(const char *file)
+{
+  if (strcmp(file, ":memory:") == 0)
+    return "a database in memory is no file: give a path";
+  if (strncmp(file, "file:", 5) == 0)
+    return "the file is a URI: give its path, without file: and parameters";
+  return NULL;
+}
+
 static const char *find_fault(const struct call *call)
 {
   const struct kind *kind = kind_of(call->what);
@@ -422,7 +431,8 @@ static const char *find_fault(const struct call *call)
     if (n > 0 && !(has_text(&a[0]) && cluster_address_ok(a[0].text, true)))
       return "must be HOST:PORT, or [IPv6]:PORT";
     return NULL;
-  case CALL_BACKUP: return has_text(&a[0]) ? NULL : "the file is missing";
+  case CALL_BACKUP:
+    return has_text(&a[0]) ? call_file_fault(a[0].text) : "the file is missing";
   case CALL_WAIT:
     if (!has_number(&a[0], INT64_MAX))
       return "the index must be an integer, 0 or more";

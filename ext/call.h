@@ -103,6 +103,8 @@ struct answer {
 /* Whether the arguments are such as it takes; else *error says what is wrong.
    call_run() looks, too. */
 bool call_check(const struct call *call, struct text *error);
+/* Why this is no name of a file: for SQLite it is another thing. Or NULL. */
+const char *call_file_fault(const char *file);
 /* Columns of a row of its answer. */
 unsigned call_columns(uint8_t what);
 

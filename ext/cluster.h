@@ -261,6 +261,10 @@ bool cluster_first_run(const char *path,
    listens nowhere. A reference, or NULL and *error says why. */
 struct database;
 struct database *cluster_bootstrap_alone(const char *file, struct text *error);
+/* Are options pairs, without NULL, and each name there once? */
+bool cluster_pairs_ok(int n, const char *const *options, struct text *error);
+/* The error of an option's value, which says what it may be. */
+void cluster_bad_value(const char *name, const char *value, struct text *error);
 /* One option of who makes a node. replaces: of a member, RAFT_NAME_MAX bytes;
    NULL: not one that joins, which has some of the others from its cluster. */
 bool cluster_take_option(struct identity *i, const char *name,

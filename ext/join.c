@@ -57,6 +57,23 @@ static bool take_switch(const char *value, bool *out)
   return *out || strcmp(value, "off") == 0;
 }
 
+/* What the value of an option may be. */
+static const char *wanted(const char *name)
+{
+  size_t n = strlen(name);
+  if (n > 3 && strcmp(name + n - 3, "_ms") == 0) return "1 to 60000";
+  if (n > 4 && strcmp(name + n - 4, "_kib") == 0) return "0 to 999999999";
+  if (strcmp(name, "lease") == 0) return "on or off";
+  if (strcmp(name, "name") == 0 || strcmp(name, "replaces") == 0)
+    return "1 to 63 letters, digits, '.', '_' or '-'";
+  return "HOST:PORT or [IPv6]:PORT";
+}
+
+void cluster_bad_value(const char *name, const char *value, struct text *error)
+{
+  text_set(error, "bad value of %s: %s: must be %s", name, value, wanted(name));
+}
+
 bool cluster_take_option(struct identity *i, const char *name,
                          const char *value, char *replaces, struct text *error)
 {
@@ -89,8 +106,28 @@ bool cluster_take_option(struct identity *i, const char *name,
     text_set(error, "unknown option: %s", name);
     return false;
   }
-  if (!ok) text_set(error, "bad value of %s: %s", name, value);
+  if (!ok) cluster_bad_value(name, value, error);
   return ok;
+}
+
+bool cluster_pairs_ok(int n, const char *const *options, struct text *error)
+{
+  if (n % 2) {
+    text_set(error, "options come in pairs: name, value");
+    return false;
+  }
+  for (int k = 0; k < n; k++)
+    if (options[k] == NULL) {
+      text_set(error, "an option is NULL");
+      return false;
+    }
+  for (int k = 0; k < n; k += 2)
+    for (int j = 0; j < k; j += 2)
+      if (strcmp(options[j], options[k]) == 0) {
+        text_set(error, "the option %s is given twice", options[k]);
+        return false;
+      }
+  return true;
 }
 
 static bool take_options(struct identity *i, int n, const char *const *options,
@@ -102,18 +139,10 @@ static bool take_options(struct identity *i, int n, const char *const *options,
   i->election_timeout_ms = 500;
   i->log_keep_kib = 256u << 10;
   error->s[0] = 0;
-  if (n % 2) {
-    text_set(error, "options come in pairs: name, value");
-    return false;
-  }
-  for (int k = 0; k < n; k += 2) {
-    if (options[k] == NULL || options[k + 1] == NULL) {
-      text_set(error, "an option is NULL");
-      return false;
-    }
+  if (!cluster_pairs_ok(n, options, error)) return false;
+  for (int k = 0; k < n; k += 2)
     if (!cluster_take_option(i, options[k], options[k + 1], replaces, error))
       return false;
-  }
   if (i->listen[0] == 0) {
     text_set(error, "the option listen is missing: 'listen', 'HOST:PORT'");
     return false;

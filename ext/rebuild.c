@@ -106,7 +106,7 @@ static bool take_options(struct rebuild *r, int n, const char *const *options,
       return false;
     }
     if (!cluster_address_ok(options[i + 1], true)) {
-      text_set(error, "bad value of peer: %s", options[i + 1]);
+      cluster_bad_value(options[i], options[i + 1], error);
       return false;
     }
     peers_add(&r->peers, options[i + 1]);

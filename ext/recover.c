@@ -478,16 +478,10 @@ static bool take_options(struct recover *r)
   r->next = *was;
   r->next.ca = r->next.cert = r->next.key = NULL;
   r->next.cluster = 0;
-  if (r->n_options % 2) {
-    say(r, "options come in pairs: name, value");
-    return false;
-  }
+  if (!cluster_pairs_ok(r->n_options, r->options, &why))
+    return recover_refuse(r, &why);
   for (int i = 0; i < r->n_options; i += 2) {
     const char *name = r->options[i], *value = r->options[i + 1];
-    if (name == NULL || value == NULL) {
-      say(r, "an option is NULL");
-      return false;
-    }
     if (!is_option(name)) {
       say(r, "unknown option: %s", name);
       return false;

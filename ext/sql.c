@@ -27,11 +27,14 @@ struct function {
   uint8_t call; /* of those that are carried out by the node */
 };
 
+/* It is what quorate_last_error() says, too. */
 static void fail(sqlite3_context *ctx, const char *function, const char *reason)
 {
   char line[TEXT_MAX + 64];
+  struct connection *c = vfs_connection(sqlite3_context_db_handle(ctx), "main");
   snprintf(line, sizeof(line), "%s: %s", function, reason);
   text_plain(line);
+  if (c) text_set(&c->reason, "%s", line);
   sqlite3_result_error(ctx, line, -1);
 }
 
@@ -66,6 +69,15 @@ static const char *text_argument(sqlite3_context *ctx, sqlite3_value *value,
   snprintf(line, sizeof(line), "%s is missing", what);
   fail(ctx, name_of(ctx), line);
   return NULL;
+}
+
+/* The name of a file, or NULL and an SQL error. */
+static const char *file_argument(sqlite3_context *ctx, sqlite3_value *value)
+{
+  const char *file = text_argument(ctx, value, "the file");
+  const char *fault = file ? call_file_fault(file) : NULL;
+  if (fault) fail(ctx, name_of(ctx), fault);
+  return fault ? NULL : file;
 }
 
 /* Some functions take their time. SQLite tells a function that runs of no
@@ -136,7 +148,7 @@ static void sql_bootstrap(sqlite3_context *ctx, int n, sqlite3_value **values)
     fail(ctx, name_of(ctx), "the file is missing");
     return;
   }
-  file = text_argument(ctx, values[0], "the file");
+  file = file_argument(ctx, values[0]);
   if (file == NULL || !take_options(ctx, n - 1, values + 1, options)) return;
   int rc = cluster_bootstrap(file, n - 1, options, &answer);
   finish(ctx, rc, &answer);
@@ -147,7 +159,7 @@ static void sql_bootstrap(sqlite3_context *ctx, int n, sqlite3_value **values)
 static char *path_argument(sqlite3_context *ctx, sqlite3_value *value)
 {
   struct text error;
-  const char *file = text_argument(ctx, value, "the file");
+  const char *file = file_argument(ctx, value);
   char *path = file ? vfs_absolute(file) : NULL;
   if (file && path == NULL) {
     text_set(&error, "%s: no such path", file);
@@ -183,7 +195,7 @@ static void sql_join(sqlite3_context *ctx, int n, sqlite3_value **values)
     fail(ctx, name_of(ctx), "the file or the token is missing");
     return;
   }
-  file = text_argument(ctx, values[0], "the file");
+  file = file_argument(ctx, values[0]);
   token = file ? text_argument(ctx, values[1], "the token") : NULL;
   if (token == NULL || !take_options(ctx, n - 2, values + 2, options)) return;
   struct probe probe;
@@ -370,8 +382,6 @@ static void sql_call(sqlite3_context *ctx, int n, sqlite3_value **values)
       fail(ctx, function->name, answer.error.s);
     else
       sqlite3_result_error_code(ctx, answer.status);
-    if (answer.status == SQLITE_ERROR && call.what == CALL_WAIT)
-      text_set(&c->reason, "%s: %s", function->name, answer.error.s);
   }
   cells_clear(&call.arguments);
   answer_clear(&answer);

@@ -106,8 +106,8 @@ static int table_disconnect(sqlite3_vtab *vtab)
 static int plan_of(const struct sqlite3_index_constraint *c, int schema,
                    bool ranged)
 {
-  if (c->iColumn == schema)
-    return c->usable && c->op == SQLITE_INDEX_CONSTRAINT_EQ ? BY_SCHEMA : -1;
+  if (c->iColumn == schema && c->op == SQLITE_INDEX_CONSTRAINT_EQ)
+    return c->usable ? BY_SCHEMA : -1;
   if (!ranged || c->iColumn != 0 || !c->usable) return 0;
   switch (c->op) {
   case SQLITE_INDEX_CONSTRAINT_EQ: return BY_INDEX;
@@ -296,9 +296,11 @@ static int cursor_column(sqlite3_vtab_cursor *cursor, sqlite3_context *ctx,
 {
   const struct cursor *c = (struct cursor *)cursor;
   const struct answer *answer = &c->answer;
-  if (i >= (int)answer->n_columns) return SQLITE_OK; /* the schema */
-  sql_result(ctx,
-             &answer->cells.at[row_of(c) * answer->n_columns + (unsigned)i]);
+  if (i >= (int)answer->n_columns)
+    sqlite3_result_text(ctx, c->schema, -1, SQLITE_TRANSIENT);
+  else
+    sql_result(ctx,
+               &answer->cells.at[row_of(c) * answer->n_columns + (unsigned)i]);
   return SQLITE_OK;
 }
 

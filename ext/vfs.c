@@ -294,6 +294,12 @@ static int db_pragma(struct connection *c, char **args)
     snprintf(number, sizeof(number), "%u", c->write_wait);
     return answer(args, SQLITE_OK, number);
   }
+  /* SQLite would ignore a name that is mistyped. */
+  if (sqlite3_strnicmp(name, "quorate_", 8) == 0)
+    return answer(args, SQLITE_ERROR,
+                  "no such setting of quorate: there are quorate_consistency, "
+                  "quorate_write_wait, quorate_advertise and "
+                  "quorate_follow_writer");
   return SQLITE_NOTFOUND;
 }
 
@@ -303,7 +309,12 @@ static int db_control(sqlite3_file *file, int op, void *arg)
   switch (op) {
   case SQLITE_FCNTL_PDB: c->db = arg; return SQLITE_OK;
   case SQLITE_FCNTL_BUSYHANDLER: c->busy = arg; return SQLITE_OK;
-  case SQLITE_FCNTL_PRAGMA: return db_pragma(c, arg);
+  case SQLITE_FCNTL_PRAGMA: {
+    int rc = db_pragma(c, arg);
+    const char *said = *(char **)arg;
+    if (rc == SQLITE_ERROR && said) text_set(&c->reason, "%s", said);
+    return rc;
+  }
   case FCNTL_CONNECTION: *(struct connection **)arg = c; return SQLITE_OK;
   case SQLITE_FCNTL_COMMIT_PHASETWO:
     return vfs_inherited(c) ? VFS_INHERITED : capture_wait(c);
