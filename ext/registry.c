@@ -131,6 +131,13 @@ static void set_refusal(const char *path, const struct text *reason)
   text_plain(r->reason.s);
 }
 
+void registry_refuse(const char *path, const struct text *reason)
+{
+  enter();
+  set_refusal(path, reason);
+  pthread_mutex_unlock(&mutex);
+}
+
 bool registry_refusal(const char *path, struct text *reason)
 {
   bool found = false;
@@ -415,6 +422,14 @@ int registry_open(const char *path, struct database **out, struct text *error)
   struct node *node = d ? atomic_load(&d->node) : NULL;
   if (node && node->wal == NULL) {
     text_set(error, "%s: the node is still joining", path);
+    set_refusal(path, error);
+    rc = SQLITE_CANTOPEN;
+  } else if (node && !wal_has_name(node->wal)) {
+    text_set(error,
+             "%s: it was deleted or replaced while its node runs: SELECT "
+             "quorate_stop('%s'), then move the file back, or have the node "
+             "rebuilt with quorate_rebuild()",
+             path, path);
     set_refusal(path, error);
     rc = SQLITE_CANTOPEN;
   }

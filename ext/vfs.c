@@ -371,21 +371,35 @@ static const char *setting(const char *name, const char *key, const char *env)
   return value ? value : secure_getenv(env);
 }
 
+/* Says why a file does not open: SQLITE_CANTOPEN. */
+static int refuse_open(const char *name, const struct text *why)
+{
+  struct text line;
+  text_set(&line, "%s: %s", name, why->s);
+  registry_refuse(name, &line);
+  sqlite3_log(SQLITE_CANTOPEN, "quorate: %s", line.s);
+  return SQLITE_CANTOPEN;
+}
+
 static int open_settings(struct connection *c, const char *name)
 {
   const char *value =
       setting(name, "quorate_consistency", "QUORATE_CONSISTENCY");
+  struct text why;
   c->level = LEVEL_LINEARIZABLE;
   c->write_wait = 5000;
   if (value && !vfs_parse_level(value, &c->level)) {
-    sqlite3_log(SQLITE_CANTOPEN, "quorate: unknown quorate_consistency: %s",
-                value);
-    return SQLITE_CANTOPEN;
+    text_set(&why,
+             "unknown quorate_consistency: %s: must be linearizable, lease or "
+             "local",
+             value);
+    return refuse_open(name, &why);
   }
   value = setting(name, "quorate_write_wait", "QUORATE_WRITE_WAIT");
   if (value && !parse_ms(value, &c->write_wait)) {
-    sqlite3_log(SQLITE_CANTOPEN, "quorate: bad quorate_write_wait: %s", value);
-    return SQLITE_CANTOPEN;
+    text_set(&why, "bad quorate_write_wait: %s: must be 0 to 3600000 ms",
+             value);
+    return refuse_open(name, &why);
   }
   return SQLITE_OK;
 }
@@ -426,12 +440,10 @@ static int begin_connection(struct connection *c, struct database *database,
   memset(c, 0, sizeof(*c));
   if (key) {
     struct node *node = atomic_load(&database->node);
-    if (node)
-      node_reason(node, "%s is not possible on a replicated database", key);
-    sqlite3_log(SQLITE_CANTOPEN,
-                "quorate: %s: %s is not possible on a replicated database",
-                name, key);
-    return SQLITE_CANTOPEN;
+    struct text why;
+    text_set(&why, "%s is not possible on a replicated database", key);
+    if (node) node_reason(node, "%s", why.s);
+    return refuse_open(name, &why);
   }
   int rc = open_settings(c, name);
   if (rc != SQLITE_OK) return rc;
