@@ -430,6 +430,8 @@ static const char *find_fault(const struct call *call)
   case CALL_ADVERTISE:
     if (n > 0 && !(has_text(&a[0]) && cluster_address_ok(a[0].text, true)))
       return "must be HOST:PORT, or [IPv6]:PORT";
+    if (n > 0 && !cluster_address_dialled(a[0].text))
+      return "must be an address of this machine that the others can dial";
     return NULL;
   case CALL_BACKUP:
     return has_text(&a[0]) ? call_file_fault(a[0].text) : "the file is missing";

@@ -246,6 +246,11 @@ int member_leave(struct node *node, const struct interrupt *interrupt,
 void cluster_remove_directory(const char *dir);
 /* "host:port"; port_needed: not 0. */
 bool cluster_address_ok(const char *address, bool port_needed);
+/* Of one that is ok: not that of all addresses of a machine, which is good to
+   listen on, and leads whoever dials it to himself. */
+bool cluster_address_dialled(const char *address);
+/* The same; *error says what to do. */
+bool cluster_check_advertised(const char *address, struct text *error);
 /* Whether it can be listened on: to be known before anything is made. */
 bool cluster_address_free(const char *address, struct text *error);
 /* Starts a node whose identity says `joining`, and waits until it has the

@@ -12,6 +12,7 @@
 #include "trust.h"
 #include "vfs.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -31,6 +32,26 @@ bool cluster_address_ok(const char *address, bool port_needed)
       !net_split_address(address, host, sizeof(host), port, sizeof(port)))
     return false;
   return !port_needed || strcmp(port, "0") != 0;
+}
+
+bool cluster_address_dialled(const char *address)
+{
+  char host[RAFT_ADDRESS_MAX], port[16];
+  struct in_addr v4;
+  struct in6_addr v6;
+  net_split_address(address, host, sizeof(host), port, sizeof(port));
+  if (inet_pton(AF_INET, host, &v4) == 1) return v4.s_addr != INADDR_ANY;
+  return inet_pton(AF_INET6, host, &v6) != 1 || !IN6_IS_ADDR_UNSPECIFIED(&v6);
+}
+
+bool cluster_check_advertised(const char *address, struct text *error)
+{
+  if (cluster_address_dialled(address)) return true;
+  text_set(error,
+           "nobody can dial %s: 'advertise', 'HOST:PORT' tells the others the "
+           "address of this machine",
+           address);
+  return false;
 }
 
 static bool take_ms(const char *value, unsigned *out)
@@ -153,6 +174,7 @@ static bool take_options(struct identity *i, int n, const char *const *options,
   }
   if (i->advertise[0] == 0)
     memcpy(i->advertise, i->listen, sizeof(i->advertise));
+  if (!cluster_check_advertised(i->advertise, error)) return false;
   if (replaces == NULL && i->name[0] == 0 && i->names[0] == 0)
     snprintf(i->name, sizeof(i->name), "n1");
   return true;

@@ -492,7 +492,8 @@ static bool take_options(struct recover *r)
   }
   if (!advertised && strcmp(was->listen, was->advertise) == 0)
     memcpy(r->next.advertise, r->next.listen, sizeof(r->next.advertise));
-  return true;
+  return cluster_check_advertised(r->next.advertise, &why) ||
+         recover_refuse(r, &why);
 }
 
 /* An earlier call was cut off. */
