@@ -60,11 +60,22 @@ static struct connection *here(sqlite3_context *ctx)
   return NULL;
 }
 
+/* What comes behind a NUL would be ignored. Else an SQL error. */
+static bool is_whole(sqlite3_context *ctx, sqlite3_value *value)
+{
+  const char *text = (const char *)sqlite3_value_text(value);
+  if (text == NULL || strlen(text) == (size_t)sqlite3_value_bytes(value))
+    return true;
+  fail(ctx, name_of(ctx), "an argument has a NUL in it");
+  return false;
+}
+
 static const char *text_argument(sqlite3_context *ctx, sqlite3_value *value,
                                  const char *what)
 {
   const char *text = (const char *)sqlite3_value_text(value);
   char line[64];
+  if (!is_whole(ctx, value)) return NULL;
   if (text && text[0]) return text;
   snprintf(line, sizeof(line), "%s is missing", what);
   fail(ctx, name_of(ctx), line);
@@ -117,8 +128,10 @@ static bool take_options(sqlite3_context *ctx, int n, sqlite3_value **values,
     fail(ctx, name_of(ctx), "too many options");
     return false;
   }
-  for (int i = 0; i < n; i++)
+  for (int i = 0; i < n; i++) {
+    if (!is_whole(ctx, values[i])) return false;
     options[i] = (const char *)sqlite3_value_text(values[i]);
+  }
   return true;
 }
 
@@ -368,11 +381,14 @@ static void sql_call(sqlite3_context *ctx, int n, sqlite3_value **values)
   struct call call = {.what = function->call};
   struct answer answer = {0};
   struct connection *c = NULL;
-  for (int i = 0; i < n; i++)
+  bool whole = true;
+  for (int i = 0; i < n && whole; i++) {
     add_argument(&call, values[i]);
-  if (!call_check(&call, &answer.error))
+    whole = is_whole(ctx, values[i]);
+  }
+  if (whole && !call_check(&call, &answer.error))
     fail(ctx, function->name, answer.error.s);
-  else
+  else if (whole)
     c = here(ctx);
   if (c) {
     carry_out(ctx, c, &call, &answer);
