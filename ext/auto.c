@@ -133,8 +133,10 @@ static bool is_alone(const char *dir)
 
 bool auto_lost(const struct node *node)
 {
-  return identity_alone(&node->identity) && node->wal &&
-         !wal_has_name(node->wal);
+  struct stat st, ours;
+  if (!identity_alone(&node->identity) || node->wal == NULL) return false;
+  return stat(node->path, &st) != 0 || fstat(node->wal->db, &ours) != 0 ||
+         st.st_ino != ours.st_ino || st.st_dev != ours.st_dev;
 }
 
 void auto_forget(const char *path)

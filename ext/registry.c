@@ -424,14 +424,6 @@ int registry_open(const char *path, struct database **out, struct text *error)
     text_set(error, "%s: the node is still joining", path);
     set_refusal(path, error);
     rc = SQLITE_CANTOPEN;
-  } else if (node && !wal_has_name(node->wal)) {
-    text_set(error,
-             "%s: it was deleted or replaced while its node runs: SELECT "
-             "quorate_stop('%s'), then move the file back, or have the node "
-             "rebuilt with quorate_rebuild()",
-             path, path);
-    set_refusal(path, error);
-    rc = SQLITE_CANTOPEN;
   }
   if (rc == SQLITE_OK && d) {
     d->refs++;

@@ -371,14 +371,19 @@ static const char *setting(const char *name, const char *key, const char *env)
   return value ? value : secure_getenv(env);
 }
 
-/* Says why a file does not open: SQLITE_CANTOPEN. */
+/* Says why a file does not open, or is of no use any more: SQLITE_CANTOPEN. */
+static int refuse(const char *name, const struct text *line)
+{
+  registry_refuse(name, line);
+  sqlite3_log(SQLITE_CANTOPEN, "quorate: %s", line->s);
+  return SQLITE_CANTOPEN;
+}
+
 static int refuse_open(const char *name, const struct text *why)
 {
   struct text line;
   text_set(&line, "%s: %s", name, why->s);
-  registry_refuse(name, &line);
-  sqlite3_log(SQLITE_CANTOPEN, "quorate: %s", line.s);
-  return SQLITE_CANTOPEN;
+  return refuse(name, &line);
 }
 
 static int open_settings(struct connection *c, const char *name)
@@ -758,12 +763,12 @@ bool vfs_has_files(struct connection *c)
 int vfs_refuse_files(struct connection *c)
 {
   text_set(&c->reason,
-           "%s or its -wal was removed or replaced while the node "
-           "runs: stop the node, and open it anew",
-           c->database->path);
+           "%s: it or its -wal was removed or replaced while its node runs: "
+           "SELECT quorate_stop('%s'), move the file back if it is gone, and "
+           "open it anew, or have the node rebuilt with quorate_rebuild()",
+           c->database->path, c->database->path);
   vfs_say(c);
-  sqlite3_log(SQLITE_CANTOPEN, "quorate: %s", c->reason.s);
-  return SQLITE_CANTOPEN;
+  return refuse(c->database->path, &c->reason);
 }
 
 int vfs_refuse_inherited(struct connection *c)

@@ -385,8 +385,8 @@ static int take_fences(struct wal *wal, bool *alone, char **error)
   return WAL_EFOREIGN;
 }
 
-/* False when somebody has removed or replaced the file since it was opened, as a
-   stock process does with these when it closes the database. */
+/* False when a stock process that closed the database has removed the files
+   between their opening and their locking. */
 static bool is_current(const struct wal *wal, const char *suffix, int fd)
 {
   struct stat opened, named;
@@ -395,11 +395,6 @@ static bool is_current(const struct wal *wal, const char *suffix, int fd)
               opened.st_dev == named.st_dev && opened.st_ino == named.st_ino;
   free(name);
   return same;
-}
-
-bool wal_has_name(const struct wal *wal)
-{
-  return is_current(wal, "", wal->db);
 }
 
 /* Opens -wal and -shm with the rights of the database file, as SQLite does. */

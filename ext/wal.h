@@ -144,10 +144,6 @@ void wal_advance(struct wal *wal, raft_index index);
    returns, none is under way. */
 void wal_revoke(struct wal *wal);
 
-/* Whether the database that is worked on is the file of its name: it may have
-   been deleted or replaced meanwhile. */
-bool wal_has_name(const struct wal *wal);
-
 /* From now on nothing is read through the node any more: false, and nothing is
    changed, if something is right now. */
 bool wal_forbid(struct wal *wal);
