@@ -207,7 +207,8 @@ static int db_fetch(sqlite3_file *file, sqlite3_int64 offset, int n, void **out)
   /* Page 1 must go through db_read(). */
   if (offset == 0 || c->real->pMethods->iVersion < 3) return SQLITE_OK;
   int rc = capture_may_read(c);
-  if (rc != SQLITE_OK) return rc;
+  /* A head that may be rejected: its pages must be looked after by db_read(). */
+  if (rc != SQLITE_OK || c->ahead) return rc;
   return c->real->pMethods->xFetch(c->real, offset, n, out);
 }
 
