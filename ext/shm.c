@@ -142,6 +142,18 @@ static bool pin(struct connection *c, struct walindex_header *header,
   return !view.closed;
 }
 
+/* Pages that SQLite has read of an unconfirmed head are in its cache, and nobody
+   would wait for those (capture_may_read()): shown again, it looks like another
+   one, with which the cache goes. */
+static struct walindex_header disguise(struct connection *c,
+                                       const struct walindex_header *header)
+{
+  struct walindex_header shown = *header;
+  shown.change = walindex_header(&c->index)->change + 1;
+  walindex_seal(&shown);
+  return shown;
+}
+
 /* Makes the private index show the pinned snapshot. */
 static int fill(struct connection *c, const struct walindex_header *header,
                 uint32_t backfill)
@@ -170,8 +182,11 @@ static int fill(struct connection *c, const struct walindex_header *header,
   struct walindex_info *info = walindex_info(&c->index);
   info->backfill = info->backfill_attempted = backfill;
   info->read_mark[1] = header->mx_frame;
+  bool again = memcmp(&c->given, header, sizeof(*header)) == 0;
+  struct walindex_header shown =
+      again && c->ahead ? disguise(c, header) : *header;
   c->given = *header;
-  walindex_publish(&c->index, header);
+  walindex_publish(&c->index, &shown);
   return SQLITE_OK;
 }
 
@@ -324,7 +339,8 @@ static int begin_read(struct connection *c, int slot)
               memcmp(&c->given, &header, sizeof(header)) == 0;
   /* When all is in the database file, SQLite must know it and read from there,
      or it would keep the WAL from starting anew. */
-  if (same && (backfill < header.mx_frame || info->backfill == backfill)) {
+  if (same && !c->ahead &&
+      (backfill < header.mx_frame || info->backfill == backfill)) {
     c->read_state = READ_GRANTED;
     return SQLITE_OK;
   }
