@@ -67,6 +67,7 @@ static void new_disk(struct sim *s, struct node *n)
   if (io->mkdir(io->ctx, node_dir(n)) || io->sync_dir(io->ctx, "."))
     sim_fail(s, "host", "no directory");
   n->damaged = n->doomed = n->full = n->dying = false;
+  n->confirmed = 0;
 }
 
 /* ---- the beginning ------------------------------------------------------ */
@@ -202,10 +203,12 @@ static void begin(struct sim *s, struct node *n,
 static void refuse(struct sim *s, struct node *n, int rc)
 {
   sim_trace(s, n, T_REFUSED, (uint64_t)rc, 0, 0, 0, 0);
-  if (n->dying)
+  if (n->dying) {
     sim_disk_crash(n->disk);
-  else
+    n->confirmed = 0;
+  } else {
     sim_disk_kill(n->disk);
+  }
   n->dying = false;
   if (rc == -EBADMSG) {
     n->status = NODE_REFUSED;
@@ -263,6 +266,10 @@ void process_start(struct sim *s, struct node *n)
     refuse(s, n, rc);
   } else {
     load_machine(s, n, &cp);
+    /* Hosts may remember what was applied, as long as the machine runs. */
+    if (rec.commit < n->confirmed && n->confirmed <= rec.last_index &&
+        sim_chance(s, 700000))
+      rec.commit = n->confirmed;
     begin(s, n, &rec);
     connect(s, n);
     s->stats.restarts++;
@@ -305,6 +312,7 @@ static void forget_process(struct sim *s, struct node *n)
 {
   if (n->raft) forget_core(s, n);
   drop_deferred(s, n);
+  if (n->confirmed < n->machine.index) n->confirmed = n->machine.index;
   n->stopping = n->paused = n->suspended = n->dying = false;
   n->checkpoint.index = n->machine.index = 0;
   n->status = NODE_DOWN;
@@ -347,6 +355,7 @@ void process_end(struct sim *s, struct node *n, bool kill)
   s->stats.torn += stats->torn - torn;
   s->stats.lost_sectors += stats->lost - lost;
   forget_process(s, n);
+  if (!kill) n->confirmed = 0;
   disconnect(s, n, kill);
   if (doomed) {
     n->status = NODE_REFUSED;
@@ -358,17 +367,21 @@ void process_end(struct sim *s, struct node *n, bool kill)
 /* In order: everything that was submitted becomes durable, if it can. */
 void process_close(struct sim *s, struct node *n)
 {
+  bool died;
+
   if (n->status != NODE_UP) return;
   sim_trace(s, n, T_DOWN, 2, 0, 0, 0, 0);
   s->stats.stops++;
   store_close(n->store);
   n->store = NULL;
   if (n->done_seq > n->durable_seq) model_durable(s, n, n->done_seq);
-  if (n->dying && sim_disk_dead(n->disk))
+  died = n->dying && sim_disk_dead(n->disk);
+  if (died)
     sim_disk_crash(n->disk);
   else
     sim_disk_kill(n->disk);
   forget_process(s, n);
+  if (died) n->confirmed = 0;
   disconnect(s, n, true);
   sim_after(s, n, EV_START, 5 * SIM_MS + sim_spread(s, 300 * SIM_MS), 0);
 }

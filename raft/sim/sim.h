@@ -467,6 +467,7 @@ struct node {
   bool doomed;  /* it cannot read its log: as if it had refused to start */
   bool damaged; /* bits were flipped, or written elsewhere */
   bool full;
+  raft_index confirmed; /* what the next process finds in shared memory */
   sim_time slow_until;
   bool still; /* until then its disk does nothing at all */
   /* what should be where */
