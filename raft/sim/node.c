@@ -255,7 +255,7 @@ void node_apply(struct sim *s, struct node *n)
   raft_index from = n->machine.index;
   struct raft_entry entry;
 
-  if (n->applying || n->doomed) return;
+  if (n->applying || n->doomed || n->entering) return;
   n->applying = true;
   while (n->machine.index < n->commit &&
          n->machine.index < raft_durable(n->raft)) {

@@ -393,7 +393,7 @@ void process_reopen(struct sim *s, struct node *n)
   int rc;
 
   if (n->stopping) return;
-  if (n->full) {
+  if (n->full || n->entering) {
     sim_after(s, n, EV_REOPEN, sim_spread(s, 100 * SIM_MS), 0);
     return;
   }
@@ -486,7 +486,8 @@ bool process_defers(struct sim *s, struct node *n,
   case EV_SNAPSHOT:
   case EV_SNAPSHOT_TIME:
   case EV_STOP:
-  case EV_REOPEN: break;
+  case EV_REOPEN:
+  case EV_ENTER: break;
   default: return false;
   }
   if (n->n_deferred == n->deferred_capacity) {

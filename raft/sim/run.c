@@ -71,6 +71,7 @@ static void handle_process(struct sim *s, struct node *n,
   case EV_START: start_again(s, n); break;
   case EV_CRASH: process_end(s, n, e->u.number == 1); break;
   case EV_REOPEN: process_reopen(s, n); break;
+  case EV_ENTER: snapshot_enter(s, n); break;
   case EV_RESUME: process_resume(s, n); break;
   case EV_STOP: fault_stop_done(s, n); break;
   case EV_SPACE:

@@ -48,6 +48,7 @@ enum sim_event_type {
   EV_HEAL,         /* a partition ends */
   EV_SPACE,        /* a full disk has space again */
   EV_REOPEN,       /* a process looks whether it has */
+  EV_ENTER,        /* a snapshot that was put in place takes effect */
   EV_SNAPSHOT,     /* u.part arrives */
   EV_SNAPSHOT_TIME /* u.number: transfer; nothing was heard for a while */
 };
@@ -463,9 +464,10 @@ struct node {
   uint64_t offset_us;
   /* the disk */
   struct sim_disk *disk;
-  bool dying;   /* power is about to be lost */
-  bool doomed;  /* it cannot read its log: as if it had refused to start */
-  bool damaged; /* bits were flipped, or written elsewhere */
+  bool dying;    /* power is about to be lost */
+  bool entering; /* a snapshot is on its disk, and its core does not know */
+  bool doomed;   /* it cannot read its log: as if it had refused to start */
+  bool damaged;  /* bits were flipped, or written elsewhere */
   bool full;
   raft_index confirmed; /* what the next process finds in shared memory */
   sim_time slow_until;
@@ -546,6 +548,7 @@ struct transfer {
 
 void snapshot_send(struct sim *s, struct node *n, raft_id to);
 void snapshot_part(struct sim *s, struct part *part);
+void snapshot_enter(struct sim *s, struct node *n);
 void snapshot_time(struct sim *s, uint64_t transfer);
 void snapshot_forget(struct sim *s, struct node *n); /* its process ended */
 void snapshot_free_part(struct part *part);

@@ -275,31 +275,49 @@ static void enter(struct sim *s, struct node *n, struct store_checkpoint *cp,
   client_progress(s, n);
 }
 
+/* What is done beside the loop: the files. Meanwhile the core hears, votes and
+   writes, but nothing is applied. */
 static bool install(struct sim *s, struct node *n)
+{
+  struct store_checkpoint cp;
+  struct machine m;
+  bool ok;
+
+  if (!blob_parse(n->in_bytes, n->in.tag.bytes, &cp, &m))
+    sim_fail(s, "I6", "node %u: a snapshot of rubbish", n->id);
+  check_state(s, n, &m);
+  cp.from_snapshot = true;
+  /* From then on a start may drop the log, too. */
+  if (raft_term_at(n->raft, cp.index) != cp.term)
+    model_reset_begin(s, n, cp.index, cp.term);
+  ok = !n->failed && node_write_checkpoint(s, n, &cp);
+  store_checkpoint_clear(&cp);
+  if (!ok) return false;
+  n->entering = true;
+  sim_after(s, n, EV_ENTER, sim_spread(s, 20 * SIM_MS), 0);
+  return true;
+}
+
+void snapshot_enter(struct sim *s, struct node *n)
 {
   struct store_checkpoint cp;
   struct machine m;
   bool ok, replaced;
 
-  if (!blob_parse(n->in_bytes, n->in.tag.bytes, &cp, &m))
-    sim_fail(s, "I6", "node %u: a snapshot of rubbish", n->id);
-  check_state(s, n, &m);
-  ok = drain(s, n) && raft_role(n->raft) != RAFT_LEADER && cp.index > n->commit;
-  if (ok) {
-    replaced = raft_term_at(n->raft, cp.index) != cp.term;
-    cp.from_snapshot = true;
-    if (replaced) model_reset_begin(s, n, cp.index, cp.term);
-    ok = node_write_checkpoint(s, n, &cp);
-    if (ok && replaced) {
-      ok = store_reset(n->store, cp.index, cp.term) == 0;
-      if (ok) model_reset_end(s, n, cp.index, cp.term);
-      node_take_done(s, n);
-    }
-    if (ok && !n->failed) enter(s, n, &cp, &m, replaced);
-    ok = ok && !n->failed;
+  blob_parse(n->in_bytes, n->in.tag.bytes, &cp, &m);
+  cp.from_snapshot = true;
+  ok = drain(s, n);
+  replaced = ok && raft_term_at(n->raft, cp.index) != cp.term;
+  if (replaced) {
+    model_reset_begin(s, n, cp.index, cp.term);
+    ok = store_reset(n->store, cp.index, cp.term) == 0;
+    if (ok) model_reset_end(s, n, cp.index, cp.term);
+    node_take_done(s, n);
   }
+  n->entering = false;
+  if (ok && !n->failed) enter(s, n, &cp, &m, replaced);
+  memset(&n->in, 0, sizeof n->in);
   store_checkpoint_clear(&cp);
-  return ok;
 }
 
 static void on_chunk(struct sim *s, struct node *n, const struct part *part)
@@ -319,7 +337,7 @@ static void on_chunk(struct sim *s, struct node *n, const struct part *part)
   }
   if (verdict == RAFT_SNAPSHOT_DONE) {
     verdict = install(s, n) ? RAFT_SNAPSHOT_HAVE : RAFT_SNAPSHOT_REFUSE;
-    memset(&n->in, 0, sizeof n->in);
+    if (!n->entering) memset(&n->in, 0, sizeof n->in);
   }
   answer(s, part, (uint8_t)verdict, n->in.position);
 }
@@ -329,6 +347,7 @@ void snapshot_part(struct sim *s, struct part *part)
   struct node *n = &s->nodes[part->to];
 
   if (n->status != NODE_UP) return;
+  if (n->entering && part->type != PART_ANSWER) return; /* busy */
   switch (part->type) {
   case PART_OFFER: on_offer(s, n, part); return;
   case PART_CHUNK: on_chunk(s, n, part); return;
@@ -340,6 +359,7 @@ void snapshot_part(struct sim *s, struct part *part)
 
 void snapshot_forget(struct sim *s, struct node *n)
 {
+  n->entering = false;
   memset(&n->in, 0, sizeof n->in);
   drop_transfers(s, n, 0);
 }
