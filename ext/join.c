@@ -682,6 +682,22 @@ static bool is_unwanted(struct node *node, const struct interrupt *interrupt)
   return early && interrupt->raised(interrupt->ctx);
 }
 
+/* Why nothing moves: the newest thing that was told of a connection. */
+static void find_trouble(struct node *node, struct text *out)
+{
+  struct events *events = &node->events;
+  pthread_mutex_lock(&events->mutex);
+  for (uint64_t i = events->n; i > 0 && i + EVENTS_MAX > events->n; i--) {
+    const char *text = events->ring[(i - 1) % EVENTS_MAX].text;
+    if (strncmp(text, "cannot connect", 14) != 0 &&
+        strncmp(text, "handshake with", 14) != 0)
+      continue;
+    text_set(out, ": %s", text);
+    break;
+  }
+  pthread_mutex_unlock(&events->mutex);
+}
+
 /* How far it came is told, too. */
 static void say_why_not(struct node *node, const char *why, const char *reason,
                         struct text *error)
@@ -714,14 +730,15 @@ static bool wait_for_admission(struct node *node,
     uint64_t now = clock_monotonic_ms();
     if (progress != seen) last = now;
     seen = progress;
-    const char *why = failed ? "the node failed: "
-                      : now - last > node_limits.stall_ms
-                          ? "no snapshot from the leader in "
-                            "time"
+    bool stalled = now - last > node_limits.stall_ms;
+    const char *why = failed    ? "the node failed: "
+                      : stalled ? "no snapshot from the leader in time"
                       : is_unwanted(node, interrupt) ? "interrupted"
                                                      : NULL;
     if (why) {
-      say_why_not(node, why, failed ? reason.s : "", error);
+      if (!failed) reason.s[0] = 0;
+      if (!failed && stalled) find_trouble(node, &reason);
+      say_why_not(node, why, reason.s, error);
       return false;
     }
     nanosleep(&pause, NULL);
