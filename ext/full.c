@@ -11,7 +11,8 @@
 ** A leader whose connections find no room in -wal hands over. An entry that
 ** finds none is applied later; a leader that has tried more than once hands over,
 ** too: it could lend the right to write to nobody before that is applied. Not
-** again soon, though: there may be no node with room.
+** again soon, though: there may be no node with room. When a disk does nothing,
+** without an error, raft/ hands over, and that is told here.
 **
 ** Room comes back by a checkpoint: then -wal begins anew, and the log is cut. It
 ** needs a checkpoint file first, so there is always room for one: DIR/reserve,
@@ -99,10 +100,21 @@ void full_reopen(struct node *node)
   node_post(node, &r->task);
 }
 
+static void tell_still(struct node *node)
+{
+  bool still = raft_disk_stands_still(node->raft);
+  if (still && !node->still)
+    events_add(&node->events, "the disk does nothing, and the others go on: "
+                              "another node is to lead");
+  node->still = still;
+}
+
 void full_tick(struct node *node)
 {
   uint64_t now = clock_monotonic_ms();
-  if (node->failed || now < node->room_at) return;
+  if (node->failed) return;
+  tell_still(node);
+  if (now < node->room_at) return;
   node->room_at = now + AGAIN_MS;
   if (atomic_exchange(&node->no_room, false)) hand_over(node);
   if (node->apply_full) {

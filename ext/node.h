@@ -453,6 +453,7 @@ struct node {
   bool apply_full;       /* an entry found no room in -wal */
   raft_index full_at;    /* the last one that did not, and of which was told */
   bool full_again;       /* it was tried more than once */
+  bool still;            /* this node leads, and its disk does nothing */
   uint64_t hand_over_at; /* ms: not before, because of that */
   uint64_t room_at;      /* ms: when to look for room again */
   bool asked_to_serve;   /* a read index that makes `serving` true */

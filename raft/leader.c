@@ -457,9 +457,9 @@ static void watch_disk(struct raft *r)
   lead->disk_seen = r->log.durable;
 }
 
-static bool disk_stands_still(const struct raft *r)
+bool raft_disk_stands_still(const struct raft *r)
 {
-  return !MUTANT(71) &&
+  return !MUTANT(71) && r->role == RAFT_LEADER &&
          r->lead.disk_still >
              STILL_TIMEOUTS * (uint64_t)r->options.election_timeout_ms;
 }
@@ -477,7 +477,7 @@ static void prefer_another(struct raft *r)
   if (!self || r->commit < r->lead.start) return;
   peer = best_successor(r, r->commit, &rank);
   if (!peer) return;
-  if (rank <= raft_member_rank(self) && !disk_stands_still(r)) return;
+  if (rank <= raft_member_rank(self) && !raft_disk_stands_still(r)) return;
   begin_transfer(r, peer->id);
   /* Should it fail, the cluster is to work for a while in between. */
   r->handover_due += 10 * (uint64_t)r->options.election_timeout_ms;

@@ -492,6 +492,9 @@ const struct raft_configuration *raft_configuration(const struct raft *raft,
 ** or, after an election timeout, with it leading as before.
 */
 raft_id raft_transferring(const struct raft *raft);
+/* Leader: its own disk has done nothing for four election timeouts, without an
+   error, while the others committed: it hands over to any of them. */
+bool raft_disk_stands_still(const struct raft *raft);
 /*
 ** Leader: until when, exclusively and on the clock of the events, a read by
 ** lease is answered at once if nothing happens meanwhile; 0: there is no lease.
