@@ -316,8 +316,8 @@ static void refuse(struct connection *c, const char *what)
   pthread_mutex_lock(&d->mutex);
   text_set(&c->reason, "%s: %s", what,
            d->trouble.s[0] ? d->trouble.s
-           : d->live ? "the process that hosted the node has ended, and "
-                       "no other one hosts it"
+           : d->live       ? "the process that hosted the node has ended, and "
+                             "no other one hosts it"
                      : "the node was stopped in this process, and no other "
                        "one hosts it: open its file anew");
   pthread_mutex_unlock(&d->mutex);
