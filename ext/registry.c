@@ -343,8 +343,8 @@ static int find_host(struct database *d, struct text *error)
     rc = foreign && geteuid() != 0 ? -EPERM : attach_begin(d, error);
     if (rc == 0) return 0;
     /* It may be about to start, or to end. */
-    bool absent = rc == -ECONNREFUSED || rc == -ENOENT || rc == -EPIPE ||
-                  rc == -ESTALE;
+    bool absent =
+        rc == -ECONNREFUSED || rc == -ENOENT || rc == -EPIPE || rc == -ESTALE;
     if (foreign && absent) {
       *error = why;
       return -EWOULDBLOCK; /* as for a stock program */
