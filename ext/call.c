@@ -391,7 +391,6 @@ static bool has_number(const struct cell *cell, int64_t most)
          cell->number <= most;
 }
 
-/* What is wrong with the arguments; NULL: nothing. */
 const char *call_file_fault(const char *file)
 {
   if (strcmp(file, ":memory:") == 0)
@@ -401,6 +400,7 @@ const char *call_file_fault(const char *file)
   return NULL;
 }
 
+/* What is wrong with the arguments; NULL: nothing. */
 static const char *find_fault(const struct call *call)
 {
   const struct kind *kind = kind_of(call->what);

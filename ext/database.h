@@ -68,6 +68,7 @@ bool registry_recover(const char *path, struct recover *recover);
 /* Why the node of a path could not be opened here, or (path NULL) the newest
    such reason; false: no reason known. */
 bool registry_refusal(const char *path, struct text *reason);
+/* This is why, from now on. */
 void registry_refuse(const char *path, const struct text *reason);
 /* The watch: has this process host the node from now on. 0: it does, or shall
    not any more, and the watch is over: the database is not to be touched;

@@ -678,11 +678,12 @@ int raft_on_append_response(struct raft *r, const struct raft_message *m)
 
   if (r->role != RAFT_LEADER || !peer) return 0;
   if (m->match > r->log.last) return RAFT_EMALFORMED;
-  if (m->granted) peer->denials = 0;
-  if (m->granted)
+  if (m->granted) {
+    peer->denials = 0;
     learn_match(r, peer, m->match);
-  else
+  } else {
     on_rejection(r, peer, m);
+  }
   return 0;
 }
 
