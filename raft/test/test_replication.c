@@ -574,18 +574,26 @@ static void test_commit_is_told_at_once(void **state)
   world_free(w);
 }
 
-/* Proposals are refused at the bound; an empty pipeline takes anything. */
-static void test_back_pressure(void **state)
+/* Node 1 leads, with a bound on what is proposed. */
+static struct world *bounded(size_t bytes)
 {
   struct world *w = world_prepare(3, 3);
   unsigned i;
 
-  (void)state;
   for (i = 1; i <= 3; i++) {
-    node(w, i)->options.uncommitted_bytes = 1000;
+    node(w, i)->options.uncommitted_bytes = bytes;
     start_node(w, i);
   }
   elect(w, 1);
+  return w;
+}
+
+/* Proposals are refused at the bound; an empty pipeline takes anything. */
+static void test_back_pressure(void **state)
+{
+  struct world *w = bounded(1000);
+
+  (void)state;
   assert_int_equal(propose(w, 1, RAFT_COMMIT, 5000), 0);
   assert_int_equal(propose(w, 1, RAFT_COMMIT, 1), RAFT_EBUSY);
   assert_int_equal(node(w, 1)->proposed_first, 0);
@@ -611,15 +619,10 @@ static void test_back_pressure(void **state)
    it is in memory, and bounded all the same. */
 static void test_back_pressure_of_the_disk(void **state)
 {
-  struct world *w = world_prepare(3, 3);
+  struct world *w = bounded(1000);
   unsigned i;
 
   (void)state;
-  for (i = 1; i <= 3; i++) {
-    node(w, i)->options.uncommitted_bytes = 1000;
-    start_node(w, i);
-  }
-  elect(w, 1);
   node(w, 1)->prompt = false;
   node(w, 1)->hangs = true;
   for (i = 0; i < 2; i++) {
