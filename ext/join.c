@@ -342,8 +342,9 @@ static bool fence(struct place *place, struct text *error)
   return false;
 }
 
-/* A journal that could not be removed would be rolled back into the file by
-   whoever opens it next. */
+/* A journal that could not be removed, or that a loss of power brings back,
+   would be rolled back into the file by whoever opens it next; an old -wal
+   likewise. SQLite removes them and does not sync the directory. */
 static bool no_journal(const struct place *place, struct text *error)
 {
   struct stat st;
@@ -356,7 +357,10 @@ static bool no_journal(const struct place *place, struct text *error)
   ok = stat(name, &st) != 0 && errno == ENOENT;
   if (!ok) text_set(error, "%s: cannot be removed", name);
   free(name);
-  return ok;
+  if (!ok) return false;
+  int rc = io_posix.sync_dir(io_posix.ctx, place->parent);
+  if (rc) text_set(error, "%s: %s", place->parent, errno_text(-rc).s);
+  return rc == 0;
 }
 
 /* Brings the file, or a new one, into WAL mode with everything in it, while
