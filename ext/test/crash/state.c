@@ -35,6 +35,7 @@ struct choice {
   uint64_t when;  /* for EARLIER and LATER: an operation */
   unsigned odds;  /* for RANDOM: of 8 sectors so many are kept */
   enum kind kind; /* for ONE_LOST and ONE_KEPT */
+  uint64_t name;  /* for names that are ONE_LOST: an operation */
 };
 
 struct blob {
@@ -80,6 +81,18 @@ static enum kind pick_kind(const struct disk *d, unsigned node,
   return found;
 }
 
+/* One of the changes of names that are not synced. */
+static uint64_t pick_name(const struct disk *d, unsigned node, uint64_t *random)
+{
+  uint64_t found = 0;
+  unsigned n = 0;
+  for (uint32_t i = 0; i < d->n_changes; i++)
+    if (d->files[d->changes[i].file].node == node &&
+        random_below(random, ++n) == 0)
+      found = d->changes[i].op;
+  return found;
+}
+
 static enum fate pick_fate(uint64_t *random, bool killed_too)
 {
   static const enum fate often[] = {
@@ -92,10 +105,11 @@ static enum fate pick_fate(uint64_t *random, bool killed_too)
 static enum fate pick_names(uint64_t *random, enum fate fate)
 {
   static const enum fate often[] = {FATE_KEPT, FATE_LOST, FATE_EARLIER,
-                                    FATE_RANDOM};
-  if (fate == FATE_KILLED || fate == FATE_KEPT || fate == FATE_LOST)
-    return fate;
-  return often[random_below(random, 4)];
+                                    FATE_RANDOM, FATE_ONE_LOST};
+  if (fate == FATE_KILLED || fate == FATE_LOST) return fate;
+  if (fate == FATE_KEPT)
+    return random_below(random, 2) ? FATE_KEPT : FATE_ONE_LOST;
+  return often[random_below(random, 5)];
 }
 
 static struct choice choose(const struct disk *d, unsigned node, enum fate fate,
@@ -108,6 +122,7 @@ static struct choice choose(const struct disk *d, unsigned node, enum fate fate,
   c.when = oldest + random_below(random, d->next - oldest + 1);
   c.odds = odds[random_below(random, 3)];
   c.kind = pick_kind(d, node, random);
+  c.name = pick_name(d, node, random);
   return c;
 }
 
@@ -135,6 +150,7 @@ static bool keeps_change(struct state *s, const struct change *c)
   case FATE_KEPT: return true;
   case FATE_LOST: return false;
   case FATE_EARLIER: return c->op < choice->when;
+  case FATE_ONE_LOST: return c->op != choice->name;
   default: return random_below(&s->random, 2) == 0;
   }
 }
