@@ -238,12 +238,17 @@ static int write_page(struct connection *c, sqlite3_file *real,
    The first ones are kept as ever; the pages of the others are in a file without
    a name, each at its place. */
 
+static bool no_room(void)
+{
+  return errno == ENOSPC || errno == EDQUOT;
+}
+
 static int open_draft(struct connection *c)
 {
   if (c->draft >= 0) return SQLITE_OK;
   c->draft = open(c->database->dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
   char *path = NULL;
-  if (c->draft < 0 && errno != ENOSPC &&
+  if (c->draft < 0 && !no_room() &&
       asprintf(&path, "%s/draft-XXXXXX", c->database->dir) >= 0) {
     /* A file system without such files. */
     c->draft = mkostemp(path, O_CLOEXEC);
@@ -251,7 +256,7 @@ static int open_draft(struct connection *c)
     free(path);
   }
   if (c->draft >= 0) return SQLITE_OK;
-  return errno == ENOSPC ? SQLITE_FULL : SQLITE_IOERR_WRITE;
+  return no_room() ? SQLITE_FULL : SQLITE_IOERR_WRITE;
 }
 
 static int draft_page(struct connection *c, uint32_t i, const uint8_t *page)

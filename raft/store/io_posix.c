@@ -22,6 +22,13 @@
 
 /* ---- descriptors -------------------------------------------------------- */
 
+/* Of the call that has just failed. A quota that is used up is a disk without
+   room: both pass. */
+static int failure(void)
+{
+  return errno == EDQUOT ? -ENOSPC : -errno;
+}
+
 /* A node's files are regular ones. Whatever somebody else has put in the place
    of one is not followed to where it leads, nor waited for, as a FIFO is. */
 static int posix_open(void *ctx, const char *path, int flags)
@@ -34,7 +41,7 @@ static int posix_open(void *ctx, const char *path, int flags)
   do {
     fd = open(path, flags | O_CLOEXEC, 0600);
   } while (fd < 0 && errno == EINTR);
-  if (fd < 0) return -errno;
+  if (fd < 0) return failure();
   if ((flags & O_DIRECTORY) || (fstat(fd, &st) == 0 && S_ISREG(st.st_mode)))
     return fd;
   (void)close(fd);
@@ -57,7 +64,7 @@ static ssize_t posix_pread(void *ctx, int fd, void *buf, size_t n,
     ssize_t r = pread(fd, (uint8_t *)buf + got, n - got, (off_t)(offset + got));
 
     if (r < 0 && errno == EINTR) continue;
-    if (r < 0) return -errno;
+    if (r < 0) return failure();
     if (r == 0) break;
     got += (size_t)r;
   }
@@ -75,7 +82,7 @@ static int posix_pwrite(void *ctx, int fd, const void *buf, size_t n,
         pwrite(fd, (const uint8_t *)buf + put, n - put, (off_t)(offset + put));
 
     if (r < 0 && errno == EINTR) continue;
-    if (r < 0) return -errno;
+    if (r < 0) return failure();
     if (r == 0) return -EIO; /* a file system that makes no progress */
     put += (size_t)r;
   }
@@ -93,7 +100,7 @@ static int posix_pwritev(void *ctx, int fd, const struct iovec *iov, int n,
     size_t left;
 
     if (r < 0 && errno == EINTR) continue;
-    if (r < 0) return -errno;
+    if (r < 0) return failure();
     offset += (uint64_t)r;
     left = (size_t)r;
     while (n > 0 && left >= iov->iov_len) {
@@ -122,7 +129,7 @@ static int posix_sync(void *ctx, int fd)
   do {
     rc = fdatasync(fd);
   } while (rc && errno == EINTR);
-  return rc ? -errno : 0;
+  return rc ? failure() : 0;
 }
 
 static int posix_truncate(void *ctx, int fd, uint64_t size)
@@ -133,7 +140,7 @@ static int posix_truncate(void *ctx, int fd, uint64_t size)
   do {
     rc = ftruncate(fd, (off_t)size);
   } while (rc && errno == EINTR);
-  return rc ? -errno : 0;
+  return rc ? failure() : 0;
 }
 
 static int posix_size(void *ctx, int fd, uint64_t *size)
@@ -141,7 +148,7 @@ static int posix_size(void *ctx, int fd, uint64_t *size)
   struct stat st;
 
   (void)ctx;
-  if (fstat(fd, &st)) return -errno;
+  if (fstat(fd, &st)) return failure();
   *size = (uint64_t)st.st_size;
   return 0;
 }
@@ -151,13 +158,13 @@ static int posix_size(void *ctx, int fd, uint64_t *size)
 static int posix_rename(void *ctx, const char *from, const char *to)
 {
   (void)ctx;
-  return rename(from, to) ? -errno : 0;
+  return rename(from, to) ? failure() : 0;
 }
 
 static int posix_unlink(void *ctx, const char *path)
 {
   (void)ctx;
-  return unlink(path) ? -errno : 0;
+  return unlink(path) ? failure() : 0;
 }
 
 static int posix_mkdir(void *ctx, const char *path)
@@ -166,8 +173,8 @@ static int posix_mkdir(void *ctx, const char *path)
 
   (void)ctx;
   if (!mkdir(path, 0700)) return 0;
-  if (errno != EEXIST) return -errno;
-  if (stat(path, &st)) return -errno;
+  if (errno != EEXIST) return failure();
+  if (stat(path, &st)) return failure();
   return S_ISDIR(st.st_mode) ? 0 : -ENOTDIR;
 }
 
@@ -180,7 +187,7 @@ static int posix_sync_dir(void *ctx, const char *path)
   do {
     rc = fsync(fd);
   } while (rc && errno == EINTR);
-  rc = rc ? -errno : 0;
+  rc = rc ? failure() : 0;
   posix_close(ctx, fd);
   return rc;
 }
@@ -193,7 +200,7 @@ static int posix_list(void *ctx, const char *path,
   int rc;
 
   (void)ctx;
-  if (!dir) return -errno;
+  if (!dir) return failure();
   errno = 0;
   while ((entry = readdir(dir))) {
     if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))

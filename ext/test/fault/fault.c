@@ -140,6 +140,12 @@ static bool wants_room(enum call call, int flags)
   }
 }
 
+/* Of a disk that is full every other time by its user's quota. */
+static int error_of(const struct point *p)
+{
+  return p->error == ENOSPC && p->at % 2 ? EDQUOT : p->error;
+}
+
 static int ask(enum call call, int fd, const char *path, int flags)
 {
   char name[CRASH_PATH], what[sizeof(running->told->what)];
@@ -149,14 +155,14 @@ static int ask(enum call call, int fd, const char *path, int flags)
   if (p->error == ENOSPC && !wants_room(call, flags)) return 0;
   if (atomic_load(&told->fired)) {
     const char *disk = strchr(told->what, ' ') + 1;
-    return p->lasting && strncmp(disk, name, 3) == 0 ? p->error : 0;
+    return p->lasting && strncmp(disk, name, 3) == 0 ? error_of(p) : 0;
   }
   snprintf(what, sizeof(what), "%s %s", name_of(call, flags), name);
   if (p->only && strncmp(p->only, what, strlen(p->only)) != 0) return 0;
   if (atomic_fetch_add(&told->calls, 1) + 1 != p->at) return 0;
   memcpy(told->what, what, sizeof(what));
   atomic_store(&told->fired, true);
-  return p->error;
+  return error_of(p);
 }
 
 void fault_begin(struct run *r)
