@@ -559,8 +559,8 @@ void fetch_tick(struct node *node)
 
 /* ---- installing -------------------------------------------------------- */
 
-/* A -wal that is left of an earlier database of that name would be taken for
-   a part of this one. */
+/* A -wal or -journal that is left of an earlier database of that name would be
+   taken for a part of this one. */
 static int remove_beside(const struct node *node, const char *suffix)
 {
   const struct io *io = node->io;
@@ -579,6 +579,7 @@ static int install_database(struct fetch *f)
   int rc = io->sync(io->ctx, f->fd);
   if (rc == 0 && f->path) rc = remove_beside(node, "-wal");
   if (rc == 0 && f->path) rc = remove_beside(node, "-shm");
+  if (rc == 0 && f->path) rc = remove_beside(node, "-journal");
   if (rc == 0 && f->path) rc = io->rename(io->ctx, f->path, node->path);
   if (rc) return rc;
   free(f->path);

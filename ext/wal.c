@@ -471,6 +471,22 @@ static int read_page_size(struct wal *wal, char **error)
   return 0;
 }
 
+/* What SQLite does with a rollback journal would undo what the node has: it is
+   not this database's, which has been in WAL mode since it became a node's. */
+static int refuse_journal(const struct wal *wal, char **error)
+{
+  struct stat st;
+  char *name = beside(wal->path, "-journal");
+  if (name == NULL) return -ENOMEM;
+  bool there = stat(name, &st) == 0 && st.st_size > 0;
+  if (there)
+    set_error(error, name,
+              "a rollback journal that is not this database's: move it away",
+              0);
+  free(name);
+  return there ? -EEXIST : 0;
+}
+
 int wal_open(const struct io *io, const char *path, raft_index index,
              struct control_map *map, struct wal **out, char **error)
 {
@@ -492,6 +508,7 @@ int wal_open(const struct io *io, const char *path, raft_index index,
   if (rc == 0) rc = open_one(io, path, "", O_RDWR, &wal->db);
   if (rc) set_error(error, path, "cannot open", rc);
   if (rc == 0) rc = read_page_size(wal, error);
+  if (rc == 0) rc = refuse_journal(wal, error);
   if (rc == 0) {
     wal->held = malloc(wal->page_size);
     wal->out = malloc(OUT_MAX + WAL_FRAME_HEADER + wal->page_size);
