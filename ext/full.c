@@ -100,7 +100,7 @@ void full_reopen(struct node *node)
   node_post(node, &r->task);
 }
 
-static void tell_still(struct node *node)
+void full_tell_still(struct node *node)
 {
   bool still = raft_disk_stands_still(node->raft);
   if (still && !node->still)
@@ -113,7 +113,6 @@ void full_tick(struct node *node)
 {
   uint64_t now = clock_monotonic_ms();
   if (node->failed) return;
-  tell_still(node);
   if (now < node->room_at) return;
   node->room_at = now + AGAIN_MS;
   if (atomic_exchange(&node->no_room, false)) hand_over(node);

@@ -797,6 +797,7 @@ static void on_timer(uv_timer_t *timer)
     return;
   }
   node_step(node, &event);
+  full_tell_still(node);
   now = clock_monotonic_ms();
   if (now - node->ticked >= TICK_MS) {
     node->ticked = now;

@@ -765,7 +765,9 @@ int start_raft(struct node *node, struct raft_recovered *recovered,
 bool full_log(const struct node *node);
 /* A connection found no room in -wal. Any thread. */
 void full_noticed(struct node *node);
-void full_tick(struct node *node);   /* loop */
+void full_tick(struct node *node); /* loop */
+/* Loop: after each tick of raft, which may have another node lead by the next. */
+void full_tell_still(struct node *node);
 void full_reopen(struct node *node); /* worker */
 /* Worker: makes DIR/reserve, if it is not there and the disk has room for it. */
 void full_reserve(struct node *node);
