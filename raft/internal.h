@@ -124,7 +124,7 @@ struct raft_peer {
   bool load_failed;      /* not asked for again before its next heartbeat */
   uint8_t loads_failed;  /* so many times in a row */
   uint8_t denials;       /* in a row, of what it had acknowledged */
-  unsigned set_backs;    /* how often it had lost what it had acknowledged */
+  unsigned set_backs;    /* in this term: is_set_back() */
   bool reported_once;    /* `reported` has a meaning */
   bool caught_up;        /* the last round was a short one */
   raft_index match;      /* known to be durable there and equal */

@@ -102,6 +102,7 @@ void raft_peer_reset(struct raft *r, struct raft_peer *peer, raft_index next)
   peer->loads_failed = 0;
   peer->unreadable = 0;
   peer->denials = 0;
+  peer->set_backs = 0;
   peer->reported_once = false;
   peer->caught_up = false;
   peer->match = 0;

@@ -514,7 +514,8 @@ struct raft_progress {
   raft_index match, next;
   uint64_t last_contact; /* time of the last message from it; 0: never */
   bool caught_up;        /* a learner that may be promoted */
-  unsigned set_backs;    /* so often it had lost what it had acknowledged */
+  unsigned set_backs;    /* so often in this term it had lost what it had
+                            acknowledged */
 };
 /* Leader only: what is known of a follower. False: not a follower. */
 bool raft_progress(const struct raft *raft, raft_id id,

@@ -295,6 +295,13 @@ static void test_set_back(void **state)
   assert_int_equal(raft_commit(core(w, 3)), 11);
   assert_int_equal(node(w, 3)->last, 11);
   assert_int_equal(term_of(w, 1), 1);
+  /* Who leads again later has not seen it once more. */
+  transfer(w, 1, 2);
+  settle(w);
+  transfer(w, 2, 1);
+  settle(w);
+  assert_true(is_leader(w, 1));
+  assert_int_equal(progress(w, 1, 3).set_backs, 0);
   world_free(w);
 }
 
