@@ -160,6 +160,19 @@ static uint64_t keep_ms(struct node *node, const struct snapshot_out *s)
   return ms;
 }
 
+/* Raft asks once, and there may have been no memory then. */
+static void give_missing(struct node *node)
+{
+  const struct raft_configuration *c = raft_configuration(node->raft, NULL);
+  for (unsigned i = 0; i < c->n; i++) {
+    struct raft_progress progress;
+    raft_id peer = c->members[i].id;
+    if (raft_progress(node->raft, peer, &progress) &&
+        progress.state == RAFT_SNAPSHOT && find_out(node, peer) == NULL)
+      snapshot_send(node, peer);
+  }
+}
+
 void snapshot_tick(struct node *node)
 {
   uint64_t now = clock_monotonic_ms();
@@ -172,6 +185,7 @@ void snapshot_tick(struct node *node)
     end_out(s, false);
     next = node->snapshots; /* the step may have changed the list */
   }
+  give_missing(node);
 }
 
 bool snapshot_needs(const struct node *node, raft_index index)
