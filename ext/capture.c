@@ -794,6 +794,13 @@ static void note_commit(struct node *node, const struct transaction *tx,
   meter_add(&node->counters.commits, now - began);
 }
 
+void capture_drop(struct connection *c)
+{
+  struct transaction *tx = c->tx;
+  c->tx = NULL;
+  if (tx && give_up(c, tx) != TX_WAITING) transaction_free(tx);
+}
+
 int capture_wait(struct connection *c)
 {
   struct node *node = c->node;

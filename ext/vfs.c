@@ -155,6 +155,7 @@ static int db_close(sqlite3_file *file)
 {
   struct connection *c = (struct connection *)file;
   vfs_shm_unmap(file, 0);
+  if (!vfs_inherited(c)) capture_drop(c);
   registry_unlist(&c->opened);
   int rc = c->real->pMethods->xClose(c->real);
   attach_close(c); /* an inherited one has no session any more */

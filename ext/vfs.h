@@ -228,6 +228,9 @@ int capture_read(struct connection *connection, sqlite3_file *real, void *data,
 void capture_finish(struct connection *connection);
 /* COMMIT's second phase: waits for the fate. An SQLite result code. */
 int capture_wait(struct connection *connection);
+/* It is closed, and nobody asks for a fate: SQLite gave up on a commit over
+   several databases between its phases, and this one had gone ahead. */
+void capture_drop(struct connection *connection);
 /* True when the write grant of this connection, or the head that it reads, is
    gone. */
 bool capture_revoked(struct connection *connection);
