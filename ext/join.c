@@ -3,9 +3,10 @@
 ** the application that calls them.
 **
 ** Everything is prepared in a directory FILE-quorate.new, which gets its name
-** when it is complete; whatever fails after that takes it away again. So after
-** an error nothing of a node is left, and after a crash at most a directory
-** that the next attempt removes, or one whose identity says `joining`.
+** when it is complete; whatever fails after that takes it away again, by that
+** name. So after an error nothing of a node is left, and after a crash at most a
+** directory that the next attempt removes, or one whose identity says `joining`,
+** or a file that is fenced, which bootstrapping or detaching it ends (detach.c).
 */
 #include "cluster.h"
 #include "database.h"
@@ -214,6 +215,7 @@ struct place {
   bool existed; /* the database file */
   bool was_wal; /* and was in WAL mode */
   bool fenced;  /* its write version may be 3 now, by us */
+  bool named;   /* the directory is there, by us */
 };
 
 static void place_clear(struct place *place)
@@ -298,13 +300,39 @@ static bool begin_directory(const struct place *place, struct text *error)
   return rc == 0 && directory_check(place->fresh, error) == 0;
 }
 
-static bool finish_directory(const struct place *place, struct text *error)
+static bool finish_directory(struct place *place, struct text *error)
 {
   int rc = io_posix.sync_dir(io_posix.ctx, place->fresh);
   if (rc == 0) rc = io_posix.rename(io_posix.ctx, place->fresh, place->dir);
+  place->named = rc == 0;
   if (rc == 0) rc = io_posix.sync_dir(io_posix.ctx, place->parent);
   if (rc) text_set(error, "%s: %s", place->dir, errno_text(-rc).s);
   return rc == 0;
+}
+
+/* There is a node or none, never a part of one; and none comes back after a
+   loss of power, when others may have written the file. False: there is. */
+static bool take_away(const struct place *place)
+{
+  const struct io *io = &io_posix;
+  int rc = 0;
+  cluster_remove_directory(place->fresh);
+  if (place->named) rc = io->rename(io->ctx, place->dir, place->fresh);
+  if (place->named && rc == 0) rc = io->sync_dir(io->ctx, place->parent);
+  if (rc == 0) cluster_remove_directory(place->fresh);
+  return rc == 0;
+}
+
+/* The database that was made with it, or came. */
+static void remove_database(const struct place *place)
+{
+  static const char *const beside[] = {"", "-wal", "-shm"};
+  char name[4096];
+  for (int i = 0; i < 3; i++) {
+    snprintf(name, sizeof(name), "%s%s", place->path, beside[i]);
+    unlink(name);
+  }
+  io_posix.sync_dir(io_posix.ctx, place->parent);
 }
 
 /* ---- bootstrap --------------------------------------------------------- */
@@ -453,14 +481,25 @@ static bool write_first_checkpoint(const char *dir, const struct identity *i,
   return rc == 0;
 }
 
-static void undo_bootstrap(const struct place *place)
+/* A start that failed may have left a -wal with the fence in it. */
+static bool unfence(const struct place *place, struct text *error)
 {
-  cluster_remove_directory(place->fresh);
-  cluster_remove_directory(place->dir);
+  uint8_t versions[2];
+  struct text why;
+  if (!vfs_read_versions(place->path, versions) || versions[0] != 3)
+    return true;
+  if (detach_orphan(place->path, &why) == 0) return true;
+  size_t n = strlen(error->s);
+  snprintf(error->s + n, sizeof(error->s) - n, "; and not undone: %s", why.s);
+  return false;
+}
+
+static void undo_bootstrap(const struct place *place, struct text *error)
+{
+  if (!take_away(place)) return;
   if (!place->existed) {
-    unlink(place->path);
-  } else if (place->fenced && vfs_write_version(place->path, 2) &&
-             !place->was_wal) {
+    remove_database(place);
+  } else if (place->fenced && unfence(place, error) && !place->was_wal) {
     sqlite3 *db = NULL;
     struct text ignored;
     if (sqlite3_open_v2(place->path, &db, SQLITE_OPEN_READWRITE,
@@ -488,7 +527,7 @@ static struct database *make_first(struct place *place, struct identity *i,
        database;
   tls_free_text(ca_key);
   if (!ok) {
-    undo_bootstrap(place);
+    undo_bootstrap(place, error);
     return NULL;
   }
   struct text ignored;
@@ -824,16 +863,8 @@ int cluster_join(const char *file, const char *text, int n,
     text_set(answer, "node %s of cluster %016llx, listening on %s: %s%s%s",
              identity.name, (unsigned long long)identity.cluster,
              identity.listen, took.s, warning.s[0] ? "; " : "", warning.s);
-  } else if (begun) {
-    cluster_remove_directory(place.fresh);
-    cluster_remove_directory(place.dir);
-    unlink(place.path);
-    static const char *const beside[] = {"-wal", "-shm"};
-    for (int k = 0; k < 2; k++) {
-      char name[4096];
-      snprintf(name, sizeof(name), "%s%s", place.path, beside[k]);
-      unlink(name);
-    }
+  } else if (begun && take_away(&place)) {
+    remove_database(&place);
   }
   explicit_bzero(&token, sizeof(token));
   identity_clear(&identity);
