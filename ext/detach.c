@@ -20,7 +20,8 @@
 ** (wal.h, W1), and a checkpoint that was cut off makes sense only together
 ** with it. Since nobody may believe the checkpoint once more is in the file,
 ** step 3 comes before the copying here, and the directory, with what is left
-** of the log, is kept as FILE-quorate.kept.
+** of the log, is kept as FILE-quorate.kept. -wal is synced before that: there is
+** no log any more to make it from.
 */
 #include "cluster.h"
 #include "vfs.h"
@@ -304,6 +305,13 @@ static int publish_incoming(struct node *node, struct text *error)
   return wal_append_commit(node->wal, n_page, node->checkpoint.index);
 }
 
+static int sync_wal(struct wal *wal, struct text *error)
+{
+  int rc = wal->io->sync(wal->io->ctx, wal->file);
+  if (rc) text_set(error, "%s-wal: %s", wal->path, errno_text(-rc).s);
+  return rc;
+}
+
 int detach_files(const char *path, const struct text *why, struct text *answer)
 {
   struct node *node = NULL;
@@ -315,6 +323,7 @@ int detach_files(const char *path, const struct text *why, struct text *answer)
     rc = publish_incoming(node, answer);
   if (rc == 0) rc = held_index(node, confirmed, &index, &exact, answer);
   if (rc == 0) rc = detach_exclude(node->wal, answer);
+  if (rc == 0) rc = sync_wal(node->wal, answer);
   if (rc == 0) rc = set_aside(path, KEPT, answer);
   if (rc == 0) rc = fold_and_make_ordinary(node->wal, answer);
   if (rc == 0)
