@@ -158,6 +158,11 @@ int checkpoint_run(struct node *node)
       (done.index > node->checkpoint.index ||
        (done.index == node->checkpoint.index && node->checkpoint.incoming)))
     rc = save(node, done.index, done.index, true, &error);
+  if (rc == -EBADMSG)
+    text_set(&error,
+             "%s is not this node's any more: somebody has written "
+             "over it",
+             node->path);
   if (rc) {
     events_add(&node->events, "checkpoint failed: %s",
                error.s[0] ? error.s : errno_text(-rc).s);

@@ -33,6 +33,11 @@ int image_list(struct image *image)
   /* What is in the database file is read there: a new WAL may be on its way
      in this very moment (W3). */
   uint32_t n = image->reader.uses_wal ? image->reader.frame : 0;
+  int rc = wal_look_at_fence(image->wal);
+  if (rc) {
+    image_close(image);
+    return rc;
+  }
   image->newest = malloc((size_t)(n + 1) * sizeof(*image->newest));
   if (image->newest == NULL) {
     image_close(image);

@@ -333,6 +333,7 @@ static int begin_read(struct connection *c, int slot)
     if (c->reserved) vfs_leave(c);
     return vfs_refuse_files(c);
   }
+  c->fence_seen = false;
   if (!c->reserved && !c->looks) count_read(c);
   struct walindex_info *info = walindex_info(&c->index);
   bool same = c->generation == c->reader.generation && !c->spoiled &&

@@ -244,8 +244,8 @@ static const char *open_image(struct snapshot_out *s)
   struct node *node = s->node;
   if (node->wal == NULL) return "this node has no database yet";
   if (!atomic_load(&node->settled)) return "this node has just started";
-  if (image_open(node->wal, "a snapshot for another node", &s->image) != 0)
-    return "out of memory";
+  int rc = image_open(node->wal, "a snapshot for another node", &s->image);
+  if (rc) return rc == -ENOMEM ? "out of memory" : "its database has no image";
   image_of_node(&s->image);
   /* While parts of a transaction are open, the index stays before them: a
      later configuration does not belong to it. Asked for again soon. */

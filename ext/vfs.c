@@ -167,11 +167,26 @@ static int db_close(sqlite3_file *file)
   return rc;
 }
 
+/* Once for each read transaction that reads the file: what somebody has written
+   over it is not the node's, and its pages in a transaction of this connection
+   would be every node's. */
+static int look_at_fence(struct connection *c)
+{
+  uint8_t version = 0;
+  if (c->fence_seen) return SQLITE_OK;
+  int rc = c->real->pMethods->xRead(c->real, &version, 1, 18);
+  if (rc != SQLITE_OK && rc != SQLITE_IOERR_SHORT_READ) return rc;
+  if (version != 3) return vfs_refuse_files(c);
+  c->fence_seen = true;
+  return SQLITE_OK;
+}
+
 static int db_read(sqlite3_file *file, void *data, int n, sqlite3_int64 offset)
 {
   struct connection *c = (struct connection *)file;
   if (vfs_inherited(c)) return VFS_INHERITED;
   int rc = offset ? capture_may_read(c) : SQLITE_OK;
+  if (rc == SQLITE_OK) rc = look_at_fence(c);
   if (rc == SQLITE_OK) rc = c->real->pMethods->xRead(c->real, data, n, offset);
   /* A checkpoint need not spare what is older than a head that is no more. */
   if (rc == SQLITE_OK && c->ahead && c->writing) rc = capture_may_write(c);
@@ -210,6 +225,8 @@ static int db_fetch(sqlite3_file *file, sqlite3_int64 offset, int n, void **out)
   int rc = capture_may_read(c);
   /* A head that may be rejected: its pages must be looked after by db_read(). */
   if (rc != SQLITE_OK || c->ahead) return rc;
+  rc = look_at_fence(c);
+  if (rc != SQLITE_OK) return rc;
   return c->real->pMethods->xFetch(c->real, offset, n, out);
 }
 

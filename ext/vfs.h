@@ -38,6 +38,7 @@ struct connection {
   uint32_t page_size;
   sqlite3_file *real;
   uint64_t files[2]; /* what was opened, enum control_file; 0: not known */
+  bool fence_seen;   /* the file has the node's fence, in this transaction */
   sqlite3 **db;      /* SQLITE_FCNTL_PDB: with a shared cache it changes */
   void **busy;       /* SQLITE_FCNTL_BUSYHANDLER: a function and its argument */
 

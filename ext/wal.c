@@ -876,12 +876,22 @@ static int copy_pages(struct wal *wal, uint32_t from, uint32_t to,
   return rc;
 }
 
+int wal_look_at_fence(const struct wal *wal)
+{
+  uint8_t version;
+  ssize_t n = wal->io->pread(wal->io->ctx, wal->db, &version, 1, 18);
+  if (n < 0) return (int)n;
+  return n == 1 && version == 3 ? 0 : -EBADMSG;
+}
+
 int wal_checkpoint(struct wal *wal, int (*floor)(void *ctx, raft_index index),
                    void *ctx, struct wal_checkpointed *done)
 {
   const struct io *io = wal->io;
   struct walindex_info *info = wal->info;
   memset(done, 0, sizeof(*done));
+  int rc = wal_look_at_fence(wal);
+  if (rc) return rc;
   control_reap(wal->map);
 
   pthread_mutex_lock(&wal->mutex);
@@ -896,7 +906,6 @@ int wal_checkpoint(struct wal *wal, int (*floor)(void *ctx, raft_index index),
     done->pinned = foreign();
     reached = 0;
   }
-  int rc = 0;
   if (target > from) {
     if (wal_lock(wal->shm, F_WRLCK, SHM_READ(0), 1) != 0) {
       done->pinned = foreign();

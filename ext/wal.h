@@ -180,9 +180,12 @@ struct wal_checkpointed {
   struct wal_pinner pinned; /* who keeps it from being full */
 };
 
+/* 0; -EBADMSG: somebody has written over the database file, nothing in it is the
+   node's any more; or another negated errno value. */
+int wal_look_at_fence(const struct wal *wal);
 /* Copies confirmed frames to the database file and syncs it. floor() must
    make the replay floor durable and is called before the first page is
-   written. */
+   written. -EBADMSG: see above. */
 int wal_checkpoint(struct wal *wal, int (*floor)(void *ctx, raft_index index),
                    void *ctx, struct wal_checkpointed *done);
 /* Begins a new generation; nothing may be appended or in flight meanwhile. Of
