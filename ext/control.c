@@ -150,14 +150,23 @@ static void free_map(struct control_map *map)
   free(map);
 }
 
+/* A file that is too short: a host makes it just now, and has not got to its
+   first words; or it is of another version. */
+static int too_short(const struct io *io, int fd)
+{
+  char magic[16] = "";
+  ssize_t n = io->pread(io->ctx, fd, magic, sizeof(magic), 0);
+  if (n < 0) return (int)n;
+  return memcmp(magic, CONTROL_MAGIC, 16) == 0 ? -EBADMSG : -ENOENT;
+}
+
 static int map_control(struct control_map *map, int fd, bool create)
 {
   uint64_t size = 0;
   int rc = create ? io_extend(map->io, fd, sizeof(struct control)) : 0;
   if (rc == 0) rc = map->io->size(map->io->ctx, fd, &size);
   if (rc) return rc;
-  if (size == 0) return -ENOENT; /* a host is about to make it */
-  if (size < sizeof(struct control)) return -EBADMSG; /* of another version */
+  if (size < sizeof(struct control)) return too_short(map->io, fd);
   void *at = mmap(NULL, sizeof(struct control), PROT_READ | PROT_WRITE,
                   MAP_SHARED, fd, 0);
   if (at == MAP_FAILED) return -errno;

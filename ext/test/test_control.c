@@ -908,7 +908,13 @@ static void test_short(void **state)
   file_write(path.s, old, 100);
   file_write(path_of(*state, "frames").s, "", 0);
   assert_int_equal(control_open(&io_posix, *state, false, &map), -EBADMSG);
-  file_write(path.s, old, 0); /* as in the moment when it is made */
+  /* As in the moment when it is made, block by block. */
+  static const uint8_t zeros[sizeof(struct control)];
+  file_write(path.s, zeros, 0);
+  assert_int_equal(control_open(&io_posix, *state, false, &map), -ENOENT);
+  file_write(path.s, zeros, 4096);
+  assert_int_equal(control_open(&io_posix, *state, false, &map), -ENOENT);
+  file_write(path.s, zeros, sizeof(zeros) - 4096);
   assert_int_equal(control_open(&io_posix, *state, false, &map), -ENOENT);
   file_write(path.s, old, 100);
   assert_null(map);
