@@ -408,6 +408,9 @@ static int open_session(struct connection *c)
 
 static int send_message(struct connection *c, const struct session_message *m)
 {
+  /* Of a commit over several databases that SQLite gave up: its answer is the
+     next one. */
+  if (c->sent) capture_wait(c);
   int rc = open_session(c);
   return rc ? rc : session_send(c->client.fd, m, SEND_MS);
 }
