@@ -372,6 +372,17 @@ static void draft_send(struct connection *c, uint32_t count, uint32_t n_page)
     c->fault = rc;
 }
 
+/* COMMIT would be a success whatever becomes of the transaction. */
+static int refuse_super_journal(struct connection *c)
+{
+  text_set(&c->reason,
+           "transaction rolled back: SQLite does not say what becomes of a "
+           "replicated database in a commit together with two or more that "
+           "have a rollback journal: PRAGMA journal_mode=WAL for those");
+  vfs_say(c);
+  return VFS_REJECTED;
+}
+
 int capture_write(struct connection *c, sqlite3_file *real, const void *data,
                   int n, sqlite3_int64 offset)
 {
@@ -379,6 +390,9 @@ int capture_write(struct connection *c, sqlite3_file *real, const void *data,
   int rc;
   if (!c->writing || offset < WAL_HEADER) return SQLITE_IOERR_WRITE;
   frame = frame_at(c, offset, &inside);
+  bool ends = inside == 0 && n == (int)WAL_FRAME_HEADER &&
+              get_be32((const uint8_t *)data + 4) != 0;
+  if (ends && vfs_has_super_journal()) return refuse_super_journal(c);
   if (c->node == NULL) return draft_write(c, data, n, inside, frame);
   struct wal *wal = c->node->wal;
   pthread_mutex_lock(&wal->file_mutex);

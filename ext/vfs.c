@@ -24,6 +24,7 @@ SQLITE_EXTENSION_INIT3
 
 /* Whose file it is: a number of our own. */
 #define FCNTL_CONNECTION 0x71756f72
+#define SUPER_BYTES 4096 /* of a path; a longer one is not found */
 
 static sqlite3_vfs *below; /* the VFS that was the default */
 
@@ -370,6 +371,30 @@ static const sqlite3_io_methods connection_methods = {
     .xUnfetch = db_unfetch,
 };
 
+/* ---- commits over several databases -------------------------------------- */
+
+/* The super-journal that this thread has made last; "": it is gone. */
+static _Thread_local char super_journal[SUPER_BYTES];
+
+static void note_super_journal(const char *name)
+{
+  snprintf(super_journal, sizeof(super_journal), "%s", name);
+}
+
+static void forget_super_journal(const char *name)
+{
+  if (strcmp(super_journal, name) == 0) super_journal[0] = 0;
+}
+
+bool vfs_has_super_journal(void)
+{
+  int there = 0;
+  if (super_journal[0] == 0) return false;
+  int rc = below->xAccess(below, super_journal, SQLITE_ACCESS_EXISTS, &there);
+  super_journal[0] = 0; /* one that was left behind is refused for once */
+  return rc == SQLITE_OK && there;
+}
+
 /* ---- opening ----------------------------------------------------------- */
 
 static size_t header_size(void)
@@ -582,7 +607,9 @@ static int vfs_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *file,
 {
   (void)vfs;
   file->pMethods = NULL;
-  if (name && (flags & SQLITE_OPEN_WAL)) {
+  if (name && (flags & SQLITE_OPEN_MASTER_JOURNAL)) {
+    note_super_journal(name);
+  } else if (name && (flags & SQLITE_OPEN_WAL)) {
     int rc = open_wal(name, file, flags, out_flags);
     if (rc != SQLITE_NOTFOUND) return rc;
   } else if (name && (flags & SQLITE_OPEN_MAIN_DB)) {
@@ -610,6 +637,7 @@ static int vfs_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *file,
 static int vfs_delete(sqlite3_vfs *vfs, const char *name, int sync)
 {
   (void)vfs;
+  forget_super_journal(name);
   return below->xDelete(below, name, sync);
 }
 

@@ -115,6 +115,10 @@ struct connection *vfs_connection(sqlite3 *db, const char *schema);
 /* What it opened is what the node has. If not, something was removed or replaced
    while the node ran: it would read what is not the node's, and write past it. */
 bool vfs_has_files(struct connection *connection);
+/* In the first phase of a commit: it has a super-journal, as one over two or more
+   databases has that are not in WAL mode. What the second phase says of any is
+   ignored then. */
+bool vfs_has_super_journal(void);
 /* SQLITE_CANTOPEN, and the reason. */
 int vfs_refuse_files(struct connection *connection);
 /* Before it begins something: where the node is now. */

@@ -67,10 +67,52 @@ static void test_given_up(void **state)
   check(second.s, 100);
 }
 
+/* With a super-journal SQLite ignores what the second phase says: a COMMIT would
+   be a success whose transaction is rejected. */
+static void test_super_journal(void **state)
+{
+  struct path plain = path_of(*state, "plain.db"),
+              other = path_of(*state, "other.db"),
+              first = path_of(*state, "first.db");
+  static const char *const schemas[] = {"main", "other", "b"};
+  sqlite3 *db = NULL;
+  char *error = NULL;
+  sqlite3_open(":memory:", &db);
+  make(db, first.s);
+  sqlite3_close(db);
+  db = open_both(plain.s, first.s);
+  nodes_do(db, sqlite3_mprintf("ATTACH %Q AS other", other.s));
+  for (int i = 0; i < 3; i++)
+    nodes_do(db, sqlite3_mprintf("CREATE TABLE %s.t(v)", schemas[i]));
+  for (int wal = 0; wal < 2; wal++) {
+    nodes_do(db, sqlite3_mprintf("BEGIN"));
+    for (int i = 0; i < 3; i++)
+      nodes_do(db, sqlite3_mprintf("INSERT INTO %s.t VALUES(1)", schemas[i]));
+    free(nodes_ask(db, sqlite3_mprintf("COMMIT"), &error));
+    assert_int_equal(error != NULL, wal == 0);
+    if (wal == 0) {
+      assert_non_null(
+          strstr(vfs_connection(db, "b")->reason.s, "rollback journal"));
+      /* Nothing is left of it, for other commits to be refused. */
+      nodes_do(db, sqlite3_mprintf("INSERT INTO b.t VALUES(10)"));
+    }
+    free(error);
+    for (int i = 0; i < 3; i++)
+      assert_int_equal(
+          nodes_number(
+              db, sqlite3_mprintf("SELECT total(v) FROM %s.t", schemas[i])),
+          wal + (i == 2 ? 10 : 0));
+    nodes_do(db, sqlite3_mprintf("PRAGMA main.journal_mode=WAL"));
+  }
+  assert_int_equal(sqlite3_close(db), SQLITE_OK);
+  check(first.s, 11);
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_given_up, dir_make, dir_clear),
+      cmocka_unit_test_setup_teardown(test_super_journal, dir_make, dir_clear),
   };
   nodes_load();
   return cmocka_run_group_tests(tests, NULL, NULL);
