@@ -91,6 +91,10 @@ static void verify_one(struct node *node, struct image *image, uint64_t number)
   struct text error = {"out of memory"};
   uint64_t sum = 0;
   int rc = image_list(image);
+  if (rc)
+    text_set(&error, "%s",
+             rc == -EBADMSG ? "somebody has written over the database"
+                            : errno_text(-rc).s);
   if (rc == 0) rc = sum_pages(node, image, number, &sum, &error);
   image_close(image);
   free(image);
