@@ -12,8 +12,9 @@
 **
 ** 1. The log is read (store_inspect()), which changes nothing; the database is
 **    opened as at a start and locked, so that nobody looks at it meanwhile.
-** 2. What the new node is to be is made in DIR/recover.new: its identity, and
-**    its checkpoint as of the last entry, with the settings that stay.
+** 2. The log and -wal are synced. What the new node is to be is made in
+**    DIR/recover.new: its identity, and its checkpoint as of the last entry,
+**    with the settings that stay.
 ** 3. That is renamed to DIR/recover. From here on no node starts here (start.c)
 **    until all is done: the file DIR/recover/node says so.
 ** 4. The log's whole transactions are put on top of the database, which is
@@ -38,6 +39,7 @@
 #include "vfs.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -726,6 +728,43 @@ static int mark_as_is(const struct recover *r)
   return rc;
 }
 
+struct syncing {
+  const char *dir;
+  int rc;
+};
+
+static void sync_each(void *arg, const char *name)
+{
+  const struct io *io = &io_posix;
+  struct syncing *syncing = arg;
+  char *path = name_in(syncing->dir, name);
+  int rc = path ? io->open(io->ctx, path, O_RDONLY) : -ENOMEM;
+  int fd = rc;
+  if (fd >= 0) {
+    rc = io->sync(io->ctx, fd);
+    io->close(io->ctx, fd);
+  }
+  if (rc < 0) syncing->rc = rc;
+  free(path);
+}
+
+/* What was read here may not be on the disk yet, if a process was killed: the
+   rest is made of it, whatever is lost from here on. */
+static int sync_old(const struct recover *r)
+{
+  const struct io *io = &io_posix;
+  const struct wal *wal = r->node->wal;
+  char *log = name_in(r->dir, "log");
+  struct syncing syncing = {log, 0};
+  int rc = log ? io->list(io->ctx, log, sync_each, &syncing) : -ENOMEM;
+  if (rc == 0) rc = syncing.rc;
+  if (rc == 0) rc = io->sync_dir(io->ctx, log);
+  if (rc == -ENOENT) rc = 0; /* it was never opened */
+  if (rc == 0) rc = io->sync(io->ctx, wal->file);
+  free(log);
+  return rc;
+}
+
 /* Steps 2 and 3. */
 static bool begin(struct recover *r)
 {
@@ -742,7 +781,8 @@ static bool begin(struct recover *r)
   }
   cluster_remove_directory(r->fresh);
   cluster_remove_directory(r->draft);
-  int rc = io->mkdir(io->ctx, r->fresh);
+  int rc = sync_old(r);
+  if (rc == 0) rc = io->mkdir(io->ctx, r->fresh);
   if (rc == 0) rc = drop(r->fresh, "as-is");
   if (rc == 0) rc = identity_write(r->fresh, &r->next, &why);
   if (rc == 0) rc = write_checkpoint(r, &why);
