@@ -24,7 +24,6 @@
 #include <unistd.h>
 
 #define LEADER_MS 15000
-#define PORT 7101
 
 struct run {
   const struct check *check;
@@ -156,31 +155,19 @@ static bool look_first(struct run *r)
 
 /* ---- start ------------------------------------------------------------- */
 
-static int bootstrap(sqlite3 *db, const char *path)
-{
-  return world_exec(db,
-                    "SELECT quorate_bootstrap(%Q, 'listen', '127.0.0.1:%d',"
-                    " 'heartbeat_ms', '2', 'election_timeout_ms', '6')",
-                    path, PORT);
-}
-
 /* The first node was not made yet, as far as anybody was told. What is said
    about an empty file is followed. */
 static bool make_again(struct run *r, const char *path)
 {
-  sqlite3 *db = NULL;
+  char error[512] = "";
   struct stat st;
-  sqlite3_open(":memory:", &db);
-  int rc = bootstrap(db, path);
-  if (rc != SQLITE_OK && strstr(sqlite3_errmsg(db), "delete it to begin") &&
-      stat(path, &st) == 0 && st.st_size == 0 && !r->check->known->any) {
+  bool ok = course_bootstrap(&r->world, error, sizeof(error));
+  if (!ok && strstr(error, "delete it to begin") && stat(path, &st) == 0 &&
+      st.st_size == 0 && !r->check->known->any) {
     unlink(path);
-    rc = bootstrap(db, path);
+    ok = course_bootstrap(&r->world, error, sizeof(error));
   }
-  bool ok = rc == SQLITE_OK ||
-            fail(r, "not made yet, and cannot be: %s", sqlite3_errmsg(db));
-  sqlite3_close(db);
-  return ok;
+  return ok || fail(r, "not made yet, and cannot be: %s", error);
 }
 
 static bool has_directory(const char *path)
@@ -220,14 +207,17 @@ static bool read_locally(struct run *r, unsigned node)
 static bool start_one(struct run *r, unsigned node)
 {
   char path[CRASH_PATH], error[512];
-  bool member = r->check->known->member[node];
+  const struct known *k = r->check->known;
+  bool member = k->member[node];
+  enum course course = k->course_of == node ? k->course : COURSE_NONE;
+  bool ask = random_below(&r->random, 2);
   world_path(&r->world, node, path);
-  if (!has_directory(path)) {
+  if (!has_directory(path) && course != COURSE_DETACH) {
     if (member) return fail(r, "node %u: its directory is lost", node);
     if (node != 1) return true;
     if (!make_again(r, path)) return false;
   }
-  if (world_open(&r->world, node, error, sizeof(error)))
+  if (course_open(&r->world, node, course, ask, error, sizeof(error)))
     return read_locally(r, node);
   if (!member && node != 1 && strstr(error, "joining was not finished"))
     return true;
@@ -237,7 +227,10 @@ static bool start_one(struct run *r, unsigned node)
 static bool start_all(struct run *r)
 {
   unsigned nodes = r->world.nodes;
+  const struct known *k = r->check->known;
   unsigned first = (unsigned)random_below(&r->random, nodes);
+  /* The others first, which a rebuilding needs. */
+  if (k->course) first = k->course_of;
   for (unsigned i = 0; i < nodes; i++)
     if (!start_one(r, 1 + (first + i) % nodes)) return false;
   return true;

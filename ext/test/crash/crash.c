@@ -184,7 +184,7 @@ static struct sample *draw(const struct record *record,
   struct sample *samples = calloc(n, sizeof(*samples));
   uint64_t *sums = calloc(record->n + 1, sizeof(*sums)), sum = 0, at = 0;
   uint64_t snapshot = 0; /* one is taken, up to some operation */
-  bool made = false;     /* the first node */
+  bool made = false;     /* the first node, and no course is under way */
   if (samples == NULL || sums == NULL) die("out of memory");
   for (uint64_t i = 0; i < record->n; i++) {
     const struct op *op = (const void *)(record->ops + at);
@@ -192,6 +192,7 @@ static struct sample *draw(const struct record *record,
     bool rare = !made || i < snapshot;
     if (op->n_text && strstr(op->text, "/incoming/")) snapshot = i + 200;
     if (op->kind == OP_MARK && op->mark == MARK_MEMBER) made = true;
+    if (op->kind == OP_MARK && op->mark == MARK_COURSE) made = false;
     sum += !in ? 0 : weight(op, op->n_data > 500) * (rare ? 4 : 1);
     sums[i] = sum;
     at += op->bytes;

@@ -56,7 +56,17 @@ enum mark {
   MARK_MEMBER,  /* a: number of a node that is a member from now on */
   MARK_INVITE,  /* a: so many invitations were asked for */
   MARK_INVITED, /* a: so many were given */
+  MARK_COURSE,  /* a: a node, b: its course, until it is a member (again) */
   MARK_PHASE    /* a new process begins */
+};
+
+/* What changes a node's files in several steps, and may be called again after a
+   cut at any of them. */
+enum course {
+  COURSE_NONE,
+  COURSE_DETACH, /* its file becomes ordinary, is written, and a node's again */
+  COURSE_RECOVER, /* the node becomes that of a new cluster */
+  COURSE_REBUILD  /* it cannot start, and gets all from the others */
 };
 
 struct op {
@@ -90,8 +100,10 @@ static inline const uint8_t *op_data(const struct op *op)
 void record_to(struct record *record);
 void record_mark(enum mark mark, uint64_t a, uint64_t b, const char *text);
 void record_power(struct record *record, uint64_t seed);
-/* The process ends here, between two operations, as if killed. */
+/* The process ends here, between two operations, as if killed; or after so many
+   more of them. */
 void record_kill(void) __attribute__((noreturn));
+void record_kill_after(uint64_t operations);
 /* Calls on files, as far as they are made to fail (test/fault). */
 enum call {
   CALL_OPEN,
@@ -164,6 +176,8 @@ struct known {
   bool pending;       /* one more may be there */
   uint64_t pending_n, pending_digest;
   bool member[NODES_MAX + 1];
+  enum course course;        /* that is under way */
+  unsigned course_of;        /* with that node */
   uint64_t invites, invited; /* asked for, the last; given, how many */
   uint64_t *history;         /* digests by number; 0: unknown */
   uint64_t n_history;
@@ -196,6 +210,24 @@ int world_exec(struct sqlite3 *db, const char *format, ...);
 /* The number of the newest transaction and a digest of everything; an SQLite
    error otherwise. */
 int world_digest(struct sqlite3 *db, uint64_t *n, uint64_t *digest);
+
+/* ---- course.c: what takes several steps ---------------------------------- */
+
+/* Makes the first node, of the file that is there, if any. */
+bool course_bootstrap(const struct world *world, char *error, size_t size);
+/* Without its key a node does not start: it is there again, or away. */
+void course_key(const struct world *world, unsigned node, bool away);
+/* Nor without a file that is not whole. */
+bool course_damage(const struct world *world, unsigned node, const char *name);
+/* Calls the function that it is about, for the first time or again. */
+bool course_call(const struct world *world, unsigned node, enum course course,
+                 char *error, size_t size);
+/* Is the file a stock program's to write? */
+bool course_is_ordinary(const struct world *world, unsigned node);
+/* world_open(), after all that is left to do of a course; ask: the function is
+   called again also where another does its rest. */
+bool course_open(struct world *world, unsigned node, enum course course,
+                 bool ask, char *error, size_t size);
 
 /* ---- workload.c: what is recorded -------------------------------------- */
 

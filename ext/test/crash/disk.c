@@ -295,7 +295,16 @@ static void do_mark(struct known *k, const struct op *op)
     break;
   case MARK_ACK: remember(k, k->pending_n, k->pending_digest); break;
   case MARK_SETTLED: remember(k, op->a, op->b); break;
-  case MARK_MEMBER: k->member[op->a] = true; break;
+  case MARK_MEMBER:
+    k->member[op->a] = true;
+    if (k->course_of == op->a) k->course = COURSE_NONE;
+    break;
+  case MARK_COURSE:
+    k->course = (enum course)op->b;
+    k->course_of = (unsigned)op->a;
+    /* A new cluster has none of the old one's. */
+    if (k->course != COURSE_REBUILD) k->invited = 0;
+    break;
   case MARK_INVITE: k->invites = op->a; break;
   case MARK_INVITED: k->invited++; break;
   default: break;

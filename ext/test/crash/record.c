@@ -49,6 +49,7 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct record *to;
 static fault_fn *ask;
+static uint64_t last;         /* operation of this process; 0: it goes on */
 static uint32_t file_of[FDS]; /* number of an open file; 0: not ours */
 
 struct map {
@@ -134,7 +135,7 @@ static void append(uint8_t kind, uint8_t mark, uint32_t file, uint64_t a,
   if (n_text) memcpy(op->text, text, n_text);
   if (n_data) memcpy(op->text + pad, data, n_data);
   to->used += bytes;
-  to->n++;
+  if (++to->n == last) _exit(0);
 }
 
 /* What was changed in mapped files came before what is done now. */
@@ -188,6 +189,12 @@ void record_kill(void)
 {
   enter();
   _exit(0);
+}
+
+void record_kill_after(uint64_t operations)
+{
+  if (enter()) last = to->n + operations + 1;
+  leave();
 }
 
 /* ---- paths and files --------------------------------------------------- */
@@ -562,9 +569,9 @@ void op_print(const struct op *op, uint64_t number, const char *name)
   static const char *const kinds[] = {"",      "open",   "write",  "size",
                                       "sync",  "rename", "unlink", "mkdir",
                                       "rmdir", "POWER",  "mark"};
-  static const char *const marks[] = {"",       "note",    "begin",
-                                      "ack",    "settled", "member",
-                                      "invite", "invited", "phase"};
+  static const char *const marks[] = {"",        "note",   "begin",  "ack",
+                                      "settled", "member", "invite", "invited",
+                                      "course",  "phase"};
   printf("  %8llu %-6s", (unsigned long long)number, kinds[op->kind]);
   if (op->kind == OP_MARK)
     printf(" %s %llu", marks[op->mark], (unsigned long long)op->a);

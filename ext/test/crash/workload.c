@@ -8,6 +8,9 @@
 ** goes into the record: the state that a COMMIT would bring, and that it has
 ** returned success.
 **
+** What changes a node's files in several steps (course.c) is a phase's, too, at
+** its beginning or in the middle; whatever is left of it is the next phase's.
+**
 ** A phase ends in order, or at any moment as if killed; the power that may be
 ** lost after that is crash.c's.
 */
@@ -16,14 +19,15 @@
 #define SQLITE_CORE 1 /* not through the table that extensions have */
 #include "vfs.h"
 
-#include <pthread.h>
+#include <errno.h>
 #include <sqlite3.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
-#define PORT 7101     /* of node 1: see bind() in record.c */
+#define PORT 7101 /* of node 1: see bind() in record.c */
+#define FAULTS 2
 #define ROWS_MAX 120  /* about */
 #define INVITES_MAX 6 /* of a record */
 #define LEADER_MS 10000
@@ -38,7 +42,8 @@ struct run {
   bool reading;  /* the other connection is in a transaction */
   unsigned away; /* a node that is stopped */
   unsigned members;
-  bool many; /* the next transaction is a large one */
+  bool many;          /* the next transaction is a large one */
+  unsigned course_at; /* step */
 };
 
 static void give_up(const char *format, ...)
@@ -64,6 +69,20 @@ static uint64_t below(struct run *r, uint64_t n)
 
 /* ---- the state that is found ------------------------------------------- */
 
+static void found(struct run *r, const struct known *known, uint64_t n,
+                  uint64_t digest)
+{
+  if (known && known->any && !(n == known->n && digest == known->digest) &&
+      !(known->pending && n == known->pending_n &&
+        digest == known->pending_digest))
+    give_up("found transaction %llu (digest %016llx) where %llu (%016llx) was "
+            "acknowledged",
+            (unsigned long long)n, (unsigned long long)digest,
+            (unsigned long long)known->n, (unsigned long long)known->digest);
+  r->n = n;
+  record_mark(MARK_SETTLED, n, digest, NULL);
+}
+
 /* After a start, or a commit of which it is not known whether it was. */
 static void settle(struct run *r, const struct known *known)
 {
@@ -77,23 +96,21 @@ static void settle(struct run *r, const struct known *known)
   }
   if (rc != SQLITE_OK)
     give_up("cannot read: %s", sqlite3_errmsg(r->world.db[leader]));
-  if (known && known->any && !(n == known->n && digest == known->digest) &&
-      !(known->pending && n == known->pending_n &&
-        digest == known->pending_digest))
-    give_up("found transaction %llu (digest %016llx) where %llu (%016llx) was "
-            "acknowledged",
-            (unsigned long long)n, (unsigned long long)digest,
-            (unsigned long long)known->n, (unsigned long long)known->digest);
-  r->n = n;
-  record_mark(MARK_SETTLED, n, digest, NULL);
+  found(r, known, n, digest);
 }
 
+/* The node that something is left to do of is opened last. */
 static void open_all(struct run *r)
 {
   char error[512];
+  const struct known *k = r->phase->known;
+  unsigned last = k->course ? k->course_of : r->world.nodes;
   for (unsigned i = 1; i <= r->world.nodes; i++)
-    if (r->world.db[i] == NULL && !world_open(&r->world, i, error, 512))
+    if (i != last && !world_open(&r->world, i, error, 512))
       give_up("%s", error);
+  if (!course_open(&r->world, last, k->course, below(r, 2), error, 512))
+    give_up("%s", error);
+  if (k->course) record_mark(MARK_MEMBER, k->course_of, 0, NULL);
 }
 
 /* ---- transactions ------------------------------------------------------ */
@@ -281,6 +298,105 @@ static void fall_behind(struct run *r)
   usleep(30000 + (useconds_t)below(r, 200000));
 }
 
+/* ---- what takes several steps ------------------------------------------ */
+
+/* Call of a bootstrap that fails, when there is a node's directory already. */
+static unsigned fault;
+static char faulty[CRASH_PATH];
+
+static int fail_one(enum call call, int fd, const char *path, int flags)
+{
+  char name[CRASH_PATH + 16], link[32];
+  (void)flags;
+  if (fault == 1 && call == CALL_MKDIR) {
+    snprintf(name, sizeof(name), "%s-quorate/log", faulty);
+    return strcmp(path, name) == 0 ? EIO : 0;
+  }
+  snprintf(name, sizeof(name), "%s-quorate", faulty);
+  if (fault != 2 || call != CALL_SYNC || access(name, F_OK) != 0) return 0;
+  snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+  ssize_t n = readlink(link, name, sizeof(name) - 1);
+  name[n > 0 ? n : 0] = 0;
+  return strncmp(name, faulty, strlen(faulty)) == 0 &&
+                 strcmp(name + strlen(faulty), "-wal") == 0
+             ? EIO
+             : 0;
+}
+
+/* A stock program has the file for a while. */
+static void use_ordinary(struct run *r, const char *path)
+{
+  sqlite3 *db = NULL;
+  if (sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE, vfs_below_name()) !=
+          SQLITE_OK ||
+      world_exec(db, "PRAGMA synchronous=EXTRA; PRAGMA journal_mode=%s",
+                 below(r, 2) ? "wal" : "delete") != SQLITE_OK)
+    give_up("a stock program: %s", sqlite3_errmsg(db));
+  for (uint64_t n = below(r, 3); n > 0; n--)
+    if (!transact(r, db))
+      give_up("a stock program cannot write: %s", sqlite3_errmsg(db));
+  sqlite3_close(db);
+}
+
+/* The first node's file becomes ordinary, and then a node's again. A node that
+   cannot start leaves its directory. */
+static void detach(struct run *r)
+{
+  char path[CRASH_PATH], kept[CRASH_PATH + 16], error[512];
+  bool able = below(r, 2);
+  if (r->reading) read_beside(r, 1);
+  world_path(&r->world, 1, path);
+  snprintf(kept, sizeof(kept), "%s-quorate.kept", path);
+  remove_tree(kept, true);
+  record_mark(MARK_COURSE, 1, COURSE_DETACH, NULL);
+  world_close(&r->world, 1);
+  if (!able && !world_stop(&r->world, 1, false)) give_up("it does not stop");
+  if (!able) course_key(&r->world, 1, true);
+  if (!course_call(&r->world, 1, COURSE_DETACH, error, sizeof(error)))
+    give_up("detach: %s", error);
+  use_ordinary(r, path);
+  fault = (unsigned)below(r, FAULTS + 1);
+  snprintf(faulty, sizeof(faulty), "%s", path);
+  record_faults(fault ? fail_one : NULL);
+  bool made = course_bootstrap(&r->world, error, sizeof(error));
+  record_faults(NULL);
+  if (made == (fault > 0)) give_up("bootstrap: %s", made ? "made" : error);
+  if (!made) use_ordinary(r, path);
+  if (!made && !course_bootstrap(&r->world, error, sizeof(error)))
+    give_up("bootstrap: %s", error);
+  record_mark(MARK_MEMBER, 1, 0, NULL);
+  if (!world_open(&r->world, 1, error, sizeof(error))) give_up("%s", error);
+  settle(r, NULL);
+}
+
+/* Of the first node, before it is started. */
+static void recover(struct run *r)
+{
+  char error[512];
+  record_mark(MARK_COURSE, 1, COURSE_RECOVER, NULL);
+  if (!course_call(&r->world, 1, COURSE_RECOVER, error, sizeof(error)))
+    give_up("recover: %s", error);
+  record_mark(MARK_MEMBER, 1, 0, NULL);
+}
+
+/* One of three is damaged and gets all from the others. */
+static void rebuild(struct run *r)
+{
+  char error[512];
+  unsigned node = 1 + (unsigned)below(r, r->world.nodes);
+  if (r->away) stop_or_start(r);
+  if (r->reading) read_beside(r, node);
+  if (!world_stop(&r->world, node, below(r, 2)))
+    give_up("node %u does not stop", node);
+  record_mark(MARK_COURSE, node, COURSE_REBUILD, NULL);
+  if (!course_damage(&r->world, node, below(r, 2) ? "/vote" : "/checkpoint"))
+    give_up("cannot be damaged");
+  if (!course_call(&r->world, node, COURSE_REBUILD, error, sizeof(error)))
+    give_up("rebuild: %s", error);
+  record_mark(MARK_MEMBER, node, 0, NULL);
+  if (!world_open(&r->world, node, error, sizeof(error))) give_up("%s", error);
+}
+
 static void step(struct run *r)
 {
   unsigned leader = world_leader(&r->world, LEADER_MS);
@@ -365,16 +481,11 @@ static void make_cluster(struct run *r)
 {
   char path[CRASH_PATH], error[512];
   sqlite3 *db = NULL;
-  bool alone = r->world.nodes == 1;
   world_path(&r->world, 1, path);
   make_database(r, path);
   sqlite3_open(":memory:", &db);
-  if (world_exec(db,
-                 "SELECT quorate_bootstrap(%Q, 'name', 'n1', 'listen',"
-                 " '127.0.0.1:%d', 'heartbeat_ms', '%d',"
-                 " 'election_timeout_ms', '%d', 'log_keep_kib', '32')",
-                 path, PORT, alone ? 2 : 20, alone ? 6 : 120) != SQLITE_OK)
-    give_up("bootstrap: %s", sqlite3_errmsg(db));
+  if (!course_bootstrap(&r->world, error, sizeof(error)))
+    give_up("bootstrap: %s", error);
   record_mark(MARK_MEMBER, 1, 0, NULL);
   if (!world_open(&r->world, 1, error, sizeof(error))) give_up("%s", error);
   settle(r, NULL);
@@ -388,20 +499,14 @@ static void make_cluster(struct run *r)
 
 /* ---- a phase ----------------------------------------------------------- */
 
-static void *kill_later(void *us)
-{
-  usleep((useconds_t)(uintptr_t)us);
-  record_kill();
-}
-
+/* By operations, not by time: each of them is as likely to be the last. */
 static void arrange_end(struct run *r)
 {
-  pthread_t thread;
-  /* A transaction takes about a millisecond. */
-  uint64_t us = below(r, 2500 * (uint64_t)r->phase->transactions);
-  if (r->phase->end == END_CLEAN || r->phase->number == 0) return;
-  if (pthread_create(&thread, NULL, kill_later, (void *)(uintptr_t)us) != 0)
-    give_up("no thread");
+  /* About as many as a transaction has. */
+  uint64_t each = r->world.nodes == 1 ? 20 : 60;
+  uint64_t last = below(r, each * r->phase->transactions);
+  if (r->phase->end != END_CLEAN && r->phase->number > 0)
+    record_kill_after(last);
 }
 
 void workload_run(const struct phase *phase)
@@ -416,15 +521,21 @@ void workload_run(const struct phase *phase)
   sqlite3_randomness(0, NULL);
   record_mark(MARK_PHASE, phase->number, 0, NULL);
   arrange_end(r);
+  r->course_at = (unsigned)below(r, 2 * phase->transactions);
   if (phase->number == 0) {
     make_cluster(r);
   } else {
+    if (phase->nodes == 1 && !phase->known->course && below(r, 3) == 0)
+      recover(r);
     open_all(r);
     r->members = r->world.nodes;
     settle(r, phase->known);
   }
-  for (unsigned i = 0; i < phase->transactions; i++)
+  for (unsigned i = 0; i < phase->transactions; i++) {
+    if (i == r->course_at && phase->nodes == 1) detach(r);
+    if (i == r->course_at && phase->nodes > 1) rebuild(r);
     step(r);
+  }
   if (phase->end != END_CLEAN) record_kill();
   for (unsigned i = 1; i <= r->world.nodes; i++)
     if (r->world.db[i] && !world_stop(&r->world, i, true))
