@@ -580,6 +580,8 @@ static int install_database(struct fetch *f)
   if (rc == 0 && f->path) rc = remove_beside(node, "-wal");
   if (rc == 0 && f->path) rc = remove_beside(node, "-shm");
   if (rc == 0 && f->path) rc = remove_beside(node, "-journal");
+  /* They must not come back beside it. */
+  if (rc == 0 && f->path) rc = io_sync_parent(io, node->path);
   if (rc == 0 && f->path) rc = io->rename(io->ctx, f->path, node->path);
   if (rc) return rc;
   free(f->path);
