@@ -93,6 +93,26 @@ bool course_call(const struct world *world, unsigned node, enum course course,
   return call(calls[course], path, error, size);
 }
 
+void course_leave_wal(const struct world *world, unsigned node)
+{
+  char path[CRASH_PATH], from[CRASH_PATH + 8], to[CRASH_PATH + 8], buf[65536];
+  ssize_t n, at = 0;
+  world_path(world, 1, path);
+  snprintf(from, sizeof(from), "%s-wal", path);
+  world_path(world, node, path);
+  snprintf(to, sizeof(to), "%s-wal", path);
+  int in = open(from, O_RDONLY | O_CLOEXEC);
+  int out = open(to, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  while (in >= 0 && out >= 0 && (n = pread(in, buf, sizeof(buf), at)) > 0 &&
+         pwrite(out, buf, (size_t)n, at) == n)
+    at += n;
+  if (out >= 0) fsync(out);
+  close(in);
+  close(out);
+  *strrchr(path, '/') = 0;
+  sync_path(path);
+}
+
 bool course_is_ordinary(const struct world *world, unsigned node)
 {
   char path[CRASH_PATH];

@@ -193,7 +193,7 @@ static struct sample *draw(const struct record *record,
     if (op->n_text && strstr(op->text, "/incoming/")) snapshot = i + 200;
     if (op->kind == OP_MARK && op->mark == MARK_MEMBER) made = true;
     if (op->kind == OP_MARK && op->mark == MARK_COURSE) made = false;
-    sum += !in ? 0 : weight(op, op->n_data > 500) * (rare ? 4 : 1);
+    sum += !in ? 0 : weight(op, op->n_data > 500) * (rare ? 8 : 1);
     sums[i] = sum;
     at += op->bytes;
   }

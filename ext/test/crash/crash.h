@@ -219,6 +219,8 @@ bool course_bootstrap(const struct world *world, char *error, size_t size);
 void course_key(const struct world *world, unsigned node, bool away);
 /* Nor without a file that is not whole. */
 bool course_damage(const struct world *world, unsigned node, const char *name);
+/* Of a database that had the name of a node to be: a -wal that was forgotten. */
+void course_leave_wal(const struct world *world, unsigned node);
 /* Calls the function that it is about, for the first time or again. */
 bool course_call(const struct world *world, unsigned node, enum course course,
                  char *error, size_t size);
