@@ -243,7 +243,8 @@ static const char *open_image(struct snapshot_out *s)
 {
   struct node *node = s->node;
   if (node->wal == NULL) return "this node has no database yet";
-  if (!atomic_load(&node->settled)) return "this node has just started";
+  if (!atomic_load(&node->settled))
+    return "it has lost power: no majority has said yet what is committed";
   int rc = image_open(node->wal, "a snapshot for another node", &s->image);
   if (rc) return rc == -ENOMEM ? "out of memory" : "its database has no image";
   image_of_node(&s->image);
