@@ -79,6 +79,7 @@ struct fetch {
   int fd;
   uint64_t records;
   int rc, work;
+  struct text why; /* the newest reason why nothing came; "": none was told */
 };
 
 /* ---- life -------------------------------------------------------------- */
@@ -127,7 +128,7 @@ void fetch_close(struct node *node)
 
 static void give_up(struct fetch *f, const char *why)
 {
-  events_add(&f->node->events, "taking a snapshot of entry %llu: %s",
+  events_add(&f->node->events, "cannot take the snapshot of entry %llu: %s",
              (unsigned long long)f->cp.index, why);
   fetch_drop(f->node);
 }
@@ -150,7 +151,15 @@ static void on_broken(struct fetch *f)
   if (f->outstanding > 0) return;
   f->broken = false;
   f->retry_at = clock_monotonic_ms() + AGAIN_MS;
-  if (++f->tries > TRIES) give_up(f, "the other node does not answer");
+  if (++f->tries > TRIES)
+    give_up(f, f->why.s[0] ? f->why.s : "the other node does not answer");
+}
+
+/* An answer that is none: its body says why. */
+static void on_refused(struct fetch *f, const uint8_t *why, size_t len)
+{
+  text_set(&f->why, "%.*s", (int)len, why ? (const char *)why : "");
+  on_broken(f);
 }
 
 static void send_ask(struct fetch *f, struct packer *body, struct ask ask,
@@ -311,7 +320,7 @@ static void got_head(void *ctx, int status, const uint8_t *body, size_t len)
   struct fetch *f = take_ask(ctx, &ask);
   if (f == NULL) return;
   if (status != 0) {
-    on_broken(f);
+    on_refused(f, body, len);
     return;
   }
   if (!parse_head(f, body, len)) {
@@ -460,7 +469,11 @@ static void got_pages(void *ctx, int status, const uint8_t *body, size_t len)
   if (f == NULL) return;
   size_t bits = (ask.count + 7) / 8;
   uint64_t sum, skip;
-  if (status != 0 || f->broken) {
+  if (status != 0) {
+    on_refused(f, body, len);
+    return;
+  }
+  if (f->broken) {
     on_broken(f);
     return;
   }

@@ -725,6 +725,15 @@ static bool is_unwanted(struct node *node, const struct interrupt *interrupt)
   return early && interrupt->raised(interrupt->ctx);
 }
 
+static bool is_trouble(const char *event)
+{
+  static const char *const begin[] = {"cannot connect", "handshake with",
+                                      "cannot take the snapshot"};
+  for (unsigned i = 0; i < sizeof(begin) / sizeof(begin[0]); i++)
+    if (strncmp(event, begin[i], strlen(begin[i])) == 0) return true;
+  return false;
+}
+
 /* Why nothing moves: the newest thing that was told of a connection. */
 static void find_trouble(struct node *node, struct text *out)
 {
@@ -732,9 +741,7 @@ static void find_trouble(struct node *node, struct text *out)
   pthread_mutex_lock(&events->mutex);
   for (uint64_t i = events->n; i > 0 && i + EVENTS_MAX > events->n; i--) {
     const char *text = events->ring[(i - 1) % EVENTS_MAX].text;
-    if (strncmp(text, "cannot connect", 14) != 0 &&
-        strncmp(text, "handshake with", 14) != 0)
-      continue;
+    if (!is_trouble(text)) continue;
     text_set(out, ": %s", text);
     break;
   }
