@@ -262,6 +262,8 @@ static void enter(struct sim *s, struct node *n, struct store_checkpoint *cp,
   n->machine = *m;
   n->applied_configuration = cp->configuration;
   n->applied_configuration_index = cp->configuration_index;
+  /* Before the entries after it, which may be committed by now, are applied. */
+  client_progress(s, n);
   event.u.snapshot_installed.index = cp->index;
   event.u.snapshot_installed.term = cp->term;
   event.u.snapshot_installed.configuration = &n->checkpoint.configuration;
@@ -272,7 +274,6 @@ static void enter(struct sim *s, struct node *n, struct store_checkpoint *cp,
   s->stats.installed++;
   s->stats.replaced += replaced;
   sim_trace(s, n, T_INSTALL, cp->index, cp->term, replaced, 0, 0);
-  client_progress(s, n);
 }
 
 /* What is done beside the loop: the files. Meanwhile the core hears, votes and
