@@ -385,12 +385,12 @@ static void slow_handshakes(void **state)
   (void)state;
   site_open(&site);
   net_limits(site.node.net)->handshake_ms = 1000;
+  begin = next = net_now();
   for (unsigned i = 0; i < 20; i++)
     dial_from(&site, &slow[i], "127.0.0.2", NULL);
   slow[0].tls = tls_stream_new(identity(2), false);
   assert_true(tls_stream_output(slow[0].tls, &hello) > 100);
   UNTIL(&site.loop, unverified(&site.node) == 20);
-  begin = next = net_now();
   while (refused(&site.node, NET_REFUSED_SLOW) < 20) {
     assert_true(net_now() - begin < PATIENCE_MS);
     turn(&site.loop);

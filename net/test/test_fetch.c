@@ -262,18 +262,26 @@ static void an_owner_that_answers_later(void **state)
 static void an_idle_one_is_closed(void **state)
 {
   struct outcome done = {0};
-  uint64_t born;
+  uint64_t born, before, next;
   struct pair p;
 
   (void)state;
   serving_pair(&p);
   net_limits(p.a.net)->fetch_idle_ms = 400;
+  before = net_now();
   works(&p);
   born = peer_of(&p.a, 2)->fetch->born;
-  for (unsigned i = 0; i < 12; i++) {
+  for (unsigned i = 0, kept = 0; kept < 12; i++, before = next) {
+    assert_in_range(i, 0, 100);
     MEANWHILE(&p.loop, 50);
-    works(&p); /* this is not idle */
+    next = net_now();
+    works(&p); /* this is not idle, unless the machine stood still */
+    if (net_now() - before >= 300) {
+      born = peer_of(&p.a, 2)->fetch->born;
+      continue;
+    }
     assert_int_equal(peer_of(&p.a, 2)->fetch->born, born);
+    kept++;
   }
   UNTIL(&p.loop, !peer_of(&p.a, 2)->fetch && !peer_of(&p.b, 1)->n_fetchers);
   works(&p);
@@ -564,7 +572,7 @@ static void a_connection_takes_too_long(void **state)
   fetch(&a, &patient, 0, 1);
   UNTIL(&loop, brief.times);
   failed(&brief, "no connection in time");
-  assert_int_equal(patient.times, 0);
+  if (net_now() - begin < 1000) assert_int_equal(patient.times, 0);
   UNTIL(&loop, patient.times);
   failed(&patient, "no connection to that node: the handshake took too long");
   assert_in_range(net_now() - begin, 950, 10000);
