@@ -16,8 +16,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define ROOM_MS 12000 /* until a disk that has room is noticed */
-#define STATUS_MS 2000
+#define ROOM_MS 30000 /* until a disk that has room is noticed */
+#define STATUS_MS 20000
 #define START_TRIES 2
 
 struct state {
