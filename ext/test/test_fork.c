@@ -438,23 +438,6 @@ static void actor_ended(pid_t pid)
   assert_int_equal(status, 0);
 }
 
-/* Below those that the kernel gives to outgoing connections. */
-static int low_port(void)
-{
-  static uint64_t seed;
-  struct sockaddr_in at = {.sin_family = AF_INET,
-                           .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-  if (seed == 0) seed = (uint64_t)getpid() * 7919;
-  for (;;) {
-    int port = 12000 + (int)(random_next(&seed) % 18000);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    at.sin_port = htons((uint16_t)port);
-    int rc = bind(fd, (struct sockaddr *)&at, sizeof(at));
-    close(fd);
-    if (rc == 0) return port;
-  }
-}
-
 static struct path path;
 
 /* Actor 0 hosts a node with a table of three rows, by two connections. */
@@ -464,8 +447,8 @@ static pid_t host_start(void)
   path = path_of(stage.dir, "app.db");
   ask(0, "open 3 :memory:");
   starts_with("", 0,
-              "sql 3 SELECT quorate_bootstrap('%s', 'listen', '127.0.0.1:%d')",
-              path.s, low_port());
+              "sql 3 SELECT quorate_bootstrap('%s', 'listen', '127.0.0.1:%u')",
+              path.s, free_port());
   ask(0, "open 0 %s", path.s);
   expect("", 0, "sql 0 CREATE TABLE t(v)");
   expect("", 0, "sql 0 INSERT INTO t VALUES('a'),('b'),('c')");
@@ -525,17 +508,17 @@ static void test_peers(void **state)
     ask(i, "open 3 :memory:");
   }
   ask(0,
-      "sql 3 SELECT quorate_bootstrap('%s', 'listen', '127.0.0.1:%d', "
+      "sql 3 SELECT quorate_bootstrap('%s', 'listen', '127.0.0.1:%u', "
       "'name', 'n0', 'election_timeout_ms', %d)",
-      path.s, low_port(), TIMEOUT_MS);
+      path.s, free_port(), TIMEOUT_MS);
   ask(0, "open 0 %s", path.s);
   for (int i = 1; i < 3; i++) {
     snprintf(token, sizeof(token), "%s",
              ask(0, "sql 0 SELECT quorate_invite('n%d')", i));
     starts_with("", i,
                 "sql 3 SELECT quorate_join('%sn%d.db', '%s', 'listen', "
-                "'127.0.0.1:%d')",
-                stage.dir, i, token, low_port());
+                "'127.0.0.1:%u')",
+                stage.dir, i, token, free_port());
     ask(i, "open 0 %sn%d.db", stage.dir, i);
   }
   began = clock_monotonic_ms();
