@@ -257,6 +257,7 @@ static void test_lease(void **state)
   uint64_t now;
   assert_false(reads_leased(node->map));
   node->identity.lease = true;
+  node->identity.election_timeout_ms = PATIENCE_MS;
   reads_publish(node); /* raft has none */
   assert_false(reads_leased(node->map));
   atomic_store(&node->shared->lease_commit, 1);
