@@ -17,10 +17,13 @@
 #   post NAME STATEMENT, collect NAME ?MS?      the same in two steps
 #   tcl NAME SCRIPT ?MS?       runs Tcl in a tcl process; its connection is db
 #   kill9 NAME, stop NAME, signal NAME SIGNAL
+#   freeze NAME..., thaw NAME...     SIGSTOP, SIGCONT
 #
 #   cluster_make N ?-kind K? ?-existing SQL? ?-options LIST?
 #                              nodes n1 .. nN, n1 bootstrapped, the others
 #                              invited and joined, all of them voters
+#   $calm                      options with which a leader keeps its place when
+#                              the machine stands still for a second or two
 #   node_start NAME            the process, the extension loaded, no file
 #   node_open NAME             opens the node's file
 #   restart NAME, leader ?MS?, followers, write STATEMENT ?MS?
@@ -312,6 +315,38 @@ proc stop {name {ms 20000}} {
   return $said
 }
 
+# On a busy machine not all threads of a process stand still at once.
+proc freeze {args} {
+  foreach name $args {
+    signal $name STOP
+    set ::paused($name) 1
+  }
+  foreach name $args {
+    wait_until {[string trim [join [threads_of $name]] "TtZ "] eq ""}
+  }
+}
+
+proc thaw {args} {
+  foreach name $args {
+    catch {signal $name CONT}
+    unset -nocomplain ::paused($name)
+  }
+}
+
+# The state of each thread.
+proc threads_of {name} {
+  set states {}
+  foreach stat [glob -nocomplain /proc/$::proc($name,pid)/task/*/stat] {
+    catch {
+      set chan [open $stat]
+      regexp {\) (\S)} [read $chan] - state
+      close $chan
+      lappend states $state
+    }
+  }
+  return $states
+}
+
 # ---- stock SQLite ----------------------------------------------------------
 
 # One statement on a file in a shell without the extension.
@@ -396,9 +431,11 @@ proc restart {name} {
   node_open $name
 }
 
+set calm [list election_timeout_ms [expr {int(3000 * $cluster(PATIENCE))}]]
+
 proc bootstrap {name args} {
   set options [list name $name listen $::node($name,listen) {*}$args]
-  if {$::cluster(PATIENCE) > 1} {
+  if {$::cluster(PATIENCE) > 1 && "election_timeout_ms" ni $args} {
     # A machine that needs patience would also lose leaders all the time.
     lappend options election_timeout_ms [expr {500 * $::cluster(PATIENCE)}]
   }

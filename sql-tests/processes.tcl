@@ -12,7 +12,6 @@
 #                              error was not written
 #   hosts NODE                 the name of the process that hosts it; "": none
 #   fill FROM N BYTES          SQL: rows into t, the same wherever it runs
-#   freeze NAME..., thaw NAME...     SIGSTOP, SIGCONT
 #   post_waiting NAME STATEMENT      posts it, and waits until it waits inside
 #
 # SQLite's numbers, as code_of gives them, have names in ::rc.
@@ -81,24 +80,6 @@ proc insist {name statement {ms 60000}} {
   return $said
 }
 
-# On a busy machine not all threads of a process stand still at once.
-proc freeze {args} {
-  foreach name $args {
-    signal $name STOP
-    set ::paused($name) 1
-  }
-  foreach name $args {
-    wait_until {[string trim [join [threads_of $name]] "TtZ "] eq ""}
-  }
-}
-
-proc thaw {args} {
-  foreach name $args {
-    catch {signal $name CONT}
-    unset -nocomplain ::paused($name)
-  }
-}
-
 # What the main thread sleeps in; not that in which it reads its next line means
 # that it waits inside.
 proc sleeps_in {name} {
@@ -109,9 +90,9 @@ proc sleeps_in {name} {
 }
 
 proc post_waiting {name statement} {
-  set idle [sleeps_in $name]
+  wait_until {[set idle [sleeps_in $name]] ne "running"}
   post $name $statement
-  wait_until {[sleeps_in $name] ni "$idle running"} 5000
+  wait_until {[sleeps_in $name] ni "$idle running"}
 }
 
 # Which of our processes hosts a node: who has its lock, as the kernel tells.
@@ -132,20 +113,6 @@ proc hosts {node} {
     }
   }
   return ""
-}
-
-# The state of each thread.
-proc threads_of {name} {
-  set states {}
-  foreach stat [glob -nocomplain /proc/$::proc($name,pid)/task/*/stat] {
-    catch {
-      set chan [open $stat]
-      regexp {\) (\S)} [read $chan] - state
-      close $chan
-      lappend states $state
-    }
-  }
-  return $states
 }
 
 # R, S, Z and so on; "": it is no more.
