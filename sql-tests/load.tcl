@@ -15,6 +15,7 @@
 #   load_account NODES         holds the ledger on each node against what
 #                              clients were told: "" or what is wrong
 #   load_missing NODES         the same while clients go on: what is lost
+#   load_overtaken             whether counts have waited in order
 #   load_verify                the same of pages: they agree and are sound
 #   pause NAME..., resume NAME...     SIGSTOP, SIGCONT
 #   load_linear                the same of registers, lists and the counter: the
@@ -45,8 +46,8 @@ proc resume {args} {
 
 # What clients were told of rows that they wrote: fate(NUMBER), t, a, f or u.
 # How many of all operations ended how, and how many of each kind were done; how
-# long counts took that were done, or denied, ms. load_anew forgets how many and
-# how long.
+# long counts took that were done, or denied, ms, and from when to when, ns.
+# load_anew forgets how many and how long.
 proc load_anew {} {
   foreach what {t a f u} {
     set ::told($what) 0
@@ -54,6 +55,7 @@ proc load_anew {} {
   array unset ::done
   set ::took {}
   set ::denied {}
+  set ::spans {}
   set ::wrong {}
 }
 
@@ -154,6 +156,9 @@ proc load_take {name} {
     if {$kind($number) in {c l s}} {
       set fate($number) $letter
       set ms [expr {($time - $since($number)) / 1e6}]
+      if {$letter in {a f}} {
+        lappend ::spans [list $since($number) $time]
+      }
       switch $letter {
         a {
           lappend took $ms
@@ -182,6 +187,26 @@ proc load_marked {name began ended} {
   }
 }
 load_mark "" ""
+
+# How many counts, at most, were begun after one of the ten longest and ended
+# before it: whoever waits in order is overtaken by few, on any machine.
+proc load_overtaken {} {
+  set longest [lrange [lsort -integer -decreasing -index 0 [lmap span $::spans {
+    lassign $span began ended
+    list [expr {$ended - $began}] $began $ended
+  }]] 0 9]
+  set most 0
+  foreach span $longest {
+    lassign $span - first last
+    set n 0
+    foreach other $::spans {
+      lassign $other began ended
+      incr n [expr {$began > $first && $ended < $last}]
+    }
+    set most [expr {max($most, $n)}]
+  }
+  return $most
+}
 
 # Processes that have clients.
 proc load_names {} {
