@@ -67,6 +67,7 @@ exec ln -s $cluster(QUORATE_LIBRARY) $dir/quorate.so
 cd $dir
 # Should whoever runs us be killed, sql-tests/all ends us by this.
 close [open $top/pids/[pid] w]
+file mkdir $top/ports
 # No shell of a test may read its user's .sqliterc.
 set env(HOME) $dir
 set code ""
@@ -384,14 +385,18 @@ proc pages {file} {
 
 # Below the range from which the kernel takes the local ports of outgoing
 # connections, one of which could otherwise take the port of a node that is
-# down.
+# down.  Nobody else of this run has it either: what listens there may do so
+# later, or be down, while another suite looks for a port.
 proc free_port {} {
   while 1 {
     set port [expr {12000 + int(rand() * 18000)}]
-    if {[info exists ::taken($port)]} continue
+    if {[catch {open $::top/ports/$port {WRONLY CREAT EXCL}} claim]} {
+      if {[lindex $::errorCode 1] ne "EEXIST"} { error $claim }
+      continue
+    }
+    close $claim
     if {![catch {socket -server {apply {args {}}} -myaddr 127.0.0.1 $port} s]} {
       close $s
-      set ::taken($port) 1
       return $port
     }
   }

@@ -18,7 +18,7 @@ import urllib.request
 
 top = tempfile.mkdtemp(prefix="quorate-guests.")
 names = ["n1", "n2", "n3"]
-http = {n: 12000 + os.getpid() % 3000 * 6 + i for i, n in enumerate(names)}
+http = {n: 30000 + os.getpid() % 200 * 6 + i for i, n in enumerate(names)}
 server, slowest, entered = {}, [0], threading.Semaphore(0)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 

@@ -44,7 +44,7 @@ async function worker() {
 
 async function main() {
   const top = fs.mkdtempSync(path.join(os.tmpdir(), 'quorate-jobs.'));
-  const base = 12000 + (process.pid % 6000) * 3, workers = {};
+  const base = 31200 + (process.pid % 500) * 3, workers = {};
   const start = (name, ...more) => new Promise((ready, failed) => {
     workers[name] = fork(__filename, [library, path.join(top, name),
       `127.0.0.1:${base + Number(name[1])}`, ...more]);
