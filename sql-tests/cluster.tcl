@@ -27,6 +27,7 @@
 #   node_start NAME            the process, the extension loaded, no file
 #   node_open NAME             opens the node's file
 #   restart NAME, leader ?MS?, followers, write STATEMENT ?MS?
+#   patient NAME STATEMENT     a read, as often as the node has no leader
 #   cluster_end                kills everything, removes the nodes' files
 #   wait_until CONDITION ?MS?  polls an expr; an error counts as false
 #   sha3 FILE, pages FILE      checksum of the content; of every page
@@ -551,12 +552,23 @@ proc write {statement {ms 20000}} {
   return $said
 }
 
+# Reads on a node whatever is committed; it may not know a leader yet.
+proc patient {name statement} {
+  set end [deadline 60000]
+  while {[catch {sql $name $statement 60000} said]} {
+    if {$said ne "database is locked" || [clock milliseconds] > $end} {
+      error "$name: $said"
+    }
+  }
+  return $said
+}
+
 # Asks every node that runs for something that it must read up to date, so
 # that it has applied everything written before.
 proc settle {} {
   foreach name $::nodes {
     if {[alive $name]} {
-      sql $name "SELECT count(*) FROM sqlite_schema" 60000
+      patient $name "SELECT count(*) FROM sqlite_schema"
     }
   }
 }

@@ -250,17 +250,6 @@ proc load_end {} {
   }
 }
 
-# Reads on a node whatever is committed; it may not know a leader yet.
-proc patient {name statement} {
-  set end [deadline 60000]
-  while {[catch {sql $name $statement 60000} said]} {
-    if {$said ne "database is locked" || [clock milliseconds] > $end} {
-      error "$name: $said"
-    }
-  }
-  return $said
-}
-
 # What the clients' logs say of an operation.
 proc load_log {number} {
   catch {exec grep " $number " {*}[glob load/*]} said
