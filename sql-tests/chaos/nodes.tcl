@@ -119,8 +119,9 @@ proc chaos_make {plan} {
   node_start n1
   bootstrap n1 advertise $node(n1,address) log_keep_kib 16384 {*}$options
   node_open n1
+  # A leader with an election timeout of 150 ms may lose its place meanwhile.
   for {set i 2} {$i <= $n} {incr i} {
-    join_anew n$i n1 voter
+    wait_until {[join_anew n$i [leader] voter] eq ""} 90000
   }
   wait_until {[voters n1] == $n} 60000
   for {set i 1} {$i <= [dict get $plan attached]} {incr i} {
