@@ -256,6 +256,8 @@ fault rolling 1 {} {
   foreach name [members] {
     in_order $name
     follow [between 0 200]
+    # A disk that fails would not let it start.
+    if {[file exists $::dir/fail.$name]} over
     revive
   }
 }
