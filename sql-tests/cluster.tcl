@@ -17,6 +17,7 @@
 #   post NAME STATEMENT, collect NAME ?MS?      the same in two steps
 #   tcl NAME SCRIPT ?MS?       runs Tcl in a tcl process; its connection is db
 #   kill9 NAME, stop NAME, signal NAME SIGNAL
+#   post_waiting NAME STATEMENT      posts it, and waits until it waits inside
 #   freeze NAME..., thaw NAME...     SIGSTOP, SIGCONT
 #
 #   cluster_make N ?-kind K? ?-existing SQL? ?-options LIST?
@@ -347,6 +348,21 @@ proc threads_of {name} {
     }
   }
   return $states
+}
+
+# What the main thread sleeps in; not that in which it reads its next line means
+# that it waits inside.
+proc sleeps_in {name} {
+  set chan [open /proc/$::proc($name,pid)/syscall]
+  set said [gets $chan]
+  close $chan
+  return [lindex $said 0]
+}
+
+proc post_waiting {name statement} {
+  wait_until {[set idle [sleeps_in $name]] ne "running"}
+  post $name $statement
+  wait_until {[sleeps_in $name] ni "$idle running"}
 }
 
 # ---- stock SQLite ----------------------------------------------------------

@@ -12,7 +12,6 @@
 #                              error was not written
 #   hosts NODE                 the name of the process that hosts it; "": none
 #   fill FROM N BYTES          SQL: rows into t, the same wherever it runs
-#   post_waiting NAME STATEMENT      posts it, and waits until it waits inside
 #
 # SQLite's numbers, as code_of gives them, have names in ::rc.
 
@@ -78,21 +77,6 @@ proc insist {name statement {ms 60000}} {
     turn 5
   }
   return $said
-}
-
-# What the main thread sleeps in; not that in which it reads its next line means
-# that it waits inside.
-proc sleeps_in {name} {
-  set chan [open /proc/$::proc($name,pid)/syscall]
-  set said [gets $chan]
-  close $chan
-  return [lindex $said 0]
-}
-
-proc post_waiting {name statement} {
-  wait_until {[set idle [sleeps_in $name]] ne "running"}
-  post $name $statement
-  wait_until {[sleeps_in $name] ni "$idle running"}
 }
 
 # Which of our processes hosts a node: who has its lock, as the kernel tells.
